@@ -1,0 +1,103 @@
+# make help lists the targets.
+SHELL := /usr/bin/env bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+TELEMETRY := github.com/prism-gateway/prism/shared/telemetry
+
+# One set of flags for all builds: other flags would compile all dependencies again.
+export GOFLAGS := $(shell go env GOFLAGS) -trimpath -buildvcs=false
+export PATH := $(CURDIR)/.cache/bin:$(PATH)
+
+# The race detector needs a C compiler.
+RACE := $(if $(filter 1,$(shell go env CGO_ENABLED)),-race)
+TESTFLAGS ?=
+BENCHFLAGS ?=
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: build
+build: ## build bin/prism-admin, bin/prism-proxy and bin/prismctl
+	@mkdir -p bin
+	go build -ldflags '-X $(TELEMETRY).Version=$(VERSION)' -o bin/ \
+		./controlplane/cmd/prism-admin ./dataplane/cmd/prism-proxy ./controlplane/cmd/prismctl
+
+.PHONY: run
+run: build ## a whole Prism on this machine; Ctrl-C stops it
+	bin/prismctl local up
+
+.PHONY: check
+check: static unit ## all that needs no running Prism: static checks and the packages' tests
+
+.PHONY: test
+test: unit e2e ## all tests, those of the real programs against real servers too
+
+.PHONY: bench
+bench: build ## measure what the design promises
+	scripts/fetch redis etcd
+	go run ./e2e/bench $(BENCHFLAGS)
+
+.PHONY: generate
+generate: ## generate the Go code beside the .proto files
+	scripts/generate
+
+.PHONY: fmt
+fmt: ## format the Go files
+	gofmt -s -w .
+
+.PHONY: fuzz-short
+fuzz-short: ## every fuzz test for ten seconds
+	scripts/fuzz 10s
+
+# The parts of check and test, for when one of them is enough.
+
+.PHONY: static
+static: format-clean architecture vet protos generated staticcheck
+
+.PHONY: format-clean
+format-clean:
+	@bad=$$(find . \( -name .cache -o -name .git \) -prune -o -name '*.go' -print | xargs gofmt -s -l); \
+	if [ -n "$$bad" ]; then echo "not formatted, run make fmt:"; echo "$$bad"; exit 1; fi
+
+# The tests of the module's root are about the source: dependencies, documentation, files.
+.PHONY: architecture
+architecture:
+	go test $(TESTFLAGS) .
+
+.PHONY: vet
+vet:
+	go vet ./...
+	cd scripts/tools && go vet ./...
+
+.PHONY: staticcheck
+staticcheck:
+	scripts/fetch staticcheck
+	staticcheck ./...
+
+.PHONY: protos
+protos:
+	scripts/fetch buf
+	scripts/protodeps
+	buf lint protos
+	scripts/breaking
+
+.PHONY: generated
+generated:
+	scripts/generate --check
+
+# Everything but e2e, which starts the real programs.
+.PHONY: unit
+unit:
+	scripts/fetch redis
+	@$(if $(RACE),:,echo "no C compiler: the tests run without the race detector")
+	packages=$$(go list ./... | grep -v '^github.com/prism-gateway/prism/e2e\(/\|$$\)'); \
+	go test $(RACE) $(TESTFLAGS) $$packages
+
+# They start the programs, which the test cache does not know: they always run, and one package after the other.
+.PHONY: e2e
+e2e: build
+	scripts/fetch redis etcd
+	go test -count=1 -p 1 -timeout 20m $(TESTFLAGS) ./e2e/...
