@@ -1,0 +1,130 @@
+// Command bench measures what the design promises, with the real programs, as ratios against a baseline in the same
+// run. It prints each figure beside its goal and judges none: times on a shared machine prove nothing by themselves.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+	"time"
+)
+
+// A part is one table of figures.
+type part struct {
+	name, what string
+	run        func(*run)
+}
+
+var parts = []part{
+	{"data", "KeyValue Get through a proxy to Redis, against a bare gRPC pass-through", benchData},
+	{"live", "request accepted until served by all owners, 10,000 namespaces, 3 proxies", benchLive},
+	{"memory", "memory of prism-admin per namespace", benchMemory},
+}
+
+func main() {
+	only := flag.String("only", "", "comma-separated parts to run; all without it")
+	quick := flag.Bool("quick", false, "a tenth of the time, for trying the bench itself")
+	flag.Usage = func() {
+		fmt.Fprintln(os.Stderr, "usage: bench [-only data,live,memory] [-quick]")
+		for _, p := range parts {
+			fmt.Fprintf(os.Stderr, "  %-8s %s\n", p.name, p.what)
+		}
+	}
+	flag.Parse()
+	wanted := strings.FieldsFunc(*only, func(r rune) bool { return r == ',' })
+	fmt.Printf("%s, %d cores, %s\n", runtime.Version(), runtime.NumCPU(), loadAverage())
+	for _, p := range parts {
+		if len(wanted) > 0 && !contains(wanted, p.name) {
+			continue
+		}
+		fmt.Printf("\n== %s: %s\n", p.name, p.what)
+		r := &run{quick: *quick}
+		began := time.Now()
+		if !r.do(p.run) {
+			fmt.Fprintf(os.Stderr, "bench: %s did not finish\n", p.name)
+			os.Exit(1)
+		}
+		fmt.Printf("   (%.0f s, %s)\n", time.Since(began).Seconds(), loadAverage())
+	}
+}
+
+func contains(list []string, s string) bool {
+	for _, l := range list {
+		if l == s {
+			return true
+		}
+	}
+	return false
+}
+
+func loadAverage() string {
+	data, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "load unknown"
+	}
+	return "load " + strings.Join(strings.Fields(string(data))[:3], " ")
+}
+
+// run is one part under way; to the harness it is what a test is.
+type run struct {
+	quick   bool
+	failed  bool
+	cleanup []func()
+}
+
+type failure struct{}
+
+func (r *run) do(f func(*run)) (ok bool) {
+	defer func() {
+		for i := len(r.cleanup) - 1; i >= 0; i-- {
+			r.cleanup[i]()
+		}
+		if p := recover(); p != nil {
+			if _, is := p.(failure); !is {
+				panic(p)
+			}
+			ok = false
+		}
+	}()
+	f(r)
+	return true
+}
+
+// Helper is for the harness.
+func (r *run) Helper() {}
+
+// Fatalf ends the part.
+func (r *run) Fatalf(format string, args ...any) {
+	r.failed = true
+	fmt.Fprintf(os.Stderr, "bench: "+format+"\n", args...)
+	panic(failure{})
+}
+
+// Logf prints to standard error.
+func (r *run) Logf(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
+
+// Cleanup runs f at the end of the part.
+func (r *run) Cleanup(f func()) { r.cleanup = append(r.cleanup, f) }
+
+// Failed reports whether the part has failed.
+func (r *run) Failed() bool { return r.failed }
+
+// TempDir makes a directory that goes with the part.
+func (r *run) TempDir() string {
+	dir, err := os.MkdirTemp("", "prism-bench-")
+	if err != nil {
+		r.Fatalf("%v", err)
+	}
+	r.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+// scaled shortens a time for -quick.
+func (r *run) scaled(d time.Duration) time.Duration {
+	if r.quick {
+		return d / 10
+	}
+	return d
+}

@@ -1,0 +1,307 @@
+// Package harness starts the real programs for end-to-end tests and benches, on loopback ports and in directories of
+// their own, and ends them with the test.
+package harness
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
+	bootstrapv1 "github.com/prism-gateway/prism/protos/prism/bootstrap/v1"
+	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
+	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
+	datav1 "github.com/prism-gateway/prism/protos/prism/data/v1"
+)
+
+// quickBackoff suits programs that tests stop and start again.
+var quickBackoff = backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.5, MaxDelay: 300 * time.Millisecond}
+
+// Options say what a cluster consists of. Zero values give one replica with embedded etcd and three proxies.
+type Options struct {
+	Admins  int
+	Proxies int
+	// Etcd is the number of real etcd nodes; 0 means embedded in the one replica.
+	Etcd int
+	// Debounce is how long a change of the fleet must last before partitions move; 0 means 200 ms.
+	Debounce time.Duration
+	// Lease is after what silence a proxy counts as gone; 0 means 2 s.
+	Lease time.Duration
+	// Partitions and Owners are those of the installation; 0 means 1,024 and 3.
+	Partitions, Owners uint32
+	// Backends are registered at the start, besides those that tests add.
+	Backends []*configv1.Backend
+}
+
+// Cluster is a running Prism.
+type Cluster struct {
+	Dir     string
+	Etcd    []*Process
+	Admins  []*Admin
+	Proxies []*Proxy
+
+	t T
+}
+
+// Admin is one replica of the control plane.
+type Admin struct {
+	*Process
+	Address, FleetAddress, HTTPAddress string
+	Control                            controlv1.ControlPlaneClient
+	Operator                           adminv1.AdminServiceClient
+}
+
+// Proxy is one proxy.
+type Proxy struct {
+	*Process
+	ID, Address, HTTPAddress, StateDir string
+	KeyValue                           datav1.KeyValueClient
+}
+
+// Root returns the module's directory.
+func Root(t T) string {
+	t.Helper()
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir
+		}
+		up := filepath.Dir(dir)
+		if up == dir {
+			t.Fatalf("no go.mod above the working directory")
+		}
+		dir = up
+	}
+}
+
+// Program returns the path of a program, which must have been built or fetched.
+func Program(t T, path, how string) string {
+	t.Helper()
+	full := filepath.Join(Root(t), path)
+	if _, err := os.Stat(full); err != nil {
+		t.Fatalf("%s is missing; run: %s", path, how)
+	}
+	return full
+}
+
+// Start starts a cluster and waits until every proxy is ready.
+func Start(t T, o Options) *Cluster {
+	t.Helper()
+	c := &Cluster{Dir: t.TempDir(), t: t}
+	var endpoints []string
+	if o.Etcd > 0 {
+		endpoints = c.startEtcd(o.Etcd)
+	}
+	fleet := make([]string, max(o.Admins, 1))
+	for i := range fleet {
+		fleet[i] = FreeAddress(t)
+	}
+	for i := range fleet {
+		c.startAdmin(i, fleet[i], endpoints, o)
+	}
+	for i := range max(o.Proxies, 3) {
+		c.startProxy(i, fleet)
+	}
+	c.WaitReady(60 * time.Second)
+	return c
+}
+
+func (c *Cluster) startEtcd(n int) (endpoints []string) {
+	etcd := Program(c.t, ".cache/bin/etcd", "scripts/fetch etcd")
+	peers := make([]string, n)
+	for i := range peers {
+		peers[i] = fmt.Sprintf("etcd%d=http://%s", i, FreeAddress(c.t))
+	}
+	for _, peer := range peers {
+		name, url, _ := strings.Cut(peer, "=")
+		client := "http://" + FreeAddress(c.t)
+		c.Etcd = append(c.Etcd, start(c.t, c.Dir, name, etcd, nil,
+			"--name", name, "--data-dir", filepath.Join(c.Dir, name), "--heartbeat-interval", "50", "--election-timeout", "500",
+			"--listen-client-urls", client, "--advertise-client-urls", client,
+			"--listen-peer-urls", url, "--initial-advertise-peer-urls", url,
+			"--initial-cluster", strings.Join(peers, ","), "--initial-cluster-state", "new", "--log-level", "warn"))
+		endpoints = append(endpoints, strings.TrimPrefix(client, "http://"))
+	}
+	for _, e := range endpoints {
+		Eventually(c.t, 30*time.Second, "etcd at "+e, func() error { return get("http://" + e + "/health") })
+	}
+	return endpoints
+}
+
+func (c *Cluster) startAdmin(i int, fleet string, etcd []string, o Options) {
+	name := fmt.Sprintf("admin-%d", i)
+	a := &Admin{Address: FreeAddress(c.t), FleetAddress: fleet, HTTPAddress: FreeAddress(c.t)}
+	config := c.write(name, &bootstrapv1.AdminConfig{
+		Listen: a.Address, FleetListen: a.FleetAddress, HttpListen: a.HTTPAddress, ReplicaId: name,
+		Etcd:              &bootstrapv1.EtcdConfig{Endpoints: etcd, DataDir: filepath.Join(c.Dir, name+".etcd")},
+		Partitions:        o.Partitions,
+		Owners:            o.Owners,
+		MemberLease:       orDuration(o.Lease, 2*time.Second),
+		PlacementDebounce: orDuration(o.Debounce, 200*time.Millisecond),
+		InitialBackends:   o.Backends,
+	})
+	a.Process = start(c.t, c.Dir, name, Program(c.t, "bin/prism-admin", "make build"), nil, "--config", config)
+	conn := c.Dial(a.Address)
+	a.Control, a.Operator = controlv1.NewControlPlaneClient(conn), adminv1.NewAdminServiceClient(conn)
+	c.Admins = append(c.Admins, a)
+}
+
+func (c *Cluster) startProxy(i int, admins []string) {
+	id := fmt.Sprintf("proxy-%d", i)
+	p := &Proxy{ID: id, Address: FreeAddress(c.t), HTTPAddress: FreeAddress(c.t), StateDir: filepath.Join(c.Dir, id+".state")}
+	config := c.write(id, &bootstrapv1.ProxyConfig{
+		Id: id, Listen: p.Address, HttpListen: p.HTTPAddress, AdminEndpoints: admins, StateDir: p.StateDir,
+		DrainTimeout: durationpb.New(5 * time.Second), ReleaseDelay: durationpb.New(time.Second),
+	})
+	p.Process = start(c.t, c.Dir, id, Program(c.t, "bin/prism-proxy", "make build"), nil, "--config", config)
+	p.KeyValue = datav1.NewKeyValueClient(c.Dial(p.Address))
+	c.Proxies = append(c.Proxies, p)
+}
+
+// write keeps a program's configuration; JSON is YAML too.
+func (c *Cluster) write(name string, config proto.Message) string {
+	c.t.Helper()
+	data, err := protojson.Marshal(config)
+	if err != nil {
+		c.t.Fatalf("%s: %v", name, err)
+	}
+	path := filepath.Join(c.Dir, name+".yaml")
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		c.t.Fatalf("%s: %v", name, err)
+	}
+	return path
+}
+
+// Dial connects to one of the programs; the connection ends with the test.
+func (c *Cluster) Dial(address string) *grpc.ClientConn {
+	c.t.Helper()
+	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: quickBackoff, MinConnectTimeout: time.Second}))
+	if err != nil {
+		c.t.Fatalf("%s: %v", address, err)
+	}
+	c.t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+// WaitReady waits until every program that runs says that it is ready.
+func (c *Cluster) WaitReady(within time.Duration) {
+	c.t.Helper()
+	for i, a := range c.Admins {
+		if a.Running() {
+			Eventually(c.t, within, fmt.Sprintf("admin-%d ready", i), func() error { return get("http://" + a.HTTPAddress + "/readyz") })
+		}
+	}
+	for _, p := range c.Proxies {
+		if p.Running() {
+			Eventually(c.t, within, p.ID+" ready", func() error { return p.Ready() })
+		}
+	}
+}
+
+// Ready returns nil when the proxy says that it is ready, and what it says otherwise.
+func (p *Proxy) Ready() error { return get("http://" + p.HTTPAddress + "/readyz") }
+
+// Get returns what one of the programs answers over HTTP.
+func (c *Cluster) Get(address, path string) string {
+	c.t.Helper()
+	body, err := fetch("http://" + address + path)
+	if err != nil {
+		c.t.Fatalf("%s: %v", path, err)
+	}
+	return body
+}
+
+// Apply creates or updates namespaces as one change through the first replica that runs, and waits until every owner
+// serves each of them.
+func (c *Cluster) Apply(ctx context.Context, requests ...*configv1.NamespaceRequest) *controlv1.ApplyNamespacesResponse {
+	c.t.Helper()
+	in := &controlv1.ApplyNamespacesRequest{Note: &controlv1.ChangeNote{Author: "e2e"}}
+	for _, r := range requests {
+		in.Changes = append(in.Changes, &controlv1.NamespaceChange{Request: r})
+	}
+	out, err := c.Admin().Control.ApplyNamespaces(ctx, in)
+	if err != nil {
+		c.t.Fatalf("apply: %v", err)
+	}
+	for _, r := range requests {
+		c.WaitLive(ctx, r.GetNamespace(), out.GetSnapshotVersion())
+	}
+	return out
+}
+
+// WaitLive waits until every owner of a namespace serves a snapshot.
+func (c *Cluster) WaitLive(ctx context.Context, namespace string, snapshot uint64) {
+	c.t.Helper()
+	stream, err := c.Admin().Control.WatchNamespaceStatus(ctx, &controlv1.WatchNamespaceStatusRequest{Namespace: namespace, UntilSnapshot: snapshot})
+	if err != nil {
+		c.t.Fatalf("status of %s: %v", namespace, err)
+	}
+	var last *configv1.NamespaceStatus
+	for {
+		in, err := stream.Recv()
+		if err == io.EOF && last.GetLive() {
+			return
+		}
+		if err != nil {
+			c.t.Fatalf("status of %s: %v; last: %v", namespace, err, last)
+		}
+		last = in.GetStatus()
+	}
+}
+
+// Admin returns the first replica that runs.
+func (c *Cluster) Admin() *Admin {
+	c.t.Helper()
+	for _, a := range c.Admins {
+		if a.Running() {
+			return a
+		}
+	}
+	c.t.Fatalf("no replica runs")
+	return nil
+}
+
+func orDuration(d, otherwise time.Duration) *durationpb.Duration {
+	if d == 0 {
+		d = otherwise
+	}
+	return durationpb.New(d)
+}
+
+func get(url string) error {
+	_, err := fetch(url)
+	return err
+}
+
+func fetch(url string) (string, error) {
+	client := &http.Client{Timeout: 5 * time.Second}
+	resp, err := client.Get(url)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return "", err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("%s: %s", resp.Status, strings.TrimSpace(string(body)))
+	}
+	return string(body), nil
+}
