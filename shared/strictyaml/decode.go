@@ -16,13 +16,13 @@ import (
 
 type decoder struct {
 	file     string
-	lines    map[string]int
+	places   map[string]place
 	problems Errors
 }
 
 func (d *decoder) report(n *yaml.Node, field, format string, args ...any) {
 	if len(d.problems) < maxErrors {
-		d.problems = append(d.problems, &Error{File: d.file, Line: n.Line, Field: field, Text: fmt.Sprintf(format, args...)})
+		d.problems = append(d.problems, &Error{File: d.file, Line: n.Line, Column: n.Column, Field: field, Text: fmt.Sprintf(format, args...)})
 	}
 }
 
@@ -52,7 +52,7 @@ func (d *decoder) message(path string, n *yaml.Node, m protoreflect.Message) {
 			continue
 		}
 		at := join(path, string(fd.Name()))
-		d.lines[at] = key.Line
+		d.places[at] = placeOf(key)
 		if m.Has(fd) {
 			d.report(key, at, "the field is there twice, by its two names")
 			continue
@@ -81,7 +81,7 @@ func (d *decoder) field(path string, n *yaml.Node, m protoreflect.Message, fd pr
 		list := m.Mutable(fd).List()
 		for i, element := range n.Content {
 			at := path + "[" + strconv.Itoa(i) + "]"
-			d.lines[at] = element.Line
+			d.places[at] = placeOf(element)
 			if v, ok := d.value(at, element, fd, list.NewElement); ok {
 				list.Append(v)
 			}
@@ -101,7 +101,7 @@ func (d *decoder) mapping(path string, n *yaml.Node, m protoreflect.Map, fd prot
 	for i := 0; i < len(n.Content); i += 2 {
 		key, value := n.Content[i], n.Content[i+1]
 		at := path + "[" + strconv.Quote(key.Value) + "]"
-		d.lines[at] = key.Line
+		d.places[at] = placeOf(key)
 		k, ok := d.value(at, key, fd.MapKey(), nil)
 		if !ok {
 			continue
@@ -283,6 +283,10 @@ func suggestion(typed string, fields protoreflect.FieldDescriptors) string {
 		names = append(names, string(fields.Get(i).Name()))
 	}
 	slices.Sort(names)
+	return suggest(typed, names)
+}
+
+func suggest(typed string, names []string) string {
 	best, least := "", 1+len(typed)/3
 	for _, name := range names {
 		if n := distance(typed, name); n <= least && (best == "" || n < distance(typed, best)) {

@@ -27,10 +27,11 @@ const (
 
 // Error is one problem of a document.
 type Error struct {
-	File  string
-	Line  int    // from 1; 0 when the problem has no place
-	Field string // path such as needs.ttl or patterns[1].slots[0].name; empty for the whole
-	Text  string
+	File   string
+	Line   int    // from 1; 0 when the problem has no place
+	Column int    // from 1, in characters; 0 when only the line is known
+	Field  string // path such as needs.ttl or patterns[1].slots[0].name; empty for the whole
+	Text   string
 }
 
 // Error returns file:line: field: text.
@@ -73,10 +74,15 @@ func (e Errors) Unwrap() []error {
 
 // Document is one document of a file.
 type Document struct {
-	file  string
-	root  *yaml.Node
-	lines map[string]int
+	file   string
+	root   *yaml.Node
+	places map[string]place
 }
+
+// place is where a field stands.
+type place struct{ line, column int }
+
+func placeOf(n *yaml.Node) place { return place{n.Line, n.Column} }
 
 // Parse splits a file into its documents; empty ones are left out. The name stands in errors. An error is an Errors.
 func Parse(name string, data []byte) ([]*Document, error) {
@@ -113,9 +119,9 @@ func Parse(name string, data []byte) ([]*Document, error) {
 
 // Decode fills a message from the document. An error is an Errors.
 func (d *Document) Decode(into proto.Message) error {
-	dec := &decoder{file: d.file, lines: map[string]int{"": d.root.Line}}
+	dec := &decoder{file: d.file, places: map[string]place{"": placeOf(d.root)}}
 	dec.message("", d.root, into.ProtoReflect())
-	d.lines = dec.lines
+	d.places = dec.places
 	if len(dec.problems) > 0 {
 		return dec.problems
 	}
@@ -125,12 +131,18 @@ func (d *Document) Decode(into proto.Message) error {
 // Position returns the line of a field after Decode. A field that is not in the document has the line of the nearest one
 // that holds it.
 func (d *Document) Position(field string) (line int, ok bool) {
+	line, _, ok = d.Place(field)
+	return line, ok
+}
+
+// Place is Position with the column.
+func (d *Document) Place(field string) (line, column int, ok bool) {
 	for {
-		if line, ok := d.lines[field]; ok {
-			return line, true
+		if at, ok := d.places[field]; ok {
+			return at.line, at.column, true
 		}
 		if field == "" {
-			return 0, false
+			return 0, 0, false
 		}
 		field = parent(field)
 	}
@@ -155,7 +167,7 @@ func check(name string, root *yaml.Node) Errors {
 	var problems Errors
 	report := func(n *yaml.Node, format string, args ...any) {
 		if len(problems) < maxErrors {
-			problems = append(problems, &Error{File: name, Line: n.Line, Text: fmt.Sprintf(format, args...)})
+			problems = append(problems, &Error{File: name, Line: n.Line, Column: n.Column, Text: fmt.Sprintf(format, args...)})
 		}
 	}
 	var walk func(n *yaml.Node, depth int)

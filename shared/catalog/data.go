@@ -1,0 +1,121 @@
+package catalog
+
+import (
+	"time"
+
+	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
+)
+
+const (
+	none    = configv1.Durability_DURABILITY_NONE
+	relaxed = configv1.Durability_DURABILITY_RELAXED
+	durable = configv1.Durability_DURABILITY_STRONG
+
+	eventual = configv1.Consistency_CONSISTENCY_EVENTUAL
+	strong   = configv1.Consistency_CONSISTENCY_STRONG
+)
+
+// keyvalueAll is what the key-value drivers of this build have in common.
+var keyvalueAll = []string{"keyvalue", "keyvalue.list", "keyvalue.scan", "keyvalue.ttl", "keyvalue.version"}
+
+// maxValue leaves room for the rest of a message in a frame of 4 MiB.
+const maxValue = 3 << 20
+
+var types = []BackendType{
+	{Name: "clickhouse", Durability: relaxed, Consistency: eventual, NeedsEndpoint: true, Address: HostPort},
+	{Name: "kafka", Durability: durable, Consistency: eventual, NeedsEndpoint: true, Address: HostPort},
+	{
+		Name: "memory", Offered: true, Interfaces: keyvalueAll, Durability: none, Consistency: strong,
+		SingleProcess: true, MaxValueBytes: maxValue, TTLGranularity: time.Millisecond,
+	},
+	{Name: "nats", Durability: durable, Consistency: strong, NeedsEndpoint: true, Address: HostPort},
+	{Name: "postgres", Durability: durable, Consistency: strong, NeedsEndpoint: true, Address: HostPort},
+	{
+		// A Redis that syncs its log once a second, as it does by default, may lose that second.
+		Name: "redis", Offered: true, Interfaces: keyvalueAll, Durability: relaxed, Consistency: strong,
+		MaxValueBytes: maxValue, TTLGranularity: time.Millisecond, NeedsEndpoint: true, Address: HostPort,
+		Settings: []string{"database"},
+	},
+	{Name: "s3", Durability: durable, Consistency: strong, NeedsEndpoint: true, Address: HostPort},
+	{
+		Name: "sqlite", Offered: true, Interfaces: keyvalueAll, Durability: durable, Consistency: strong,
+		SingleMachine: true, MaxValueBytes: maxValue, TTLGranularity: time.Millisecond, NeedsEndpoint: true,
+		Address: FileAddress,
+	},
+}
+
+var patterns = []Pattern{
+	{
+		Type: "keyvalue", Versions: []string{"1.0.0"}, Offered: true, Base: []string{"keyvalue"}, Values: true,
+		Slots: []Slot{{Purpose: "storage", Text: "keeps the items"}},
+		Text:  "items by id and key",
+	},
+	{
+		Type: "producer", Versions: []string{"1.0.0"}, Base: []string{"stream.publish"}, Messages: true,
+		Slots: []Slot{
+			{Purpose: "broker", Text: "takes the messages"},
+			{Purpose: "claims", Optional: true, Text: "keeps payloads that are too large for the broker"},
+		},
+		Text: "messages that are stored when acknowledged",
+	},
+	{
+		Type: "consumer", Versions: []string{"1.0.0"}, Base: []string{"stream.consume"}, Messages: true,
+		Slots: []Slot{
+			{Purpose: "broker", Text: "has the messages"},
+			{Purpose: "claims", Optional: true, Text: "has payloads that were too large for the broker"},
+		},
+		Text: "messages delivered at least once, in groups",
+	},
+	{
+		Type: "pubsub", Versions: []string{"1.0.0"}, Base: []string{"stream.consume", "stream.publish"}, Messages: true,
+		Slots: []Slot{{Purpose: "broker", Text: "carries the messages"}},
+		Text:  "messages that each subscriber sees",
+	},
+	{
+		Type: "session-manager", Versions: []string{"1.0.0"}, Base: []string{"keyvalue", "keyvalue.ttl"}, Values: true,
+		Slots: []Slot{{Purpose: "storage", Text: "keeps the sessions"}},
+		Text:  "sessions of authenticated callers",
+	},
+}
+
+var (
+	valuePatterns  = []string{"keyvalue", "session-manager"}
+	streamPatterns = []string{"producer", "consumer", "pubsub"}
+)
+
+// interfaces stands in the order of names.
+var interfaces = []Interface{
+	{"keyvalue", "get, put and delete items, alone and in batches", valuePatterns},
+	{"keyvalue.counter", "add to a number exactly once", valuePatterns},
+	{"keyvalue.large", "read and write values as streams", valuePatterns},
+	{"keyvalue.list", "list the ids that have items", valuePatterns},
+	{"keyvalue.outbox", "publish messages in the transaction that writes items", valuePatterns},
+	{"keyvalue.scan", "read the keys of an id in byte order, and delete runs of them", valuePatterns},
+	{"keyvalue.transact", "check and write several items of an id as one", valuePatterns},
+	{"keyvalue.ttl", "let items expire", valuePatterns},
+	{"keyvalue.version", "write only if the item is absent, present or of a known version", valuePatterns},
+	{"keyvalue.watch", "follow changes as they happen", valuePatterns},
+	{"stream.atomic", "publish several messages as one", streamPatterns},
+	{"stream.consume", "read messages and acknowledge them", streamPatterns},
+	{"stream.dedup", "drop a message that was published before", streamPatterns},
+	{"stream.delay", "deliver a message not before a time", streamPatterns},
+	{"stream.group", "share the messages of a subscription among consumers", streamPatterns},
+	{"stream.order", "keep the order of messages with one ordering key", streamPatterns},
+	{"stream.publish", "publish messages", streamPatterns},
+	{"stream.seek", "read again from a time or position", streamPatterns},
+}
+
+var rules = []Rule{
+	{ID: "select.durability.default", Need: "durability", Unset: true, Choice: "strong", Reason: "nothing was said, and data that matters must survive a crash"},
+	{ID: "select.durability.none", Need: "durability", Value: "none", Choice: "none", Reason: "the data may die with a process"},
+	{ID: "select.durability.relaxed", Need: "durability", Value: "relaxed", Choice: "relaxed", Reason: "the last moments before a crash may be lost"},
+	{ID: "select.durability.strong", Need: "durability", Value: "strong", Choice: "strong", Reason: "what is acknowledged must be on stable storage"},
+	{ID: "select.consistency.default", Need: "consistency", Unset: true, Choice: "strong", Reason: "nothing was said, and a read that misses a write surprises"},
+	{ID: "select.consistency.eventual", Need: "consistency", Value: "eventual", Choice: "eventual", Reason: "a read may be stale"},
+	{ID: "select.consistency.read_your_writes", Need: "consistency", Value: "read_your_writes", Choice: "read_your_writes", Reason: "a caller sees its own writes"},
+	{ID: "select.consistency.strong", Need: "consistency", Value: "strong", Choice: "strong", Reason: "a read sees every write acknowledged before it"},
+	{ID: "select.ttl", Need: "ttl", Choice: "keyvalue.ttl", Interface: true, Reason: "a default life needs items that expire"},
+	{ID: "select.ordering.key", Need: "ordering", Value: "key", Choice: "stream.order", Interface: true, Reason: "messages of one key must keep their order"},
+	{ID: "select.ordering.topic", Need: "ordering", Value: "topic", Choice: "stream.order", Interface: true, Reason: "messages of a topic must keep their order"},
+	{ID: "select.retention", Need: "retention", Choice: "stream.seek", Interface: true, Reason: "messages are kept to be read again"},
+}
