@@ -1,0 +1,113 @@
+package lifecycle
+
+import (
+	"encoding/json"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Condition is one thing that must hold before a program takes work.
+type Condition struct {
+	Name   string    `json:"name"`
+	Ready  bool      `json:"ready"`
+	Reason string    `json:"reason,omitempty"` // why not, for people; empty when ready
+	Since  time.Time `json:"since"`            // when Ready last changed
+}
+
+// State is the readiness of a program at one moment.
+type State struct {
+	Ready      bool        `json:"ready"`
+	Conditions []Condition `json:"conditions"` // by name
+}
+
+// Reasons returns why the program is not ready, as "name: reason"; none when it is.
+func (s State) Reasons() []string {
+	var reasons []string
+	for _, c := range s.Conditions {
+		if !c.Ready {
+			reasons = append(reasons, c.Name+": "+c.Reason)
+		}
+	}
+	return reasons
+}
+
+// Readiness knows the conditions of a program. It is safe for concurrent use.
+type Readiness struct {
+	// mu guards what follows.
+	mu         sync.Mutex
+	conditions map[string]Condition
+	changed    chan struct{} // closed at the next change
+}
+
+// NewReadiness names conditions that do not hold yet. Without conditions the program is ready.
+func NewReadiness(names ...string) *Readiness {
+	r := &Readiness{conditions: map[string]Condition{}, changed: make(chan struct{})}
+	for _, name := range names {
+		r.conditions[name] = Condition{Name: name, Reason: "starting", Since: time.Now()}
+	}
+	return r
+}
+
+// Ready says that a condition holds.
+func (r *Readiness) Ready(name string) { r.set(Condition{Name: name, Ready: true}) }
+
+// NotReady says that a condition does not hold, and why: for people, without secrets. An unknown name is a new
+// condition.
+func (r *Readiness) NotReady(name, reason string) { r.set(Condition{Name: name, Reason: reason}) }
+
+func (r *Readiness) set(next Condition) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	last, known := r.conditions[next.Name]
+	if known && last.Ready == next.Ready && last.Reason == next.Reason {
+		return
+	}
+	next.Since = last.Since
+	if !known || last.Ready != next.Ready {
+		next.Since = time.Now()
+	}
+	r.conditions[next.Name] = next
+	close(r.changed)
+	r.changed = make(chan struct{})
+}
+
+// State returns the conditions and a channel that is closed when they are no longer so.
+func (r *Readiness) State() (State, <-chan struct{}) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := State{Ready: true, Conditions: make([]Condition, 0, len(r.conditions))}
+	for _, c := range r.conditions {
+		s.Ready = s.Ready && c.Ready
+		s.Conditions = append(s.Conditions, c)
+	}
+	slices.SortFunc(s.Conditions, func(a, b Condition) int { return strings.Compare(a.Name, b.Name) })
+	return s, r.changed
+}
+
+// ServeReady answers /readyz: 200 when every condition holds and 503 otherwise, with the conditions as JSON.
+func (r *Readiness) ServeReady(w http.ResponseWriter, _ *http.Request) {
+	s, _ := r.State()
+	code := http.StatusOK
+	if !s.Ready {
+		code = http.StatusServiceUnavailable
+	}
+	writeJSON(w, code, s)
+}
+
+// ServeHealth answers /healthz: 200 for as long as the process answers at all. What it waits for does not matter here,
+// so that nothing restarts a program that waits for another.
+func (*Readiness) ServeHealth(w http.ResponseWriter, _ *http.Request) {
+	writeJSON(w, http.StatusOK, struct {
+		Healthy bool `json:"healthy"`
+	}{true})
+}
+
+func writeJSON(w http.ResponseWriter, code int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(v) // the reader went away
+}
