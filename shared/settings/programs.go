@@ -1,0 +1,151 @@
+package settings
+
+import (
+	"cmp"
+	"fmt"
+	"os"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	bootstrapv1 "github.com/prism-gateway/prism/protos/prism/bootstrap/v1"
+	"github.com/prism-gateway/prism/shared/strictyaml"
+)
+
+// LoadAdmin loads the configuration of prism-admin, complete: every field that has a default is set, except replica_id.
+// An empty path means that there is no file.
+func LoadAdmin(path string, env Lookup) (*bootstrapv1.AdminConfig, error) {
+	c := &bootstrapv1.AdminConfig{
+		Listen:            "127.0.0.1:8981",
+		FleetListen:       "127.0.0.1:18000",
+		HttpListen:        "127.0.0.1:8095",
+		Partitions:        1024,
+		Owners:            3,
+		MemberLease:       durationpb.New(10 * time.Second),
+		PlacementDebounce: durationpb.New(10 * time.Second),
+		MoveDeadline:      durationpb.New(time.Minute),
+		LogLevel:          "info",
+		ShutdownTimeout:   durationpb.New(10 * time.Second),
+		Etcd: &bootstrapv1.EtcdConfig{
+			Prefix: "/prism", DataDir: "prism-admin.etcd", RequestTimeout: durationpb.New(5 * time.Second),
+		},
+		History: &bootstrapv1.HistoryConfig{
+			Snapshots: 1000, Age: durationpb.New(30 * 24 * time.Hour), SweepInterval: durationpb.New(10 * time.Minute),
+		},
+	}
+	from, err := load(path, c, env, []Override{
+		Port("PRISM_ADMIN_PORT", "listen", &c.Listen),
+		Port("PRISM_FLEET_PORT", "fleet_listen", &c.FleetListen),
+		Port("PRISM_ADMIN_HTTP_PORT", "http_listen", &c.HttpListen),
+		List("PRISM_ETCD_ENDPOINTS", "etcd.endpoints", &c.Etcd.Endpoints),
+		Text("PRISM_LOG_LEVEL", "log_level", &c.LogLevel),
+	})
+	if err != nil {
+		return nil, err
+	}
+	ck := &checks{from: from}
+	for field, address := range map[string]string{
+		"listen": c.GetListen(), "fleet_listen": c.GetFleetListen(), "http_listen": c.GetHttpListen(),
+	} {
+		ck.field(field, CheckLoopback(address, c.GetInsecureListen()))
+	}
+	if c.GetFleetAdvertise() != "" {
+		ck.field("fleet_advertise", CheckEndpoint(c.GetFleetAdvertise()))
+	}
+	ck.endpoints("etcd.endpoints", c.GetEtcd().GetEndpoints())
+	if c.GetPartitions()%32 != 0 {
+		ck.field("partitions", fmt.Errorf("%d: want a multiple of 32", c.GetPartitions()))
+	}
+	return c, ck.err()
+}
+
+// LoadProxy loads the configuration of prism-proxy, complete: every field that has a default is set, except advertise,
+// which only the listener knows when the port is 0. An empty path means that there is no file.
+func LoadProxy(path string, env Lookup) (*bootstrapv1.ProxyConfig, error) {
+	c := &bootstrapv1.ProxyConfig{
+		Listen:         "127.0.0.1:8980",
+		HttpListen:     "127.0.0.1:9901",
+		AdminEndpoints: []string{"127.0.0.1:18000"},
+		StateDir:       "prism-proxy.state",
+		LogLevel:       "info",
+		DrainTimeout:   durationpb.New(30 * time.Second),
+		ReleaseDelay:   durationpb.New(30 * time.Second),
+	}
+	from, err := load(path, c, env, []Override{
+		Text("PRISM_PROXY_ID", "id", &c.Id),
+		Port("PRISM_DATA_PORT", "listen", &c.Listen),
+		Port("PRISM_PROXY_HTTP_PORT", "http_listen", &c.HttpListen),
+		List("PRISM_ADMIN_ENDPOINT", "admin_endpoints", &c.AdminEndpoints),
+		Text("PRISM_LOG_LEVEL", "log_level", &c.LogLevel),
+	})
+	if err != nil {
+		return nil, err
+	}
+	if c.GetId() == "" {
+		if c.Id, err = os.Hostname(); err != nil {
+			return nil, strictyaml.Errors{{File: path, Field: "id", Text: "give the proxy an id: the host has no name"}}
+		}
+	}
+	ck := &checks{from: from}
+	for field, address := range map[string]string{"listen": c.GetListen(), "http_listen": c.GetHttpListen()} {
+		ck.field(field, CheckLoopback(address, c.GetInsecureListen()))
+	}
+	if c.GetAdvertise() != "" {
+		ck.field("advertise", CheckEndpoint(c.GetAdvertise()))
+	}
+	ck.endpoints("admin_endpoints", c.GetAdminEndpoints())
+	if len(c.GetAdminEndpoints()) == 0 {
+		ck.field("admin_endpoints", fmt.Errorf("name at least one replica of prism-admin"))
+	}
+	return c, ck.err()
+}
+
+// checks collects what is wrong with single fields.
+type checks struct {
+	from     *source
+	problems strictyaml.Errors
+}
+
+func (c *checks) field(name string, err error) {
+	if err != nil {
+		c.problems = append(c.problems, c.from.problem(name, err.Error()))
+	}
+}
+
+func (c *checks) endpoints(field string, addresses []string) {
+	for i, a := range addresses {
+		at := field
+		if _, overridden := c.from.variables[field]; !overridden {
+			at = fmt.Sprintf("%s[%d]", field, i)
+		}
+		c.field(at, CheckEndpoint(a))
+	}
+}
+
+func (c *checks) err() error {
+	if len(c.problems) == 0 {
+		return nil
+	}
+	slices.SortFunc(c.problems, func(a, b *strictyaml.Error) int {
+		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Field, b.Field))
+	})
+	return c.problems
+}
+
+// overlay copies what a file sets over defaults: groups of settings field by field; lists, maps and messages of other
+// files, such as durations, whole.
+func overlay(onto, from proto.Message) {
+	to := onto.ProtoReflect()
+	from.ProtoReflect().Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		group := fd.Message() != nil && !fd.IsList() && !fd.IsMap() && fd.Message().ParentFile() == to.Descriptor().ParentFile()
+		if group && to.Has(fd) {
+			overlay(to.Mutable(fd).Message().Interface(), v.Message().Interface())
+		} else {
+			to.Set(fd, v)
+		}
+		return true
+	})
+}

@@ -1,0 +1,152 @@
+package settings_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prism-gateway/prism/shared/settings"
+	"github.com/prism-gateway/prism/shared/strictyaml"
+)
+
+func TestDefaultsAreComplete(t *testing.T) {
+	admin, err := settings.LoadAdmin("", none)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if admin.GetListen() != "127.0.0.1:8981" || admin.GetPartitions() != 1024 || admin.GetHistory().GetSnapshots() != 1000 || admin.GetEtcd().GetPrefix() != "/prism" {
+		t.Errorf("got %v", admin)
+	}
+	proxy, err := settings.LoadProxy("", none)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if proxy.GetListen() != "127.0.0.1:8980" || proxy.GetId() == "" || len(proxy.GetAdminEndpoints()) != 1 {
+		t.Errorf("got %v", proxy)
+	}
+}
+
+func TestAFileReplacesDefaultsAndVariablesReplaceTheFile(t *testing.T) {
+	path := write(t, `listen: 127.0.0.1:7001
+partitions: 64
+etcd: {endpoints: [a:1, b:2]}
+history: {age: 7d}
+initial_backends:
+- {name: kv-main, type: sqlite, endpoints: [data.db]}
+`)
+	c, err := settings.LoadAdmin(path, env{"PRISM_ADMIN_PORT": "7100", "PRISM_ETCD_ENDPOINTS": "c:3, d:4", "PRISM_FLEET_PORT": ""}.lookup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.GetListen() != "127.0.0.1:7100" || c.GetFleetListen() != "127.0.0.1:18000" {
+		t.Errorf("listens on %s and %s", c.GetListen(), c.GetFleetListen())
+	}
+	if got := strings.Join(c.GetEtcd().GetEndpoints(), " "); got != "c:3 d:4" {
+		t.Errorf("etcd at %s", got)
+	}
+	if c.GetHistory().GetAge().AsDuration() != 7*24*time.Hour || c.GetHistory().GetSnapshots() != 1000 || c.GetEtcd().GetPrefix() != "/prism" {
+		t.Errorf("fields beside those of the file lost their defaults: %v", c)
+	}
+	if c.GetInitialBackends()[0].GetName() != "kv-main" || c.GetPartitions() != 64 {
+		t.Errorf("got %v", c)
+	}
+}
+
+func TestSaysWhatIsWrongAndWhere(t *testing.T) {
+	for name, tc := range map[string]struct {
+		file string
+		env  env
+		want []string // one problem each, in order
+	}{
+		"an unknown key":               {"listn: x", nil, []string{`a.yaml:1: unknown field "listn"; did you mean "listen"?`}},
+		"a repeated key":               {"id: a\nid: b", nil, []string{`a.yaml:2: key "id" is there twice, first on line 1`}},
+		"a bad duration":               {"id: a\ndrain_timeout: 5", nil, []string{`a.yaml:2: drain_timeout: "5": want a duration`}},
+		"a duration out of range":      {"drain_timeout: 2h", nil, []string{"a.yaml:1: drain_timeout: must be "}},
+		"no port":                      {"listen: localhost", nil, []string{`a.yaml:1: listen: address "localhost": want host:port`}},
+		"a port too high":              {"listen: 127.0.0.1:70000", nil, []string{`a.yaml:1: listen: address "127.0.0.1:70000": the port must be from 0 to 65535`}},
+		"a port by name":               {"listen: 127.0.0.1:http", nil, []string{"a.yaml:1: listen: "}},
+		"a URL":                        {"listen: http://127.0.0.1:80", nil, []string{"want host:port, not a URL"}},
+		"a wrong type":                 {"labels: [a]", nil, []string{"a.yaml:1: labels: want a mapping of names to values, not a list"}},
+		"an address others can reach":  {"\nlisten: 0.0.0.0:8980", nil, []string{"a.yaml:2: listen: address \"0.0.0.0:8980\" can be reached from other machines"}},
+		"every interface":              {"listen: :8980", nil, []string{"insecure_listen: true"}},
+		"a bad endpoint":               {"admin_endpoints:\n- a:1\n- b", nil, []string{`a.yaml:3: admin_endpoints[1]: address "b"`}},
+		"an endpoint without a host":   {"admin_endpoints: [':1']", nil, []string{"the host is missing"}},
+		"no endpoint":                  {"admin_endpoints: []", nil, nil},
+		"two documents":                {"id: a\n---\nid: b", nil, []string{"a.yaml:3: want one document, not several"}},
+		"a bad port in a variable":     {"id: a", env{"PRISM_DATA_PORT": "x"}, []string{`environment variable PRISM_DATA_PORT: "x": want a port from 0 to 65535`}},
+		"a bad endpoint in a variable": {"id: a", env{"PRISM_ADMIN_ENDPOINT": "a:1,b"}, []string{`environment variable PRISM_ADMIN_ENDPOINT: address "b"`}},
+		"a bad id in a variable":       {"id: a", env{"PRISM_PROXY_ID": "a b"}, []string{"environment variable PRISM_PROXY_ID: "}},
+		"everything at once": {"advertise: x\nlisten: y\nhttp_listen: 0.0.0.0:1", nil, []string{
+			"a.yaml:1: advertise: ", "a.yaml:2: listen: ", "a.yaml:3: http_listen: "}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := write(t, tc.file)
+			_, err := settings.LoadProxy(path, tc.env.lookup)
+			if len(tc.want) == 0 {
+				if err != nil {
+					t.Errorf("got %v", err)
+				}
+				return
+			}
+			problems, ok := errors.AsType[strictyaml.Errors](err)
+			if !ok || len(problems) != len(tc.want) {
+				t.Fatalf("got %v\nwant %d problems", err, len(tc.want))
+			}
+			for i, want := range tc.want {
+				if got := strings.ReplaceAll(problems[i].Error(), filepath.Dir(path)+"/", ""); !strings.Contains(got, want) {
+					t.Errorf("got %s\nwant %s", got, want)
+				}
+			}
+		})
+	}
+}
+
+func TestAMissingFileIsNamed(t *testing.T) {
+	if _, err := settings.LoadAdmin("/nowhere/prism.yaml", none); err == nil || err.Error() != "/nowhere/prism.yaml: cannot read it: no such file or directory" {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestPartitionsFillTheirGroups(t *testing.T) {
+	if _, err := settings.LoadAdmin(write(t, "partitions: 33"), none); err == nil || !strings.Contains(err.Error(), "partitions: 33: want a multiple of 32") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestLoopback(t *testing.T) {
+	for address, ok := range map[string]bool{
+		"127.0.0.1:1": true, "127.8.8.8:1": true, "[::1]:1": true, "localhost:0": true,
+		"0.0.0.0:1": false, ":1": false, "[::]:1": false, "10.0.0.1:1": false, "example.org:1": false,
+	} {
+		if err := settings.CheckLoopback(address, false); (err == nil) != ok {
+			t.Errorf("%s: %v", address, err)
+		}
+		if err := settings.CheckLoopback(address, true); err != nil {
+			t.Errorf("%s, insecure: %v", address, err)
+		}
+	}
+	if settings.CheckLoopback("nonsense", true) == nil {
+		t.Error("nonsense is an address")
+	}
+}
+
+type env map[string]string
+
+func (e env) lookup(name string) (string, bool) {
+	v, ok := e[name]
+	return v, ok
+}
+
+func none(string) (string, bool) { return "", false }
+
+func write(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "a.yaml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
