@@ -1,0 +1,296 @@
+package subscribe
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/prism-gateway/prism/shared/ident"
+)
+
+const (
+	stateFile   = "state"
+	lockFile    = "lock"
+	setSuffix   = ".members" // after the root of the collection that the file holds
+	tempSuffix  = ".tmp"
+	saveRetries = 30 * time.Second
+)
+
+// disk is a directory with the last good state. A file <root>.members holds the members of one collection and is what
+// its name says or is refused: the root covers every byte that matters. The file state says which collections make up
+// the state and is replaced last, so that at any moment the directory holds one whole state, old or new.
+type disk struct {
+	dir     string
+	node    string
+	lock    *os.File
+	present map[ident.Hash]bool // collections that are there, whole
+}
+
+// openDisk takes the directory for this process. It fails when another has it.
+func openDisk(dir, node string) (*disk, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	lock, err := lockExclusive(filepath.Join(dir, lockFile))
+	if err != nil {
+		return nil, err
+	}
+	return &disk{dir: dir, node: node, lock: lock, present: map[ident.Hash]bool{}}, nil
+}
+
+func (d *disk) close() { d.lock.Close() }
+
+// load reads the last good state. What cannot be used is left out and named among the problems.
+func (d *disk) load() (*saved, []error) {
+	empty := &saved{sets: map[ident.Hash]*version{}, cells: map[ident.Partition]savedCell{}}
+	data, err := os.ReadFile(filepath.Join(d.dir, stateFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return empty, nil
+	}
+	if err != nil {
+		return empty, []error{err}
+	}
+	index, err := decodeState(data)
+	if err != nil {
+		return empty, []error{fmt.Errorf("%s: %w", filepath.Join(d.dir, stateFile), err)}
+	}
+	if index.node != d.node {
+		return empty, []error{fmt.Errorf("%s: it is of the proxy %q, not of %q", filepath.Join(d.dir, stateFile), index.node, d.node)}
+	}
+	return d.loadCollections(index)
+}
+
+func (d *disk) loadCollections(index *stateIndex) (*saved, []error) {
+	var problems []error
+	s := &saved{
+		node: index.node, installation: index.installation, revision: index.revision, lastContact: index.lastContact,
+		assignment: index.assignment, sets: map[ident.Hash]*version{}, cells: map[ident.Partition]savedCell{},
+	}
+	for i, encoded := range index.sets {
+		v, err := d.loadVersion(encoded)
+		if err != nil {
+			problems = append(problems, fmt.Errorf("shared set: %w", err))
+			continue
+		}
+		s.sets[v.root()] = v
+		if index.current == i+1 {
+			s.shared = v
+		}
+	}
+	for _, c := range index.cells {
+		v, err := d.loadVersion(c.sentinel)
+		if err != nil {
+			problems = append(problems, fmt.Errorf("%v: %w", c.partition, err))
+			continue
+		}
+		if !v.shared.IsZero() && s.sets[v.shared] == nil {
+			problems = append(problems, fmt.Errorf("%v: the shared set %v that it names is not here", c.partition, v.shared))
+			continue
+		}
+		s.cells[c.partition] = savedCell{partition: c.partition, version: v, refused: c.refused}
+	}
+	return s, problems
+}
+
+// loadVersion reads the collection that the sentinel describes, and verifies it.
+func (d *disk) loadVersion(encoded []byte) (*version, error) {
+	root, err := sentinelRoot(encoded)
+	if err != nil {
+		return nil, err
+	}
+	if root.IsZero() {
+		return newVersion(nothing.manifest, nothing.members, encoded)
+	}
+	path := d.path(root)
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	m, members, err := decodeMembers(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	v, err := newVersion(m, members, encoded)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	d.present[root] = true
+	return v, nil
+}
+
+func (d *disk) path(root ident.Hash) string { return filepath.Join(d.dir, root.String()+setSuffix) }
+
+// save makes s the state on disk: first the collections that are not there, then the file that names them.
+func (d *disk) save(s *saved) error {
+	needed := map[ident.Hash]bool{}
+	wrote := false
+	for _, v := range s.versions() {
+		root := v.root()
+		if root.IsZero() || needed[root] {
+			continue
+		}
+		needed[root] = true
+		if d.present[root] {
+			continue
+		}
+		if err := d.replace(d.path(root), encodeMembers(v)); err != nil {
+			return err
+		}
+		d.present[root] = true
+		wrote = true
+	}
+	if wrote { // the names of the collections must last before the state refers to them
+		if err := d.sync(); err != nil {
+			return err
+		}
+	}
+	if err := d.replace(filepath.Join(d.dir, stateFile), encodeState(s)); err != nil {
+		return err
+	}
+	if err := d.sync(); err != nil {
+		return err
+	}
+	return d.sweep(needed)
+}
+
+// replace writes a file under another name, has it last, and gives it its name.
+func (d *disk) replace(path string, data []byte) error {
+	temp := path + tempSuffix
+	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if closed := f.Close(); err == nil {
+		err = closed
+	}
+	if err == nil {
+		err = os.Rename(temp, path)
+	}
+	if err != nil {
+		os.Remove(temp) // room on a full disk; what is left is swept later
+	}
+	return err
+}
+
+func (d *disk) sync() error {
+	f, err := os.Open(d.dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
+}
+
+// sweep removes files of ours that the state does not name. Files of others stay.
+func (d *disk) sweep(needed map[ident.Hash]bool) error {
+	for root := range d.present {
+		if needed[root] {
+			continue
+		}
+		delete(d.present, root)
+		if err := os.Remove(d.path(root)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// sweepAll removes what a process that was killed left behind: files of ours that no state names.
+func (d *disk) sweepAll() error {
+	entries, err := os.ReadDir(d.dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		text, isSet := strings.CutSuffix(e.Name(), setSuffix)
+		root, err := ident.ParseHash(text)
+		stray := isSet && err == nil && !root.IsZero() && !d.present[root]
+		temp, isTemp := strings.CutSuffix(e.Name(), tempSuffix)
+		if stray || isTemp && (temp == stateFile || strings.HasSuffix(temp, setSuffix)) {
+			if err := os.Remove(filepath.Join(d.dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// saver writes the newest state to disk, one at a time; states that came meanwhile are skipped.
+type saver struct {
+	client *Client
+	disk   *disk
+	next   chan *saved // holds the newest
+}
+
+// put has s written soon. It does not block. It is called from one goroutine.
+func (s *saver) put(state *saved) {
+	select {
+	case <-s.next:
+	default:
+	}
+	s.next <- state
+}
+
+func (s *saver) run(ctx context.Context) {
+	swept := false
+	var failed *saved
+	retry := time.NewTimer(saveRetries)
+	defer retry.Stop()
+	for {
+		var state *saved
+		select {
+		case state = <-s.next:
+		case <-retry.C:
+			state = failed
+		case <-ctx.Done():
+			select {
+			case state = <-s.next: // the last word
+				s.write(state)
+			default:
+			}
+			return
+		}
+		if state == nil {
+			continue
+		}
+		failed = nil
+		if err := s.write(state); err != nil {
+			failed = state
+			retry.Reset(saveRetries)
+		} else if !swept {
+			swept = true
+			if err := s.disk.sweepAll(); err != nil {
+				s.client.log.Warn("the state directory keeps old files", "error", err)
+			}
+		}
+	}
+}
+
+// write saves one state and tells when that begins to fail or to work again.
+func (s *saver) write(state *saved) error {
+	err := s.disk.save(state)
+	former := s.client.saveErr.Load()
+	if err != nil {
+		text := err.Error()
+		s.client.saveErr.Store(&text)
+		s.client.metrics.persistErrors.Inc()
+		if former == nil {
+			s.client.log.Error("the state is not kept on disk; serving goes on", "error", err)
+		}
+		return err
+	}
+	if former != nil {
+		s.client.saveErr.Store(nil)
+		s.client.log.Info("the state is kept on disk again")
+	}
+	return nil
+}

@@ -1,0 +1,149 @@
+package subscribe
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
+	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
+	"github.com/prism-gateway/prism/shared/ident"
+)
+
+const (
+	firstHeartbeat = 5 * time.Second        // until the replica says how often
+	minHeartbeat   = 100 * time.Millisecond // whatever the replica says
+)
+
+// report keeps a report stream to one of the endpoints until ctx ends: to the one that pushes, where there is one.
+func (c *Client) report(ctx context.Context) {
+	endpoints := c.shuffled()
+	for attempt, next := 0, 0; ; next++ {
+		endpoint := endpoints[next%len(endpoints)]
+		if connected := c.endpoint.Load(); connected != nil && attempt == 0 {
+			endpoint = *connected
+		}
+		answered, err := c.reportTo(ctx, endpoint)
+		if ctx.Err() != nil {
+			return
+		}
+		if answered {
+			attempt = 0
+		}
+		c.log.Warn("the report to the fleet ended", "endpoint", endpoint, "error", err)
+		if !pause(ctx, retryAfter(err, attempt)) {
+			return
+		}
+		attempt++
+	}
+}
+
+// reportTo reports on one stream until it ends. It tells whether the replica answered.
+func (c *Client) reportTo(run context.Context, endpoint string) (answered bool, err error) {
+	ctx, cancel := context.WithCancel(run)
+	var receiver sync.WaitGroup
+	defer receiver.Wait()
+	defer cancel()
+	conn, err := c.dial(endpoint)
+	if err != nil {
+		return false, err
+	}
+	defer conn.Close()
+	stream, err := controlv1.NewFleetServiceClient(conn).Report(ctx)
+	if err != nil {
+		return false, err
+	}
+	heartbeats := make(chan time.Duration)
+	ended := make(chan error, 1)
+	receiver.Go(func() { ended <- receiveHeartbeats(ctx, stream, heartbeats) })
+
+	every := firstHeartbeat
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	told := &told{}
+	for {
+		select {
+		case <-c.notify:
+		case <-timer.C:
+		case d := <-heartbeats:
+			answered = true
+			every = max(d, minHeartbeat)
+			timer.Reset(every)
+			continue
+		case err := <-ended:
+			return answered, err
+		}
+		timer.Reset(every)
+		if stream.Send(c.reportRequest(told)) != nil {
+			return answered, <-ended
+		}
+	}
+}
+
+func receiveHeartbeats(ctx context.Context, stream grpc.BidiStreamingClient[controlv1.ReportRequest, controlv1.ReportResponse], to chan<- time.Duration) error {
+	for {
+		r, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		every := r.GetHeartbeat().AsDuration()
+		if every <= 0 {
+			every = firstHeartbeat
+		}
+		select {
+		case to <- every:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// told is what a report stream has been told.
+type told struct {
+	cells map[ident.Partition]*controlv1.CellReport
+}
+
+// reportRequest is the next message: what differs from what was told, which it then counts as told.
+func (c *Client) reportRequest(t *told) *controlv1.ReportRequest {
+	v := c.view.Load()
+	readiness := c.cfg.Facts.Readiness()
+	r := &controlv1.ReportRequest{
+		Member: &configv1.Member{
+			Id: c.cfg.Node.ID, Address: c.cfg.Node.Address, Labels: c.cfg.Node.Labels, Draining: readiness.Draining,
+		},
+		Build: c.cfg.Node.Build, Epoch: v.epoch,
+		Ready: readiness.Ready, Reasons: readiness.Reasons, CallsPerSecond: readiness.CallsPerSecond,
+	}
+	if stale := c.Staleness(); stale > 0 {
+		r.Stale = durationpb.New(stale)
+	}
+	now := make(map[ident.Partition]*controlv1.CellReport, len(v.cells))
+	for _, cell := range v.cells {
+		report := &controlv1.CellReport{
+			Partition: uint32(cell.Partition), Root: cell.Root.Bytes(), SharedRoot: cell.SharedRoot.Bytes(),
+			SnapshotVersion: cell.Snapshot, Rejections: cell.Rejections,
+		}
+		for _, u := range c.cfg.Facts.Unready(cell.Partition) {
+			report.Unready = append(report.Unready, &controlv1.Unready{Namespace: u.Namespace, Reason: u.Reason})
+		}
+		if former := t.cells[cell.Partition]; former != nil && proto.Equal(former, report) {
+			report = former
+		} else {
+			r.Cells = append(r.Cells, report)
+		}
+		now[cell.Partition] = report
+	}
+	for p := range t.cells {
+		if now[p] == nil {
+			r.Dropped = append(r.Dropped, uint32(p))
+		}
+	}
+	slices.Sort(r.Dropped)
+	t.cells = now
+	return r
+}

@@ -1,0 +1,551 @@
+package subscribe
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
+	"github.com/prism-gateway/prism/shared/ident"
+)
+
+const maxRejections = 1000 // details of one NACK, which must stay below a message's size
+
+type (
+	request  = discoveryv3.DeltaDiscoveryRequest
+	response = discoveryv3.DeltaDiscoveryResponse
+)
+
+// session is one stream to one replica.
+type session struct {
+	endpoint string
+	out      chan *request
+	cancel   context.CancelFunc
+}
+
+// event is what a stream's goroutines tell the loop: that it is open (no response, no error), a response, its end.
+type event struct {
+	session      *session
+	response     *response
+	err          error
+	installation string // as the replica names it; empty when it does not
+}
+
+// stream is the loop's end of the conversation with the connected replica.
+type stream struct {
+	session  *session // nil while there is none
+	queue    []*request
+	flows    map[string]*flow
+	answered bool // the replica has answered anything
+}
+
+// flow is what is asked of one type and not answered.
+type flow struct {
+	asked    bool                // this session
+	answered bool                // this session
+	resumed  map[string]struct{} // asked for with a root that is here: any answer of the type is one to these
+	pending  map[string]struct{}
+	since    time.Time // of the last question or answer
+	open     int       // responses that are not acknowledged yet
+	timeouts int       // since the last answer
+}
+
+// ack is a response that is to be acknowledged once, when all that it brought is in effect.
+type ack struct {
+	session    *session
+	typeURL    string
+	nonce      string
+	open       int
+	rejections []*configv1.Rejection
+}
+
+func (a *ack) reject(resource, version, field, reason string) {
+	a.rejections = append(a.rejections, &configv1.Rejection{Resource: resource, Version: version, Field: field, Reason: reason})
+}
+
+func (l *loop) handle(e event) {
+	if e.installation != "" && !l.checkInstallation(e) {
+		return
+	}
+	switch {
+	case e.response == nil && e.err == nil:
+		l.opened(e.session)
+	case e.session != l.session: // given up
+	case e.err != nil:
+		l.log.Warn("the stream to the control plane ended", "endpoint", e.session.endpoint, "error", e.err)
+		l.closed()
+	default:
+		if !l.answered {
+			l.answered = true
+			l.c.setConnected(e.session.endpoint)
+			l.c.metrics.connected.Set(1)
+			l.log.Info("connected to the control plane", "endpoint", e.session.endpoint)
+		}
+		l.receive(e.response)
+	}
+}
+
+// checkInstallation refuses a replica of another installation than the one that this proxy has been connected to. State
+// that comes from the disk only gives way to what the configured control plane says.
+func (l *loop) checkInstallation(e event) bool {
+	switch {
+	case e.installation == l.installation:
+		l.confirmed = true
+		return true
+	case l.installation == "":
+		l.installation, l.confirmed = e.installation, true
+		return true
+	case l.confirmed:
+		l.log.Error("refused a control plane of another installation", "endpoint", e.session.endpoint,
+			"installation", l.installation, "theirs", e.installation)
+	default:
+		l.log.Error("the state on disk is of another installation and is dropped",
+			"endpoint", e.session.endpoint, "installation", l.installation, "theirs", e.installation)
+		l.forget()
+		l.installation, l.confirmed = e.installation, true
+	}
+	e.session.cancel() // what was asked for on it no longer holds
+	if l.session == e.session {
+		l.closed()
+	}
+	return false
+}
+
+// closed ends the conversation. What is here stays.
+func (l *loop) closed() {
+	l.session, l.queue = nil, nil
+	l.c.setConnected("")
+	l.c.metrics.connected.Set(0)
+	l.save()
+}
+
+// forget drops the whole state.
+func (l *loop) forget() {
+	for p, c := range l.cells {
+		l.settle(c)
+		l.changed[p] = struct{}{}
+	}
+	clear(l.cells)
+	l.order = nil
+	l.assignment, l.assignmentNew, l.revision = nil, true, 0
+	l.shared = &collection{name: sharedName, typeURL: SharedType}
+	l.recent = nil
+	l.publish()
+}
+
+// opened starts the conversation: everything that is wanted, with the roots that are here.
+func (l *loop) opened(s *session) {
+	l.session, l.queue, l.answered = s, nil, false
+	l.flows = map[string]*flow{AssignmentType: {}, SharedType: {}, NamespaceType: {}}
+	assignmentVersion := map[string]string{}
+	if l.assignment != nil {
+		assignmentVersion[assignmentName] = l.assignment.version
+	}
+	l.subscribe(AssignmentType, []string{assignmentName}, assignmentVersion)
+	collections := []*collection{l.shared}
+	l.restart(l.shared)
+	l.subscribe(SharedType, []string{sharedName}, roots(collections))
+	collections = collections[:0]
+	var names []string
+	for _, c := range l.order {
+		l.restart(&c.collection)
+		if !c.waitingSince.IsZero() {
+			c.waitingSince = time.Now()
+			l.wakeAt(c.waitingSince.Add(answerTimeout))
+		}
+		collections, names = append(collections, &c.collection), append(names, c.name)
+	}
+	if len(names) > 0 {
+		l.subscribe(NamespaceType, names, roots(collections))
+	}
+}
+
+// restart drops what a former stream left unfinished.
+func (l *loop) restart(c *collection) {
+	c.reset()
+	c.wantFull, c.resyncAt = false, time.Time{}
+}
+
+func roots(collections []*collection) map[string]string {
+	out := map[string]string{}
+	for _, c := range collections {
+		if c.have != nil {
+			out[c.name] = c.have.root().String()
+		}
+	}
+	return out
+}
+
+// subscribe asks for names, of which resumed are here in the version said.
+func (l *loop) subscribe(typeURL string, names []string, resumed map[string]string) {
+	if l.session == nil {
+		return
+	}
+	r := &request{TypeUrl: typeURL, ResourceNamesSubscribe: names}
+	f := l.flows[typeURL]
+	if !f.asked {
+		f.asked = true
+		r.InitialResourceVersions = resumed
+		f.resumed = map[string]struct{}{}
+		for name := range resumed {
+			f.resumed[name] = struct{}{}
+		}
+	}
+	if typeURL == AssignmentType {
+		r.Node = l.node()
+	}
+	if f.pending == nil {
+		f.pending = map[string]struct{}{}
+	}
+	for _, name := range names {
+		f.pending[name] = struct{}{}
+	}
+	l.touch(f)
+	l.send(r)
+}
+
+// node describes this proxy, in the first request of a stream.
+func (l *loop) node() *corev3.Node {
+	n := l.c.cfg.Node
+	metadata := map[string]*structpb.Value{"prism.store_revision": structpb.NewStringValue(strconv.FormatInt(l.revision, 10))}
+	if l.installation != "" {
+		metadata["prism.installation"] = structpb.NewStringValue(l.installation)
+	}
+	return &corev3.Node{
+		Id: n.ID, UserAgentName: "prism-proxy", UserAgentVersionType: &corev3.Node_UserAgentVersion{UserAgentVersion: n.Build},
+		Metadata: &structpb.Struct{Fields: metadata},
+	}
+}
+
+func (l *loop) unsubscribe(c *collection) {
+	if l.session == nil || !l.flows[c.typeURL].asked {
+		return
+	}
+	f := l.flows[c.typeURL]
+	delete(f.pending, c.name)
+	delete(f.resumed, c.name)
+	l.send(&request{TypeUrl: c.typeURL, ResourceNamesUnsubscribe: []string{c.name}})
+}
+
+func (l *loop) send(r *request) {
+	if len(l.queue) >= maxQueue {
+		l.log.Error("the control plane does not read: the stream is given up", "endpoint", l.session.endpoint)
+		l.session.cancel()
+		return
+	}
+	l.queue = append(l.queue, r)
+}
+
+// touch starts anew the time within which a type must be answered.
+func (l *loop) touch(f *flow) {
+	f.since = time.Now()
+	l.wakeAt(f.since.Add(answerTimeout))
+}
+
+// checkAnswers asks again for what was not answered. A replica that stays silent then is left for another.
+func (l *loop) checkAnswers(due func(time.Time) bool) {
+	if l.session == nil {
+		return
+	}
+	for typeURL, f := range l.flows {
+		if len(f.pending) == 0 || f.open > 0 || !due(f.since.Add(answerTimeout)) {
+			continue
+		}
+		l.c.metrics.timeouts.WithLabelValues(typeLabel(typeURL)).Inc()
+		l.log.Warn("a subscription was not answered", "type", typeURL, "count", len(f.pending), "endpoint", l.session.endpoint)
+		if f.timeouts++; f.timeouts > 1 {
+			l.session.cancel()
+			continue
+		}
+		names := make([]string, 0, len(f.pending))
+		for name := range f.pending {
+			names = append(names, name)
+		}
+		l.send(&request{TypeUrl: typeURL, ResourceNamesUnsubscribe: names})
+		for _, name := range names {
+			if c := l.collection(name); c != nil {
+				c.reset()
+			}
+		}
+		l.subscribe(typeURL, names, nil)
+	}
+}
+
+// scheduleResync has everything of a collection sent again: at once for the first time, then after longer and longer.
+func (l *loop) scheduleResync(c *collection, why string) {
+	l.c.metrics.resyncs.WithLabelValues(why).Inc()
+	c.reset()
+	c.wantFull = true
+	c.attempts++
+	if c.attempts == 1 {
+		l.resync(c)
+		return
+	}
+	c.resyncAt = time.Now().Add(backoff(c.attempts - 2))
+	l.wakeAt(c.resyncAt)
+}
+
+func (l *loop) resync(c *collection) {
+	c.resyncAt = time.Time{}
+	l.log.Warn("everything of a collection is asked for again", "collection", c.name, "attempt", c.attempts)
+	l.unsubscribe(c)
+	l.subscribe(c.typeURL, []string{c.name}, nil)
+}
+
+// finish counts one of the things that an acknowledgement waits for as done.
+func (l *loop) finish(a *ack) {
+	if a.open--; a.open > 0 || a.session != l.session || l.session == nil {
+		return
+	}
+	r := &request{TypeUrl: a.typeURL, ResponseNonce: a.nonce}
+	if len(a.rejections) > 0 {
+		r.ErrorDetail = nack(a.rejections)
+		l.c.metrics.nacks.WithLabelValues(typeLabel(a.typeURL)).Inc()
+		first := a.rejections[0]
+		l.log.Error("a part of the configuration is refused", "count", len(a.rejections), "resource", first.GetResource(),
+			"field", first.GetField(), "reason", first.GetReason())
+	}
+	if f := l.flows[a.typeURL]; f != nil {
+		f.open--
+		l.touch(f)
+	}
+	l.send(r)
+}
+
+func nack(rejections []*configv1.Rejection) *rpcstatus.Status {
+	first := rejections[0]
+	s := &rpcstatus.Status{
+		Code:    int32(codes.InvalidArgument),
+		Message: fmt.Sprintf("%d refused; %s: %s", len(rejections), first.GetResource(), first.GetReason()),
+	}
+	for _, r := range rejections[:min(len(rejections), maxRejections)] {
+		if detail, err := anypb.New(r); err == nil {
+			s.Details = append(s.Details, detail)
+		}
+	}
+	return s
+}
+
+func (l *loop) collection(name string) *collection {
+	if name == sharedName {
+		return l.shared
+	}
+	if p, err := ident.ParsePartition(name); err == nil && l.cells[p] != nil {
+		return &l.cells[p].collection
+	}
+	return nil
+}
+
+// partitionOf returns the partition of a resource ns/....
+func (l *loop) partitionOf(resource string) (ident.Partition, bool) {
+	namespace, ok := strings.CutPrefix(resource, "ns/")
+	if !ok || l.assignment == nil || l.assignment.count() == 0 {
+		return 0, false
+	}
+	return ident.PartitionOf(namespace, l.assignment.count()), true
+}
+
+// receive takes in one response.
+func (l *loop) receive(r *response) {
+	a := &ack{session: l.session, typeURL: r.GetTypeUrl(), nonce: r.GetNonce(), open: 1}
+	defer l.finish(a)
+	l.c.metrics.updates.WithLabelValues(typeLabel(r.GetTypeUrl())).Inc()
+	f := l.flows[r.GetTypeUrl()]
+	if f == nil {
+		a.reject("", "", "type_url", "this type was not asked for")
+		return
+	}
+	f.open++
+	f.timeouts = 0
+	l.touch(f)
+	if !f.answered {
+		f.answered = true
+		for name := range f.resumed {
+			delete(f.pending, name)
+		}
+	}
+	for _, name := range r.GetRemovedResources() {
+		l.remove(f, r.GetTypeUrl(), name)
+	}
+	seen := make(map[string]struct{}, len(r.GetResources()))
+	for _, res := range r.GetResources() {
+		if _, twice := seen[res.GetName()]; twice {
+			a.reject(res.GetName(), res.GetVersion(), "name", "it stands twice in one response")
+			continue
+		}
+		seen[res.GetName()] = struct{}{}
+		if r.GetTypeUrl() == AssignmentType {
+			l.receiveAssignment(a, f, res)
+		} else {
+			l.receiveResource(a, f, res)
+		}
+	}
+}
+
+func (l *loop) remove(f *flow, typeURL, name string) {
+	if typeURL == AssignmentType {
+		delete(f.pending, name) // there is no assignment yet; one that is here stays
+		return
+	}
+	if c := l.collection(name); c != nil && c.typeURL == typeURL {
+		delete(f.pending, name)
+		l.log.Warn("the control plane does not know a collection; what is here stays", "collection", name)
+		return
+	}
+	if typeURL == SharedType {
+		l.shared.remove(name)
+	} else if p, ok := l.partitionOf(name); ok && l.cells[p] != nil {
+		l.cells[p].remove(name)
+	}
+}
+
+func (l *loop) receiveAssignment(a *ack, f *flow, res *discoveryv3.Resource) {
+	delete(f.pending, res.GetName())
+	if res.GetName() != assignmentName {
+		return
+	}
+	next, err := parseAssignment(res.GetResource().GetValue(), res.GetVersion())
+	if err == nil && l.assignment != nil && l.assignment.count() != 0 && next.count() != l.assignment.count() {
+		err = fmt.Errorf("it has %d partitions, not %d: their number never changes", next.count(), l.assignment.count())
+	}
+	if err != nil {
+		a.reject(res.GetName(), res.GetVersion(), "", err.Error())
+		return
+	}
+	l.assignment, l.assignmentNew = next, true
+	a.open++
+	l.assignmentAcks = append(l.assignmentAcks, a)
+	var names []string
+	for _, c := range l.reconcile() {
+		names = append(names, c.name)
+	}
+	if len(names) > 0 {
+		l.subscribe(NamespaceType, names, nil)
+	}
+	l.publish()
+}
+
+func (l *loop) receiveResource(a *ack, f *flow, res *discoveryv3.Resource) {
+	name := res.GetName()
+	if res.GetResource().GetTypeUrl() == sentinelType {
+		if c := l.collection(name); c != nil && c.typeURL == a.typeURL {
+			l.receiveSentinel(a, f, c, res)
+		}
+		return
+	}
+	var c *collection
+	for _, alias := range res.GetAliases() {
+		if found := l.collection(alias); found != nil && found.typeURL == a.typeURL {
+			c = found
+		}
+	}
+	if c == nil {
+		return // of a partition that was let go
+	}
+	data := res.GetResource().GetValue()
+	hash := ident.HashOf(data)
+	switch {
+	case hash.String() != res.GetVersion():
+		a.reject(name, res.GetVersion(), "version", "it is not the SHA-256 of the bytes, which is "+hash.String())
+		c.damaged = true
+	case a.typeURL == NamespaceType && res.GetResource().GetTypeUrl() != NamespaceType:
+		a.reject(name, res.GetVersion(), "resource.type_url", fmt.Sprintf("%q is not known to this build", res.GetResource().GetTypeUrl()))
+		c.damaged = true
+	default:
+		c.stage(name, Object{Hash: hash, Data: data})
+	}
+}
+
+// receiveSentinel ends a change: the collection is verified, and goes on to Apply or is asked for again.
+func (l *loop) receiveSentinel(a *ack, f *flow, c *collection, res *discoveryv3.Resource) {
+	encoded := res.GetResource().GetValue()
+	sentinel := &configv1.Sentinel{}
+	if err := proto.Unmarshal(encoded, sentinel); err != nil {
+		a.reject(c.name, res.GetVersion(), "", err.Error())
+		l.scheduleResync(c, "sentinel")
+		return
+	}
+	if c.wantFull && !sentinel.GetFull() { // sent before the resync was heard, or it is due yet
+		c.reset()
+		return
+	}
+	delete(f.pending, c.name)
+	v, err := c.complete(encoded, sentinel.GetFull())
+	if err == nil && res.GetVersion() != v.root().String() {
+		err = fmt.Errorf("its version is not its root %q", v.root())
+	}
+	if err != nil {
+		a.reject(c.name, res.GetVersion(), "root", err.Error())
+		l.scheduleResync(c, "root")
+		return
+	}
+	c.wantFull, c.resyncAt, c.attempts = false, time.Time{}, 0
+	l.revision = max(l.revision, sentinel.GetStoreRevision())
+	if c == l.shared {
+		l.receiveShared(v)
+	} else if p, err := ident.ParsePartition(c.name); err == nil {
+		l.receiveCell(a, l.cells[p], v)
+	}
+}
+
+// receiveShared keeps a set for the partitions that name it, and lets go on those that wait for it.
+func (l *loop) receiveShared(v *version) {
+	l.shared.have = v
+	if _, ok := l.sets[v.root()]; !ok {
+		l.sets[v.root()] = v
+	}
+	l.recent = append(l.recent, v.root())
+	l.recent = l.recent[max(0, len(l.recent)-recentSets):]
+	for _, c := range l.order {
+		if !c.waitingSince.IsZero() && l.sets[c.have.shared] != nil {
+			c.waitingSince = time.Time{}
+			l.changed[c.partition] = struct{}{}
+		}
+	}
+	l.save()
+}
+
+// receiveCell takes a verified version of a partition. The response is acknowledged when it is in effect.
+func (l *loop) receiveCell(a *ack, c *cell, v *version) {
+	former := c.have
+	c.have = v
+	_, changing := l.changed[c.partition]
+	if former != nil && former == c.live && !changing && v.root() == former.root() && v.shared == former.shared &&
+		v.sentinel.GetSnapshotVersion() == former.sentinel.GetSnapshotVersion() {
+		c.have = former // nothing new
+		return
+	}
+	a.open++
+	c.acks = append(c.acks, a)
+	if l.sets[v.shared] == nil {
+		c.waitingSince = cmp.Or(c.waitingSince, time.Now())
+		l.wakeAt(c.waitingSince.Add(answerTimeout))
+		return
+	}
+	c.waitingSince = time.Time{}
+	l.changed[c.partition] = struct{}{}
+}
+
+// typeLabel is the name under which a type is counted.
+func typeLabel(typeURL string) string {
+	switch typeURL {
+	case AssignmentType:
+		return "assignment"
+	case SharedType:
+		return "shared"
+	case NamespaceType:
+		return "namespace"
+	}
+	return "unknown"
+}
