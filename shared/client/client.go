@@ -1,0 +1,108 @@
+// Package client calls Prism: the data services through any proxy or straight through a namespace's owners, and the
+// control plane.
+//
+// A call is repeated only when that is safe: a read; a write that the answer calls not applied, or that never left this
+// process; a write with an idempotency token. A write whose outcome is unknown is not repeated, not even an unconditional
+// Put: another caller may have written in between, and the late repeat would undo that without anyone noticing. Repeats
+// go to the next endpoint, wait with jitter, honour RetryInfo, and are bounded by a budget, so that they cannot make an
+// overload worse.
+//
+// Errors are those of gRPC; faultgrpc.FromStatus tells reason and outcome.
+package client
+
+import (
+	"cmp"
+	"errors"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+
+	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
+	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
+	datav1 "github.com/prism-gateway/prism/protos/prism/data/v1"
+	"github.com/prism-gateway/prism/shared/settings"
+)
+
+// Config configures a client.
+type Config struct {
+	// Endpoints are host:port of any proxies, or of replicas of the control plane; at least one.
+	Endpoints []string
+	// Owners, when set, lets data calls go straight to the owners of their namespace. Endpoints are used when it fails
+	// or when no owner answers.
+	Owners Owners
+	// Credentials secure the connections; nil sends plain text.
+	Credentials credentials.TransportCredentials
+	// Attempts is how often one call is tried at most; 0 means 4.
+	Attempts int
+	// MaxBackoff is the longest wait between two attempts; 0 means 2 s.
+	MaxBackoff time.Duration
+	// Options are further options for every connection.
+	Options []grpc.DialOption
+}
+
+// Client calls the data services. It is safe for concurrent use.
+type Client struct {
+	// KeyValue is the key-value service.
+	KeyValue datav1.KeyValueClient
+
+	router *router
+}
+
+// Dial makes a client. It connects when it is first used. The caller closes it.
+func Dial(cfg Config) (*Client, error) {
+	r, err := newRouter(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return &Client{KeyValue: datav1.NewKeyValueClient(r), router: r}, nil
+}
+
+// Close ends the connections and the calls under way.
+func (c *Client) Close() error { return c.router.close() }
+
+// Control calls the control plane. It is safe for concurrent use.
+type Control struct {
+	// Namespaces is the service for teams.
+	Namespaces controlv1.ControlPlaneClient
+	// Admin is the service for operators.
+	Admin adminv1.AdminServiceClient
+
+	router *router
+}
+
+// DialControl makes a client of the control plane; Config.Owners is not used. It connects when it is first used. The
+// caller closes it.
+func DialControl(cfg Config) (*Control, error) {
+	cfg.Owners = nil
+	r, err := newRouter(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return &Control{Namespaces: controlv1.NewControlPlaneClient(r), Admin: adminv1.NewAdminServiceClient(r), router: r}, nil
+}
+
+// Close ends the connections and the calls under way.
+func (c *Control) Close() error { return c.router.close() }
+
+func newRouter(cfg Config) (*router, error) {
+	if len(cfg.Endpoints) == 0 {
+		return nil, errors.New("client: Config.Endpoints is required")
+	}
+	for _, e := range cfg.Endpoints {
+		if err := settings.CheckEndpoint(e); err != nil {
+			return nil, err
+		}
+	}
+	if cfg.Credentials == nil {
+		cfg.Credentials = insecure.NewCredentials()
+	}
+	cfg.Attempts = cmp.Or(cfg.Attempts, 4)
+	cfg.MaxBackoff = cmp.Or(cfg.MaxBackoff, 2*time.Second)
+	r := &router{cfg: cfg, conns: map[string]*grpc.ClientConn{}, budget: newBudget()}
+	if cfg.Owners != nil {
+		r.owners = newOwnerCache(cfg.Owners)
+	}
+	return r, nil
+}

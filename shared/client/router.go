@@ -1,0 +1,166 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+)
+
+// router is a grpc.ClientConnInterface over many endpoints.
+type router struct {
+	cfg    Config
+	owners *ownerCache // nil: any proxy takes any call
+	budget *budget
+	turn   atomic.Uint32 // spreads calls over the endpoints
+
+	// mu guards conns; nil after close.
+	mu    sync.Mutex
+	conns map[string]*grpc.ClientConn
+}
+
+// errClosed is what calls on a closed client get.
+var errClosed = status.Error(codes.Canceled, "the client is closed")
+
+// Invoke does one unary call, on as many endpoints as it takes and as is safe.
+func (r *router) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
+	namespace := namespaceOf(args)
+	endpoints := r.route(ctx, namespace)
+	var err error
+	for attempt := range r.cfg.Attempts {
+		address := endpoints[attempt%len(endpoints)]
+		var sent bool
+		if sent, err = r.try(ctx, address, method, args, reply, opts); err == nil {
+			r.budget.earn()
+			return nil
+		}
+		if moved(err) {
+			r.owners.forget(namespace)
+		}
+		wait, again := repeat(method, args, err, sent)
+		if !again || attempt == r.cfg.Attempts-1 || !r.budget.spend() {
+			return err
+		}
+		if !r.pause(ctx, attempt, len(endpoints), wait) {
+			return err
+		}
+	}
+	return err
+}
+
+// try does one attempt and reports whether the request may have left this process.
+func (r *router) try(ctx context.Context, address, method string, args, reply any, opts []grpc.CallOption) (sent bool, err error) {
+	conn, err := r.conn(address)
+	if err != nil {
+		return false, err
+	}
+	// gRPC fills in the peer once the request has a stream on a connection; without one nothing was sent.
+	var at peer.Peer
+	err = conn.Invoke(ctx, method, args, reply, append(slices.Clone(opts), grpc.Peer(&at))...)
+	return at.Addr != nil, err
+}
+
+// NewStream opens a stream at the first endpoint that takes it. What happens on the stream is the caller's.
+func (r *router) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	var err error
+	// The first message, which names the namespace, is not known yet: any endpoint serves it.
+	for _, address := range r.route(ctx, "") {
+		var conn *grpc.ClientConn
+		if conn, err = r.conn(address); err != nil {
+			return nil, err
+		}
+		var stream grpc.ClientStream
+		if stream, err = conn.NewStream(ctx, desc, method, opts...); err == nil || ctx.Err() != nil {
+			return stream, err
+		}
+	}
+	return nil, err
+}
+
+// route lists where to try, in order: the owners by rank, then the endpoints from the one whose turn it is.
+func (r *router) route(ctx context.Context, namespace string) []string {
+	turn := int(r.turn.Add(1)-1) % len(r.cfg.Endpoints)
+	if r.owners == nil || namespace == "" {
+		return slices.Concat(r.cfg.Endpoints[turn:], r.cfg.Endpoints[:turn])
+	}
+	route := slices.Clone(r.owners.of(ctx, namespace))
+	for i := range r.cfg.Endpoints {
+		if e := r.cfg.Endpoints[(turn+i)%len(r.cfg.Endpoints)]; !slices.Contains(route, e) {
+			route = append(route, e)
+		}
+	}
+	return route
+}
+
+// pause waits before the next attempt and reports whether there is time for one. The first visit to another endpoint is
+// at once, unless the answer asked to wait.
+func (r *router) pause(ctx context.Context, attempt, endpoints int, asked time.Duration) bool {
+	wait := asked
+	if wait == 0 && attempt+1 >= endpoints {
+		wait = min(25*time.Millisecond<<attempt, r.cfg.MaxBackoff)
+	}
+	if wait == 0 {
+		return ctx.Err() == nil
+	}
+	if wait > r.cfg.MaxBackoff {
+		return false // longer than the caller meant to wait
+	}
+	wait = wait/2 + rand.N(wait) // half to one and a half
+	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= wait {
+		return false
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func (r *router) conn(address string) (*grpc.ClientConn, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.conns == nil {
+		return nil, errClosed
+	}
+	if conn, ok := r.conns[address]; ok {
+		return conn, nil
+	}
+	opts := append([]grpc.DialOption{grpc.WithTransportCredentials(r.cfg.Credentials)}, r.cfg.Options...)
+	conn, err := grpc.NewClient("dns:///"+address, opts...)
+	if err != nil {
+		return nil, err
+	}
+	r.conns[address] = conn
+	return conn, nil
+}
+
+func (r *router) close() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var errs []error
+	for conn := range maps.Values(r.conns) {
+		errs = append(errs, conn.Close())
+	}
+	r.conns = nil
+	return errors.Join(errs...)
+}
+
+// namespaceOf returns the namespace that a request names, or nothing.
+func namespaceOf(args any) string {
+	if named, ok := args.(interface{ GetNamespace() string }); ok {
+		return named.GetNamespace()
+	}
+	return ""
+}
