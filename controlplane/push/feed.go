@@ -1,0 +1,424 @@
+package push
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
+
+	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
+
+	"github.com/prism-gateway/prism/controlplane/snapshot"
+	"github.com/prism-gateway/prism/shared/ident"
+	"github.com/prism-gateway/prism/shared/manifest"
+)
+
+// feed is a stream's subscription to one type, and the response to it: what a response holds is decided when it is about
+// to be sent.
+type feed struct {
+	session *session
+	typeURL string
+	request *cache.DeltaRequest // only says the type
+
+	have     map[string]*holding // what is subscribed to
+	gone     []string            // subscribed to and not there, to be told
+	started  bool                // whether there was a request
+	inFlight string              // nonce of the response that waits for its acknowledgement
+	ends     []end               // what that response completes
+
+	// Guarded by session.mu.
+	responses chan cache.DeltaResponse
+	armed     bool                // a response may be queued
+	queued    bool                // a response is queued
+	must      bool                // answer although there is nothing
+	dirty     map[string]struct{} // what has to be looked at
+}
+
+// holding is what the stream has of one collection.
+type holding struct {
+	manifest *manifest.Manifest
+	shared   ident.Hash // for a partition: the shared root it was told with
+	complete bool       // the last that was sent was the sentinel of this state
+	full     bool       // everything is being sent anew
+	version  string     // of the assignment, which is no collection
+}
+
+// end is a collection's new state, which a response completes.
+type end struct {
+	cell     cell
+	shared   ident.Hash
+	manifest *manifest.Manifest
+}
+
+func newFeed(s *session, typeURL string) *feed {
+	return &feed{
+		session: s, typeURL: typeURL, request: &cache.DeltaRequest{TypeUrl: typeURL},
+		have: map[string]*holding{},
+	}
+}
+
+func (f *feed) label() string {
+	switch f.typeURL {
+	case AssignmentType:
+		return "assignment"
+	case SharedType:
+		return "shared"
+	case NamespaceType:
+		return "namespace"
+	}
+	return "unknown"
+}
+
+// wake says that what the feed has of name may be old.
+func (f *feed) wake(name string) {
+	f.session.mu.Lock()
+	defer f.session.mu.Unlock()
+	f.markLocked(name)
+	f.sendLocked()
+}
+
+func (f *feed) markLocked(name string) {
+	if f.dirty == nil {
+		f.dirty = map[string]struct{}{}
+	}
+	f.dirty[name] = struct{}{}
+}
+
+// sendLocked queues a response when there is something to say and nothing in its way.
+func (f *feed) sendLocked() {
+	if f.armed && !f.queued && (f.must || len(f.dirty) > 0) {
+		f.queued = true
+		f.responses <- f
+	}
+}
+
+// disarm is called before the next request and before the channel is closed.
+func (f *feed) disarm() {
+	f.session.mu.Lock()
+	defer f.session.mu.Unlock()
+	f.armed = false
+}
+
+// acknowledge takes what a request says of the response before.
+func (f *feed) acknowledge(request *cache.DeltaRequest) {
+	if request.GetResponseNonce() == "" || request.GetResponseNonce() != f.inFlight {
+		return
+	}
+	f.inFlight = ""
+	s := f.session
+	rejections, whole := rejectionsOf(request.GetErrorDetail(), f.typeURL)
+	if request.GetErrorDetail() != nil {
+		s.server.metrics.nacks.WithLabelValues(f.label()).Inc()
+		s.server.log.Warn("a proxy refuses configuration",
+			"proxy", s.node, "type", f.label(), "resources", len(rejections), "reason", request.GetErrorDetail().GetMessage())
+	}
+	s.server.tracker.answered(s, s.node, f.ends, f.rejected(rejections), whole)
+	f.ends = nil
+}
+
+// rejected sorts rejections by the collections they belong to.
+func (f *feed) rejected(rejections []*configv1.Rejection) map[cell][]*configv1.Rejection {
+	if len(rejections) == 0 {
+		return nil
+	}
+	by := map[cell][]*configv1.Rejection{}
+	for _, r := range rejections {
+		c := sharedCell
+		if f.typeURL == NamespaceType {
+			name := strings.TrimPrefix(r.GetResource(), snapshot.NamespacePrefix)
+			c = cell(ident.PartitionOf(name, f.session.server.shown.Load().tree.Partitions()))
+			if p, err := ident.ParsePartition(r.GetResource()); err == nil {
+				c = cell(p)
+			}
+		}
+		by[c] = append(by[c], r)
+	}
+	return by
+}
+
+// subscribe takes what a request wants and no longer wants. A name that is in both, or is wanted already, is sent anew.
+func (f *feed) subscribe(request *cache.DeltaRequest) {
+	var initial map[string]string
+	if !f.started {
+		initial = request.GetInitialResourceVersions()
+		if root, ok := initial[sharedName]; ok && f.typeURL == SharedType {
+			f.session.claim, f.session.claimed = parseRoot(root)
+		}
+	}
+	for _, name := range request.GetResourceNamesUnsubscribe() {
+		f.drop(name)
+	}
+	names := request.GetResourceNamesSubscribe()
+	members := f.members(initial)
+	for _, name := range names {
+		f.add(name, initial, members)
+	}
+	f.session.mu.Lock()
+	defer f.session.mu.Unlock()
+	f.must = f.must || !f.started || len(names) > 0
+	f.started = true
+}
+
+func (f *feed) drop(name string) {
+	if _, ok := f.have[name]; !ok {
+		return
+	}
+	delete(f.have, name)
+	s := f.session
+	s.server.mu.Lock()
+	defer s.server.mu.Unlock()
+	switch f.typeURL {
+	case AssignmentType:
+		delete(s.server.assigned, s)
+	case SharedType:
+		delete(s.server.shared, s)
+	case NamespaceType:
+		p, err := ident.ParsePartition(name)
+		if err != nil {
+			return // such a name is never held
+		}
+		s.server.dropLocked(s, p)
+		s.server.tracker.dropped(s, s.node, cell(p))
+	}
+}
+
+// add subscribes to a name. initial is what the proxy came with, members the part of it that is single resources.
+func (f *feed) add(name string, initial map[string]string, members map[string][]manifest.Entry) {
+	s := f.session
+	known := false
+	var partition ident.Partition
+	switch f.typeURL {
+	case AssignmentType:
+		known = name == fleetName
+	case SharedType:
+		known = name == sharedName
+	case NamespaceType:
+		p, err := ident.ParsePartition(name)
+		known = err == nil && uint32(p) < s.server.shown.Load().tree.Partitions()
+		partition = p
+	}
+	if !known {
+		f.gone = append(f.gone, name)
+		return
+	}
+	f.have[name] = f.resume(name, initial, members[name])
+	s.server.mu.Lock()
+	switch f.typeURL {
+	case AssignmentType:
+		s.server.assigned[s] = struct{}{}
+	case SharedType:
+		s.server.shared[s] = struct{}{}
+	case NamespaceType:
+		if s.server.partitions[partition] == nil {
+			s.server.partitions[partition] = map[*session]struct{}{}
+		}
+		s.server.partitions[partition][s] = struct{}{}
+	}
+	s.server.mu.Unlock()
+	s.mu.Lock()
+	f.markLocked(name)
+	s.mu.Unlock()
+}
+
+// resume says what the proxy came with of a collection: the state of a root, or single resources, or nothing that is
+// known here, so that all is sent and what is not sent is gone.
+func (f *feed) resume(name string, initial map[string]string, members []manifest.Entry) *holding {
+	if f.typeURL == AssignmentType {
+		return &holding{version: initial[name]}
+	}
+	if version, ok := initial[name]; ok {
+		if root, ok := parseRoot(version); ok {
+			now, _ := f.target(name)
+			if m, ok := f.session.server.manifestOf(f.session.ctx, now, root); ok {
+				h := &holding{manifest: m, complete: f.typeURL == SharedType || f.session.claimed, shared: f.session.claim}
+				if f.typeURL == SharedType {
+					h.shared = ident.Hash{}
+				}
+				f.session.server.tracker.resumed(f.session, f.session.node, end{cell: cellOf(name), manifest: m, shared: h.shared})
+				return h
+			}
+		}
+	}
+	if m, err := manifest.New(members); err == nil && len(members) > 0 {
+		return &holding{manifest: m}
+	}
+	return &holding{manifest: manifest.Empty, full: true}
+}
+
+// members sorts the single resources that the proxy came with by collection.
+func (f *feed) members(initial map[string]string) map[string][]manifest.Entry {
+	var by map[string][]manifest.Entry
+	for name, version := range initial {
+		collection := sharedName
+		if namespace, ok := strings.CutPrefix(name, snapshot.NamespacePrefix); ok {
+			collection = ident.PartitionOf(namespace, f.session.server.shown.Load().tree.Partitions()).String()
+		}
+		hash, err := ident.ParseHash(version)
+		if err != nil || hash.IsZero() || !strings.Contains(name, "/") || strings.HasPrefix(name, "p/") {
+			continue
+		}
+		if by == nil {
+			by = map[string][]manifest.Entry{}
+		}
+		by[collection] = append(by[collection], manifest.Entry{Name: name, Hash: hash})
+	}
+	return by
+}
+
+func parseRoot(version string) (ident.Hash, bool) {
+	root, err := ident.ParseHash(version)
+	return root, err == nil
+}
+
+// target is the state that the proxy is to have of a collection, and the snapshot it belongs to; nil is none yet.
+func (f *feed) target(name string) (*snapshot.Collection, *snapshot.Tree) {
+	s := f.session
+	if f.typeURL == SharedType {
+		tree := s.server.shown.Load().tree
+		return tree.Shared(), tree
+	}
+	p, err := ident.ParsePartition(name)
+	tree := s.server.view(s.node, p)
+	if err != nil || tree == nil {
+		return nil, nil
+	}
+	return tree.Collection(p), tree
+}
+
+// GetDeltaDiscoveryResponse makes the response, from the newest state there is.
+func (f *feed) GetDeltaDiscoveryResponse() (*discoveryv3.DeltaDiscoveryResponse, error) {
+	f.session.mu.Lock()
+	f.queued, f.armed, f.must = false, false, false
+	names := sortedNames(f.dirty)
+	f.dirty = nil
+	f.session.mu.Unlock()
+
+	p := &page{response: &discoveryv3.DeltaDiscoveryResponse{TypeUrl: f.typeURL, RemovedResources: f.gone}}
+	f.gone = nil
+	for i, name := range names {
+		done, err := f.fill(p, name)
+		if err != nil {
+			return nil, err
+		}
+		if !done {
+			f.session.mu.Lock()
+			for _, rest := range names[i:] {
+				f.markLocked(rest)
+			}
+			f.session.mu.Unlock()
+			break
+		}
+	}
+	f.ends = p.ends
+	return p.response, nil
+}
+
+// page is a response being made.
+type page struct {
+	response *discoveryv3.DeltaDiscoveryResponse
+	bytes    int
+	ends     []end
+}
+
+// fill adds to a page what the stream lacks of name, and reports whether that was all.
+func (f *feed) fill(p *page, name string) (bool, error) {
+	h, ok := f.have[name]
+	if !ok {
+		return true, nil // no longer wanted
+	}
+	if f.typeURL == AssignmentType {
+		if a := f.session.server.assignment.Load(); a != nil && a.GetVersion() != h.version {
+			p.response.Resources = append(p.response.Resources, a)
+			h.version = a.GetVersion()
+		}
+		return true, nil
+	}
+	collection, tree := f.target(name)
+	if collection == nil {
+		return true, nil
+	}
+	var shared ident.Hash
+	if f.typeURL == NamespaceType {
+		shared = tree.Shared().Root()
+	}
+	d, err := f.session.server.diffs.get(h.manifest, collection, name, f.typeURL)
+	if err != nil {
+		return false, err
+	}
+	if d.empty() && h.complete && h.shared == shared {
+		return true, nil
+	}
+	sent := 0
+	for sent < len(d.set) && (p.bytes == 0 || p.bytes+d.sizes[sent] <= pageBytes) {
+		p.bytes += d.sizes[sent]
+		sent++
+	}
+	if sent == 0 && p.bytes >= pageBytes-sentinelBytes {
+		return false, nil
+	}
+	p.response.Resources = append(p.response.Resources, d.set[:sent]...)
+	p.response.RemovedResources = append(p.response.RemovedResources, d.removed...)
+	for _, gone := range d.removed {
+		p.bytes += len(gone) + 4
+	}
+	if sent < len(d.set) {
+		return false, f.hold(h, d, sent)
+	}
+	root := collection.Root()
+	sentinel, err := sentinelResource(name, &configv1.Sentinel{
+		Root:            root.Bytes(),
+		SharedRoot:      shared.Bytes(),
+		SnapshotVersion: tree.Version(),
+		StoreRevision:   f.session.server.shown.Load().revision,
+		Count:           uint32(collection.Len()),
+		Full:            h.full,
+	}, root)
+	if err != nil {
+		return false, err
+	}
+	p.response.Resources = append(p.response.Resources, sentinel)
+	p.bytes += sentinelBytes
+	p.ends = append(p.ends, end{cell: cellOf(name), manifest: collection.Manifest(), shared: shared})
+	*h = holding{manifest: collection.Manifest(), shared: shared, complete: true}
+	return true, nil
+}
+
+// sentinelBytes is about what a sentinel takes on the wire.
+const sentinelBytes = 512
+
+// hold notes that only the first resources of a difference were sent, and all that it removes.
+func (f *feed) hold(h *holding, d *difference, sent int) error {
+	changes := make(map[string]ident.Hash, sent+len(d.removed))
+	for i, r := range d.set[:sent] {
+		changes[r.GetName()] = d.hashes[i]
+	}
+	for _, name := range d.removed {
+		changes[name] = ident.Hash{}
+	}
+	m, err := h.manifest.With(changes)
+	if err != nil {
+		return fmt.Errorf("a page's state: %w", err)
+	}
+	h.manifest, h.complete = m, false
+	return nil
+}
+
+// GetDeltaRequest says the type that the response is of.
+func (f *feed) GetDeltaRequest() *cache.DeltaRequest { return f.request }
+
+// GetReturnedResources is for caches that keep a stream's state in the server; it must not be nil.
+func (f *feed) GetReturnedResources() map[string]string { return map[string]string{} }
+
+// GetNextVersionMap is the older name of GetReturnedResources.
+func (f *feed) GetNextVersionMap() map[string]string { return f.GetReturnedResources() }
+
+// GetResponseVersion is for debugging.
+func (f *feed) GetResponseVersion() string { return "" }
+
+// GetSystemVersion is the older name of GetResponseVersion.
+func (f *feed) GetSystemVersion() (string, error) { return "", nil }
+
+// GetContext is the stream's.
+func (f *feed) GetContext() context.Context { return f.session.ctx }

@@ -1,0 +1,201 @@
+package push
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/server/delta/v3"
+
+	"github.com/prism-gateway/prism/shared/ident"
+)
+
+// What a proxy tells of itself in its node's metadata.
+const (
+	revisionKey = "prism.store_revision" // the highest that it was sent, in decimal
+	buildKey    = "prism.build"
+)
+
+// session is one stream. The xDS server runs it in one goroutine, which calls CreateDeltaWatch for each request, the
+// methods of feed for each response, and Send; fields without another word belong to that goroutine.
+type session struct {
+	discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
+
+	server *Server
+	ctx    context.Context
+	node   string
+	build  string
+	first  *discoveryv3.DeltaDiscoveryRequest // was read to see who comes; Recv returns it once
+
+	assignment, shared, namespaces *feed
+	unknown                        map[string]*feed // feeds of types that this build does not know, by type
+
+	claim   ident.Hash // the shared root that the proxy came with
+	claimed bool
+
+	mu sync.Mutex // guards what feeds say it does
+}
+
+// DeltaAggregatedResources serves one proxy until its stream ends.
+func (s *Server) DeltaAggregatedResources(stream discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+	if err := s.enter(); err != nil {
+		return err
+	}
+	first, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(stream.Context())
+	defer cancel(nil)
+	defer context.AfterFunc(s.closing, func() { cancel(context.Cause(s.closing)) })()
+	session, err := s.newSession(ctx, stream, first)
+	if err != nil {
+		return err
+	}
+	if err := s.catchUp(ctx, first.GetNode()); err != nil {
+		return err
+	}
+	s.metrics.streams.Inc()
+	s.tracker.open(session, session.node, session.build)
+	defer func() {
+		s.leave(session)
+		s.tracker.closed(session, session.node)
+		s.metrics.streams.Dec()
+	}()
+	err = delta.NewServer(ctx, session, nil, delta.DeactivateLegacyWildcard()).DeltaStreamHandler(session, resource.AnyType)
+	if s.closing.Err() != nil {
+		return context.Cause(s.closing)
+	}
+	return err
+}
+
+func (s *Server) newSession(ctx context.Context, stream discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer, first *discoveryv3.DeltaDiscoveryRequest) (*session, error) {
+	id := first.GetNode().GetId()
+	if id == "" {
+		return nil, errNoNode
+	}
+	session := &session{
+		AggregatedDiscoveryService_DeltaAggregatedResourcesServer: stream,
+
+		server: s, ctx: ctx, node: id, first: first,
+		build:   first.GetNode().GetMetadata().GetFields()[buildKey].GetStringValue(),
+		unknown: map[string]*feed{},
+	}
+	session.assignment = newFeed(session, AssignmentType)
+	session.shared = newFeed(session, SharedType)
+	session.namespaces = newFeed(session, NamespaceType)
+	return session, nil
+}
+
+// leave forgets a session whose stream has ended.
+func (s *Server) leave(session *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.assigned, session)
+	delete(s.shared, session)
+	for name := range session.namespaces.have {
+		if p, err := ident.ParsePartition(name); err == nil {
+			s.dropLocked(session, p)
+		}
+	}
+}
+
+func (s *Server) dropLocked(session *session, p ident.Partition) {
+	delete(s.partitions[p], session)
+	if len(s.partitions[p]) == 0 {
+		delete(s.partitions, p)
+	}
+}
+
+// Recv returns the next request.
+func (s *session) Recv() (*discoveryv3.DeltaDiscoveryRequest, error) {
+	if first := s.first; first != nil {
+		s.first = nil
+		return first, nil
+	}
+	return s.AggregatedDiscoveryService_DeltaAggregatedResourcesServer.Recv()
+}
+
+// Send notes what goes out, then sends it.
+func (s *session) Send(response *discoveryv3.DeltaDiscoveryResponse) error {
+	f := s.feed(response.GetTypeUrl())
+	f.inFlight = response.GetNonce()
+	s.server.tracker.sent(s, s.node, f.ends)
+	s.server.metrics.responses.WithLabelValues(f.label()).Inc()
+	s.server.metrics.resources.WithLabelValues(f.label()).Add(float64(len(response.GetResources())))
+	return s.AggregatedDiscoveryService_DeltaAggregatedResourcesServer.Send(response)
+}
+
+// feed returns the session's feed of a type.
+func (s *session) feed(typeURL string) *feed {
+	switch typeURL {
+	case AssignmentType:
+		return s.assignment
+	case SharedType:
+		return s.shared
+	case NamespaceType:
+		return s.namespaces
+	}
+	f, ok := s.unknown[typeURL]
+	if !ok {
+		f = newFeed(s, typeURL)
+		s.unknown[typeURL] = f
+	}
+	return f
+}
+
+// CreateDeltaWatch takes a request. The response is queued at once when there is one, else when a publication wakes the
+// feed. At most one response of a feed is queued, so that the stream's channel, which has room for 22, cannot fill:
+// feeds of unknown types queue only here, when the channel is drained of them.
+func (s *session) CreateDeltaWatch(request *cache.DeltaRequest, _ cache.Subscription, responses chan cache.DeltaResponse) (func(), error) {
+	f := s.feed(request.GetTypeUrl())
+	f.acknowledge(request)
+	f.subscribe(request)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f.responses = responses
+	f.armed = f.inFlight == "" // else its acknowledgement will be the next request
+	f.sendLocked()
+	return f.disarm, nil
+}
+
+// CreateWatch is for state of the world, which is not served here.
+func (s *session) CreateWatch(*cache.Request, cache.Subscription, chan cache.Response) (func(), error) {
+	return nil, errNotServed
+}
+
+// catchUp waits until this replica knows all that the proxy has seen, so that no proxy is taken back to older state.
+func (s *Server) catchUp(ctx context.Context, node *corev3.Node) error {
+	seen := seenRevision(node)
+	if s.store.Revision() < seen {
+		patience := time.NewTimer(s.patience)
+		defer patience.Stop()
+		look := time.NewTicker(20 * time.Millisecond)
+		defer look.Stop()
+		for s.store.Revision() < seen {
+			select {
+			case <-look.C:
+			case <-patience.C:
+				return errBehind
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+	}
+	s.publish() // Run may not have come to it yet
+	return nil
+}
+
+func sortedNames[V any](m map[string]V) []string {
+	names := make([]string, 0, len(m))
+	for name := range m {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
