@@ -1,0 +1,116 @@
+package admission
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
+	"github.com/prism-gateway/prism/shared/catalog"
+	"github.com/prism-gateway/prism/shared/fault"
+	"github.com/prism-gateway/prism/shared/strictyaml"
+)
+
+// backendRules are the rules between the fields of a backend.
+var backendRules = []struct {
+	id    string
+	check func(*configv1.Backend, catalog.BackendType, report)
+}{
+	{"backend.endpoints", backendEndpoints},
+	{"backend.config", backendConfig},
+	{"backend.credential_path", backendCredentialPath},
+	{"backend.capacity", backendCapacity},
+}
+
+// ValidateBackend holds a backend against every rule, as Validate does a request.
+func ValidateBackend(b *configv1.Backend) []fault.Violation {
+	found := FieldRules(b)
+	t, ok := catalog.Type(b.GetType())
+	if !ok {
+		return append(found, fault.Violation{Field: "type", Rule: "backend.type",
+			Text: fmt.Sprintf("unknown backend type %q%s", clip(b.GetType()), strictyaml.Suggest(b.GetType(), backendTypes()))})
+	}
+	for _, r := range backendRules {
+		r.check(b, t, func(field, format string, args ...any) {
+			found = append(found, fault.Violation{Field: field, Rule: r.id, Text: fmt.Sprintf(format, args...)})
+		})
+	}
+	return found
+}
+
+// BackendNotOffered returns what a well-formed backend asks for and this build cannot do.
+func BackendNotOffered(b *configv1.Backend) []fault.Violation {
+	var found []fault.Violation
+	if t, ok := catalog.Type(b.GetType()); ok && !t.Offered {
+		found = append(found, fault.Violation{Field: "type", Rule: "offered.backend_type",
+			Text: fmt.Sprintf("this build has no driver for %s yet", t.Name)})
+	}
+	if b.GetCredentialPath() != "" {
+		found = append(found, fault.Violation{Field: "credential_path", Rule: "offered.backend_credential",
+			Text: "this build fetches no credentials yet"})
+	}
+	return found
+}
+
+func backendEndpoints(b *configv1.Backend, t catalog.BackendType, report report) {
+	switch {
+	case t.Address == catalog.NoAddress && len(b.GetEndpoints()) > 0:
+		report("endpoints", "a %s backend lives in the proxy and has no endpoints; leave them out", t.Name)
+		return
+	case t.NeedsEndpoint && len(b.GetEndpoints()) == 0:
+		report("endpoints", "a %s backend needs at least one: %s", t.Name, addressForm(t))
+	case t.Address == catalog.FileAddress && len(b.GetEndpoints()) > 1:
+		report("endpoints", "a %s backend is one file, not %d", t.Name, len(b.GetEndpoints()))
+	}
+	for i, e := range b.GetEndpoints() {
+		at := "endpoints[" + strconv.Itoa(i) + "]"
+		switch {
+		case strings.Contains(e, "://") || userInfo.MatchString(e):
+			report(at, "want %s, not a URL, so that no credential can hide in it", addressForm(t))
+		case t.Address == catalog.HostPort && !hostPort(e):
+			report(at, "%q: want %s", clip(e), addressForm(t))
+		case t.Address == catalog.FileAddress && (strings.ContainsAny(e, "?#\x00") || strings.HasPrefix(e, ":") || strings.HasPrefix(e, "file:")):
+			report(at, "%q: want %s", clip(e), addressForm(t))
+		}
+	}
+}
+
+func addressForm(t catalog.BackendType) string {
+	if t.Address == catalog.FileAddress {
+		return "the path of a file, such as /var/lib/prism/data.db"
+	}
+	return "host:port, such as store.example.org:6379"
+}
+
+func backendConfig(b *configv1.Backend, t catalog.BackendType, report report) {
+	for _, key := range slices.Sorted(maps.Keys(b.GetConfig())) {
+		at := "config[" + strconv.Quote(key) + "]"
+		if why := holdsCredential(key, b.GetConfig()[key]); why != "" {
+			report(at, "%s; %s", why, keepElsewhere)
+			continue
+		}
+		if t.Offered && !slices.Contains(t.Settings, key) {
+			if len(t.Settings) == 0 {
+				report(at, "a %s backend takes no settings", t.Name)
+				continue
+			}
+			report(at, "a %s backend has no such setting%s", t.Name, strictyaml.Suggest(key, t.Settings))
+		}
+	}
+}
+
+func backendCredentialPath(b *configv1.Backend, _ catalog.BackendType, report report) {
+	if path := b.GetCredentialPath(); path != "" && !credentialPath(path) {
+		report("credential_path", "want the place where the credential is kept, such as vault://database/creds/orders (%s://…), never the credential itself", strings.Join(schemes, "://…, "))
+	}
+}
+
+func backendCapacity(b *configv1.Backend, _ catalog.BackendType, report report) {
+	if size := b.GetCapacity().GetDataSize(); wellFormedSize.MatchString(size) {
+		if _, err := ParseSize(size); err != nil {
+			report("capacity.data_size", "%s", err)
+		}
+	}
+}
