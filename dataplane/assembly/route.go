@@ -1,0 +1,164 @@
+package assembly
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/prism-gateway/prism/dataplane/driver"
+	"github.com/prism-gateway/prism/dataplane/limit"
+	"github.com/prism-gateway/prism/dataplane/pattern/keyvalue"
+	"github.com/prism-gateway/prism/dataplane/routing"
+	"github.com/prism-gateway/prism/dataplane/subscribe"
+	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
+	"github.com/prism-gateway/prism/shared/catalog"
+	"github.com/prism-gateway/prism/shared/ident"
+)
+
+const keyValueType = "keyvalue"
+
+// refusal is why a resource cannot be used, and where.
+type refusal struct{ field, reason string }
+
+func refuse(field, format string, args ...any) *refusal {
+	return &refusal{field: field, reason: fmt.Sprintf(format, args...)}
+}
+
+// route makes the route of a namespace. What it opened is closed again when it is refused.
+func (c *change) route(name string, o subscribe.Object, shared map[string]subscribe.Object, old *routing.Route, n ident.Partition) (*routing.Route, *refusal) {
+	m := &configv1.NamespaceConfig{}
+	if err := proto.Unmarshal(o.Data, m); err != nil {
+		return nil, refuse("", "the bytes are not a NamespaceConfig")
+	}
+	switch {
+	case m.GetNamespace() != name:
+		return nil, refuse("namespace", "is %q in a resource of another name", m.GetNamespace())
+	case m.GetStoragePrefix() == "":
+		return nil, refuse("storage_prefix", "is empty: the keys of namespaces would mix")
+	case len(m.GetPatterns()) == 0:
+		return nil, refuse("patterns", "is empty")
+	}
+	version := o.Hash.String()
+	r := &routing.Route{
+		Namespace: name, Version: version, Header: map[string][]string{VersionHeader: {version}},
+		Draining: m.GetDraining(), SingleOwner: m.GetSingleOwner(),
+		DefaultDeadline: m.GetLimits().GetDefaultDeadline().AsDuration(), MaxDeadline: m.GetLimits().GetMaxDeadline().AsDuration(),
+		Rate: m.GetLimits().GetRps(), Concurrency: m.GetLimits().GetConcurrency(),
+		Config: routing.Origin{Name: namespaceName + name, Hash: o.Hash},
+	}
+	for i, p := range m.GetPatterns() {
+		if refused := c.pattern(r, m, p, fmt.Sprintf("patterns[%d]", i), shared); refused != nil {
+			for _, used := range r.Uses {
+				used.Release()
+			}
+			return nil, refused
+		}
+	}
+	if old != nil {
+		r.Limits = old.Limits
+		r.Limits.SetBounds(bounds(r, c.fleet.OwnerCount(n)))
+	} else {
+		r.Limits = limit.New(bounds(r, c.fleet.OwnerCount(n)))
+	}
+	return r, nil
+}
+
+func (c *change) pattern(r *routing.Route, m *configv1.NamespaceConfig, p *configv1.PatternConfig, path string, shared map[string]subscribe.Object) *refusal {
+	known, ok := catalog.PatternByType(p.GetType())
+	if !ok || p.GetType() != keyValueType {
+		return refuse(path+".type", "this build does not run the pattern %q", p.GetType())
+	}
+	if !slices.Contains(known.Versions, p.GetVersion()) {
+		return refuse(path+".version", "this build does not run version %q of %s, only %v", p.GetVersion(), p.GetType(), known.Versions)
+	}
+	if r.KeyValue != nil {
+		return refuse(path+".type", "a namespace has one pattern keyvalue, and this is the second")
+	}
+	if len(p.GetBindings()) != 1 {
+		return refuse(path+".bindings", "%d backends are bound, want 1", len(p.GetBindings()))
+	}
+	at, binding := path+".bindings[0]", p.GetBindings()[0]
+	resource := backendName + binding.GetBackend()
+	object, ok := shared[resource]
+	if !ok {
+		return refuse(at+".backend", "there is no backend %q in the shared set of this partition", binding.GetBackend())
+	}
+	backend, err := c.backend(binding.GetBackend(), object)
+	if err != nil {
+		return refuse(at+".backend", "%v", err)
+	}
+	if binding.GetCredentialPath() != "" || backend.CredentialPath != "" {
+		return refuse(at+".credential_path", "this build has no source of credentials")
+	}
+	d, ok := c.assembler.cfg.Pools.Driver(backend.Type)
+	if !ok {
+		return refuse(at+".backend", "no driver for %s in this build", backend.Type)
+	}
+	for i, name := range p.GetInterfaces() {
+		if !slices.Contains(d.Interfaces(), name) {
+			return refuse(fmt.Sprintf("%s.interfaces[%d]", path, i), "the driver for %s does not offer %s", backend.Type, name)
+		}
+	}
+	opened, err := c.assembler.cfg.Pools.Acquire(*backend)
+	if err != nil {
+		return refuse(at+".backend", "backend %q cannot be opened: %s", binding.GetBackend(), publicText(err))
+	}
+	r.Uses = append(r.Uses, opened)
+	r.Backends = append(r.Backends, routing.Origin{Name: resource, Hash: object.Hash})
+	store, err := keyvalue.New(keyvalue.Config{
+		Namespace: m.GetNamespace(), Space: driver.Space(m.GetStoragePrefix()), Instance: opened.Instance(),
+		Interfaces: p.GetInterfaces(), Consistency: consistencyOf(p.GetConsistency()), DefaultTTL: p.GetDefaultTtl().AsDuration(),
+		MaxValueBytes: maxValue(p.GetMaxValueBytes(), backend.Type), Now: c.assembler.cfg.Now,
+	})
+	if err != nil {
+		return refuse(path, "%v", err)
+	}
+	r.KeyValue, r.Traits = store, traitsOf(backend.Type)
+	return nil
+}
+
+// publicText is what a driver says of its configuration: its own message and that of the cause.
+func publicText(err error) string {
+	if cause := errors.Unwrap(err); cause != nil && cause.Error() != err.Error() {
+		return err.Error() + ": " + cause.Error()
+	}
+	return err.Error()
+}
+
+// traitsOf is what a caller ought to know of a kind of backend, without its name.
+func traitsOf(backendType string) routing.Traits {
+	t, _ := catalog.Type(backendType)
+	traits := routing.Traits{TTLGranularity: t.TTLGranularity, Durability: strings.ToLower(strings.TrimPrefix(t.Durability.String(), "DURABILITY_"))}
+	if t.SingleProcess {
+		traits.Notes = append(traits.Notes, "The data lives in one proxy and dies with it.")
+	}
+	if t.SingleMachine {
+		traits.Notes = append(traits.Notes, "The data lives on one machine.")
+	}
+	return traits
+}
+
+func consistencyOf(c configv1.Consistency) keyvalue.Consistency {
+	switch c {
+	case configv1.Consistency_CONSISTENCY_EVENTUAL:
+		return keyvalue.Eventual
+	case configv1.Consistency_CONSISTENCY_READ_YOUR_WRITES:
+		return keyvalue.ReadYourWrites
+	}
+	return keyvalue.Strong
+}
+
+// maxValue is the smaller of what the namespace and its backend allow.
+func maxValue(asked uint64, backendType string) uint64 {
+	most := uint64(1 << 20)
+	if t, ok := catalog.Type(backendType); ok && t.MaxValueBytes > 0 {
+		most = t.MaxValueBytes
+	}
+	if asked == 0 {
+		return most
+	}
+	return min(asked, most)
+}

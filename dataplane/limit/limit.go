@@ -1,0 +1,76 @@
+// Package limit bounds what one namespace may ask of one proxy: calls per second and calls at once.
+package limit
+
+import (
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/prism-gateway/prism/shared/fault"
+)
+
+// retryBusy is how long a caller is told to wait when too many calls are under way.
+const retryBusy = 10 * time.Millisecond
+
+// Bounds are the limits of a namespace on one proxy.
+type Bounds struct {
+	// Rate is in calls per second; 0 means without bound. Up to one second's calls may come at once.
+	Rate float64
+	// Concurrency is how many calls may be under way; 0 means without bound.
+	Concurrency int64
+}
+
+// Limiter enforces the bounds of one namespace. It outlives changes of its bounds, so that a change of configuration
+// gives nobody a fresh allowance. Its methods may be called concurrently.
+type Limiter struct {
+	rate     atomic.Pointer[rate.Limiter] // nil: without bound
+	most     atomic.Int64
+	underway atomic.Int64
+}
+
+// New makes a limiter.
+func New(b Bounds) *Limiter {
+	l := &Limiter{}
+	l.SetBounds(b)
+	return l
+}
+
+// SetBounds replaces the bounds; calls under way go on.
+func (l *Limiter) SetBounds(b Bounds) {
+	l.most.Store(b.Concurrency)
+	burst := max(1, int(b.Rate))
+	switch current := l.rate.Load(); {
+	case b.Rate <= 0:
+		l.rate.Store(nil)
+	case current == nil:
+		l.rate.Store(rate.NewLimiter(rate.Limit(b.Rate), burst))
+	default:
+		current.SetLimit(rate.Limit(b.Rate))
+		current.SetBurst(burst)
+	}
+}
+
+// Begin admits a call or says when to come again. Who was admitted calls End once.
+func (l *Limiter) Begin() error {
+	if now, most := l.underway.Add(1), l.most.Load(); most > 0 && now > most {
+		l.underway.Add(-1)
+		return fault.New(fault.Exhausted, fault.Bulkhead, "too many calls of this namespace are under way").
+			WithOutcome(fault.NotApplied).WithRetry(retryBusy)
+	}
+	if bucket := l.rate.Load(); bucket != nil && !bucket.Allow() {
+		l.underway.Add(-1)
+		r := bucket.Reserve()
+		wait := r.Delay()
+		r.Cancel()
+		return fault.New(fault.Exhausted, fault.Rate, "the namespace's calls per second are used up").
+			WithOutcome(fault.NotApplied).WithRetry(max(wait, time.Millisecond))
+	}
+	return nil
+}
+
+// End ends a call that was admitted.
+func (l *Limiter) End() { l.underway.Add(-1) }
+
+// Underway is how many calls are under way.
+func (l *Limiter) Underway() int64 { return l.underway.Load() }
