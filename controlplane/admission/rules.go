@@ -69,6 +69,9 @@ func patternTypes() []string {
 func patternVersion(req *configv1.NamespaceRequest, report report) {
 	for _, p := range parts(req) {
 		known, ok := catalog.PatternByType(p.pattern.GetType())
+		if !wellFormedVersion.MatchString(p.pattern.GetVersion()) {
+			continue // the field's own rule tells
+		}
 		if _, found := ResolveVersion(known.Versions, p.pattern.GetVersion()); ok && !found {
 			report(p.at+"version", "no version of %s is in %q; there is %s", known.Type, p.pattern.GetVersion(), strings.Join(known.Versions, ", "))
 		}
@@ -342,6 +345,8 @@ func sizes(req *configv1.NamespaceRequest, report report) {
 		}
 	}
 }
+
+var wellFormedVersion = regexp.MustCompile(`^([0-9]{1,4}(\.([0-9]{1,4}|x)){0,2})?$`)
 
 var wellFormedSize = regexp.MustCompile(`^[0-9]{1,15}(B|KiB|MiB|GiB|TiB)$`)
 

@@ -66,8 +66,13 @@ func explain(v *protovalidate.Violation) string {
 	switch v.Proto.GetRuleId() {
 	case "string.pattern":
 		if shape, ok := shapes[v.RuleValue.String()]; ok {
+			if v.FieldValue.String() == "" {
+				return "is missing; " + shape
+			}
 			return fmt.Sprintf("%q: %s", clip(v.FieldValue.String()), shape)
 		}
+	case "repeated.unique":
+		return "has an entry twice; each may stand there once"
 	case "string.max_len":
 		return fmt.Sprintf("has more than %d characters", v.RuleValue.Uint())
 	case "duration.gte_lte":

@@ -7,11 +7,13 @@ package admission
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf16"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/proto"
@@ -148,12 +150,12 @@ func parse[M proto.Message](name string, data []byte, key, noun string, fresh fu
 	if len(data) > MaxFileBytes {
 		return fail(1, 1, "the file has %d bytes; at most %d are read, so split it", len(data), MaxFileBytes)
 	}
-	if at := invalidUTF8(data); at >= 0 {
+	if at, why := unreadable(data); at >= 0 {
 		line := 1 + bytes.Count(data[:at], []byte("\n"))
 		column := 1 + utf8.RuneCount(data[bytes.LastIndexByte(data[:at], '\n')+1:at])
-		return fail(line, column, "byte 0x%02x is not UTF-8; save the file as UTF-8", data[at])
+		return fail(line, column, why, data[at])
 	}
-	sources, err := strictyaml.Parse(name, data)
+	sources, err := strictyaml.Parse(name, plainJSON(data))
 	if err != nil {
 		return nil, problems(name, data, err)
 	}
@@ -188,19 +190,60 @@ func parse[M proto.Message](name string, data []byte, key, noun string, fresh fu
 	return docs, nil
 }
 
-func invalidUTF8(data []byte) int {
+// unreadable finds the first byte that no YAML file may have.
+func unreadable(data []byte) (at int, why string) {
 	for i := 0; i < len(data); {
-		if data[i] < utf8.RuneSelf {
-			i++
-			continue
-		}
 		r, size := utf8.DecodeRune(data[i:])
-		if r == utf8.RuneError && size == 1 {
-			return i
+		switch {
+		case r == utf8.RuneError && size == 1:
+			return i, "byte 0x%02x is not UTF-8; save the file as UTF-8"
+		case r < ' ' && r != '\t' && r != '\n' && r != '\r':
+			return i, "control character 0x%02x; write it as an escape in double quotes"
 		}
 		i += size
 	}
-	return -1
+	return -1, ""
+}
+
+// plainJSON rewrites the escapes of JSON that YAML does not have: \/ and surrogate pairs. What is not JSON stays.
+func plainJSON(data []byte) []byte {
+	if !bytes.Contains(data, []byte(`\`)) || !json.Valid(data) {
+		return data
+	}
+	out := make([]byte, 0, len(data))
+	for i := 0; i < len(data); i++ {
+		if data[i] != '\\' {
+			out = append(out, data[i])
+			continue
+		}
+		high, isUnit := codeUnit(data[i:])
+		switch {
+		case data[i+1] == '/':
+			out = append(out, '/')
+			i++
+		case isUnit && utf16.IsSurrogate(high):
+			i += 5
+			low, _ := codeUnit(data[i+1:])
+			r := utf16.DecodeRune(high, low)
+			if r != utf8.RuneError {
+				i += 6
+			}
+			out = utf8.AppendRune(out, r)
+		default:
+			out = append(out, data[i], data[i+1])
+			i++
+		}
+	}
+	return out
+}
+
+// codeUnit reads \u1234.
+func codeUnit(data []byte) (rune, bool) {
+	if len(data) < 6 || data[0] != '\\' || data[1] != 'u' {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(string(data[2:6]), 16, 16)
+	return rune(n), err == nil
 }
 
 // problems takes over what strictyaml found. Where YAML itself is broken it tells only a line, or nothing for the first.
@@ -212,7 +255,7 @@ func problems(name string, data []byte, err error) Problems {
 	var found Problems
 	for _, e := range all {
 		p := Problem{File: name, Line: max(e.Line, 1), Column: max(e.Column, 1), Field: e.Field, Text: e.Text}
-		if e.Column == 0 {
+		if e.Column == 0 && strings.Contains(e.Text, "cannot start any token") {
 			if line, column := tabIndent(data, p.Line); line > 0 {
 				p.Line, p.Column = line, column
 				p.Text = "a tab stands in the indentation; YAML wants spaces"

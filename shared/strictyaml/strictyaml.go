@@ -170,16 +170,20 @@ func check(name string, root *yaml.Node) Errors {
 			problems = append(problems, &Error{File: name, Line: n.Line, Column: n.Column, Text: fmt.Sprintf(format, args...)})
 		}
 	}
+	anchor, alias := true, true // one of each is told: a file that has one has many
 	var walk func(n *yaml.Node, depth int)
 	walk = func(n *yaml.Node, depth int) {
 		switch {
 		case depth > maxDepth:
 			report(n, "nested more than %d levels deep", maxDepth)
 			return
+		case n.Kind == yaml.AliasNode && !alias, n.Anchor != "" && !anchor:
 		case n.Kind == yaml.AliasNode:
+			alias = false
 			report(n, "alias *%s: write the value out; anchors are not supported", n.Value)
 			return
 		case n.Anchor != "":
+			anchor = false
 			report(n, "anchor &%s: write the value out where it is needed; anchors are not supported", n.Anchor)
 		case n.Style&yaml.TaggedStyle != 0:
 			report(n, "tag %s: tags are not supported", n.Tag)
