@@ -229,22 +229,40 @@ func (f *feed) resume(name string, initial map[string]string, members []manifest
 		return &holding{version: initial[name]}
 	}
 	if version, ok := initial[name]; ok {
-		if root, ok := parseRoot(version); ok {
-			now, _ := f.target(name)
-			if m, ok := f.session.server.manifestOf(f.session.ctx, now, root); ok {
-				h := &holding{manifest: m, complete: f.typeURL == SharedType || f.session.claimed, shared: f.session.claim}
-				if f.typeURL == SharedType {
-					h.shared = ident.Hash{}
-				}
-				f.session.server.tracker.resumed(f.session, f.session.node, end{cell: cellOf(name), manifest: m, shared: h.shared})
-				return h
-			}
+		if h := f.resumeRoot(name, version); h != nil {
+			return h
 		}
 	}
 	if m, err := manifest.New(members); err == nil && len(members) > 0 {
 		return &holding{manifest: m}
 	}
 	return &holding{manifest: manifest.Empty, full: true}
+}
+
+// resumeRoot takes the version that a proxy has of a collection: its root in hex. A partition's may be followed by a slash
+// and the shared root it is in effect with; else that is the one that the proxy came with, and if it came with none, the
+// sentinel is sent again. It returns nil when the root is not known.
+func (f *feed) resumeRoot(name, version string) *holding {
+	s := f.session
+	text, sharedText, explicit := strings.Cut(version, "/")
+	root, ok := parseRoot(text)
+	now, _ := f.target(name)
+	if !ok || now == nil {
+		return nil
+	}
+	m, ok := s.server.manifestOf(s.ctx, now, root)
+	if !ok {
+		return nil
+	}
+	h := &holding{manifest: m, complete: true}
+	if f.typeURL == NamespaceType {
+		h.shared, h.complete = s.claim, s.claimed
+		if explicit {
+			h.shared, h.complete = parseRoot(sharedText)
+		}
+	}
+	s.server.tracker.resumed(s, s.node, end{cell: cellOf(name), manifest: m, shared: h.shared})
+	return h
 }
 
 // members sorts the single resources that the proxy came with by collection.

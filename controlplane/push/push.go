@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
+	recordv1 "github.com/prism-gateway/prism/protos/prism/record/v1"
 
 	"github.com/prism-gateway/prism/controlplane/snapshot"
 	"github.com/prism-gateway/prism/shared/ident"
@@ -47,6 +48,8 @@ type store interface {
 	Revision() int64
 	// Watch signals when Head has moved, until the function is called.
 	Watch() (<-chan struct{}, func())
+	// Installation is what was fixed when the installation was created, nil until it is loaded.
+	Installation() *recordv1.Installation
 	// Manifest reads a manifest of the past by its root.
 	Manifest(ctx context.Context, root ident.Hash) (*manifest.Manifest, error)
 }

@@ -11,14 +11,16 @@ import (
 	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/server/delta/v3"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/prism-gateway/prism/shared/ident"
 )
 
-// What a proxy tells of itself in its node's metadata.
 const (
-	revisionKey = "prism.store_revision" // the highest that it was sent, in decimal
-	buildKey    = "prism.build"
+	// revisionKey is in a proxy's node metadata: the highest store revision that it was sent, in decimal.
+	revisionKey = "prism.store_revision"
+	// installationHeader is in the header of each stream, so that a proxy can tell one installation from another.
+	installationHeader = "prism-installation"
 )
 
 // session is one stream. The xDS server runs it in one goroutine, which calls CreateDeltaWatch for each request, the
@@ -44,6 +46,9 @@ type session struct {
 // DeltaAggregatedResources serves one proxy until its stream ends.
 func (s *Server) DeltaAggregatedResources(stream discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
 	if err := s.enter(); err != nil {
+		return err
+	}
+	if err := stream.SetHeader(metadata.Pairs(installationHeader, s.store.Installation().GetId())); err != nil {
 		return err
 	}
 	first, err := stream.Recv()
@@ -83,7 +88,7 @@ func (s *Server) newSession(ctx context.Context, stream discoveryv3.AggregatedDi
 		AggregatedDiscoveryService_DeltaAggregatedResourcesServer: stream,
 
 		server: s, ctx: ctx, node: id, first: first,
-		build:   first.GetNode().GetMetadata().GetFields()[buildKey].GetStringValue(),
+		build:   first.GetNode().GetUserAgentVersion(),
 		unknown: map[string]*feed{},
 	}
 	session.assignment = newFeed(session, AssignmentType)
