@@ -1,0 +1,169 @@
+package redis
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"strconv"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/prism-gateway/prism/dataplane/driver"
+	"github.com/prism-gateway/prism/shared/fault"
+)
+
+// Get is one GET, or one GETRANGE when only the head is wanted.
+func (i *Instance) Get(ctx context.Context, space driver.Space, name driver.Name, headOnly bool) (*driver.Item, error) {
+	cmd := getCmd(ctx, space, name, headOnly)
+	if err := i.read(ctx, cmd); err != nil {
+		return nil, err
+	}
+	return i.item(ctx, space, name, cmd, headOnly)
+}
+
+// headRange is how much of a record a read of the head asks for: more than metadata is usually long.
+const headRange = 4096
+
+func getCmd(ctx context.Context, space driver.Space, name driver.Name, headOnly bool) *redis.StringCmd {
+	if headOnly {
+		return redis.NewStringCmd(ctx, "getrange", itemKey(space, name), 0, headRange-1)
+	}
+	return redis.NewStringCmd(ctx, "get", itemKey(space, name))
+}
+
+// item is what a command of getCmd brought.
+func (i *Instance) item(ctx context.Context, space driver.Space, name driver.Name, cmd *redis.StringCmd, headOnly bool) (*driver.Item, error) {
+	record, err := cmd.Bytes()
+	if err == redis.Nil || (err == nil && len(record) == 0) {
+		return nil, nil
+	}
+	if len(record) >= metaAt && headOnly {
+		head := metaAt + int(binary.BigEndian.Uint32(record[metaLenAt:]))
+		if head > len(record) {
+			whole := getCmd(ctx, space, name, false)
+			if err := i.read(ctx, whole); err != nil {
+				return nil, err
+			}
+			if record, err = whole.Bytes(); err == redis.Nil {
+				return nil, nil
+			}
+		}
+	}
+	return decoded(record, name, i.now(), headOnly)
+}
+
+func decoded(record []byte, name driver.Name, now time.Time, headOnly bool) (*driver.Item, error) {
+	it, err := decode(record, name, now, headOnly)
+	if err != nil {
+		return nil, fault.Wrap(err, fault.DataLoss, fault.Checksum, "the stored item cannot be read")
+	}
+	return it, nil
+}
+
+// BatchGet sends all reads at once.
+func (i *Instance) BatchGet(ctx context.Context, space driver.Space, names []driver.Name, headOnly bool) []driver.GetResult {
+	results := make([]driver.GetResult, len(names))
+	cmds := make([]redis.Cmder, len(names))
+	for n, name := range names {
+		cmds[n] = getCmd(ctx, space, name, headOnly)
+	}
+	for n, f := range i.queue.doAll(ctx, cmds) {
+		if f != nil {
+			results[n].Err = f.WithOutcome("")
+			continue
+		}
+		results[n].Item, results[n].Err = i.item(ctx, space, names[n], cmds[n].(*redis.StringCmd), headOnly)
+	}
+	return results
+}
+
+// Write is one call of a script.
+func (i *Instance) Write(ctx context.Context, space driver.Space, w driver.Write) (driver.Written, error) {
+	results := i.BatchWrite(ctx, space, []driver.Write{w})
+	return results[0].Written, results[0].Err
+}
+
+// BatchWrite sends all writes at once; each is a script call of its own.
+func (i *Instance) BatchWrite(ctx context.Context, space driver.Space, writes []driver.Write) []driver.WriteResult {
+	now := i.now()
+	results := make([]driver.WriteResult, len(writes))
+	calls, versions := make([]redis.Cmder, len(writes)), make([][]byte, len(writes))
+	for n, w := range writes {
+		calls[n], versions[n] = i.writeCall(ctx, space, w, now)
+	}
+	faults := i.queue.run(ctx, writeScript, calls)
+	for n, w := range writes {
+		if faults[n] != nil {
+			results[n].Err = faults[n]
+			continue
+		}
+		results[n].Written, results[n].Err = written(w, versions[n], calls[n])
+	}
+	return results
+}
+
+// writeCall is the script call that does a write, and the version that it leaves.
+func (i *Instance) writeCall(ctx context.Context, space driver.Space, w driver.Write, now time.Time) (call redis.Cmder, version []byte) {
+	op, record := "p", []byte(nil)
+	expire := driver.ExpireMillis(w.ExpireAt)
+	switch w.Op {
+	case driver.Put:
+		version = i.versions.Next()
+		record = encode(expire, now, version, w.ContentType, w.Metadata, w.Value)
+	case driver.Touch:
+		op, version = "t", i.versions.Next()
+		record = encode(expire, now, version, "", nil, nil)
+	case driver.Delete:
+		op = "d"
+	}
+	return writeScript.call(ctx, []string{itemKey(space, w.Name), indexKey(space, w.ID)},
+		op, int(w.Condition), string(w.Version), now.UnixMilli(), flag(w.KeepExpiry), flag(w.Previous), string(w.Key), record), version
+}
+
+func flag(b bool) string {
+	if b {
+		return "1"
+	}
+	return "0"
+}
+
+// written is what a call of the write script says.
+func written(w driver.Write, version []byte, call redis.Cmder) (driver.Written, error) {
+	answer, err := call.(*redis.Cmd).Slice()
+	if err != nil || len(answer) != 4 {
+		return driver.Written{}, oddAnswer()
+	}
+	done, _ := answer[0].(int64)
+	current, _ := answer[1].(string)
+	expire, _ := answer[2].(string)
+	previous, _ := answer[3].(string)
+	if done == 0 {
+		var there []byte
+		if current != "" {
+			there = []byte(current)
+		}
+		if err := w.Refusal(there); err != nil {
+			return driver.Written{}, err
+		}
+		return driver.Written{}, oddAnswer()
+	}
+	ms, err := strconv.ParseInt(expire, 10, 64)
+	if err != nil {
+		return driver.Written{}, oddAnswer()
+	}
+	result := driver.Written{Version: version, ExpireAt: driver.ExpireTime(ms), Existed: current != ""}
+	if previous != "" {
+		// It was visible when the script ran; that it may have expired since does not matter.
+		if result.Previous, err = decode([]byte(previous), w.Name, time.Time{}, false); err != nil {
+			return result, fault.Wrap(err, fault.DataLoss, fault.Checksum, "the stored item cannot be read").WithOutcome(fault.Applied)
+		}
+	}
+	return result, nil
+}
+
+func oddAnswer() *fault.Fault {
+	return fault.Wrap(errAnswer, fault.Internal, fault.Bug, "internal error").WithOutcome(fault.OutcomeUnknown)
+}
+
+var errAnswer = errors.New("a script's answer has not the form that it ought to have")
