@@ -16,8 +16,8 @@ import (
 )
 
 // LoadAdmin loads the configuration of prism-admin, complete: every field that has a default is set, except replica_id.
-// An empty path means that there is no file.
-func LoadAdmin(path string, env Lookup) (*bootstrapv1.AdminConfig, error) {
+// An empty path means that there is no file. flags come last and are checked like the rest.
+func LoadAdmin(path string, env Lookup, flags ...func(*bootstrapv1.AdminConfig)) (*bootstrapv1.AdminConfig, error) {
 	c := &bootstrapv1.AdminConfig{
 		Listen:            "127.0.0.1:8981",
 		FleetListen:       "127.0.0.1:18000",
@@ -46,6 +46,9 @@ func LoadAdmin(path string, env Lookup) (*bootstrapv1.AdminConfig, error) {
 	if err != nil {
 		return nil, err
 	}
+	for _, set := range flags {
+		set(c)
+	}
 	ck := &checks{from: from}
 	for field, address := range map[string]string{
 		"listen": c.GetListen(), "fleet_listen": c.GetFleetListen(), "http_listen": c.GetHttpListen(),
@@ -63,8 +66,9 @@ func LoadAdmin(path string, env Lookup) (*bootstrapv1.AdminConfig, error) {
 }
 
 // LoadProxy loads the configuration of prism-proxy, complete: every field that has a default is set, except advertise,
-// which only the listener knows when the port is 0. An empty path means that there is no file.
-func LoadProxy(path string, env Lookup) (*bootstrapv1.ProxyConfig, error) {
+// which only the listener knows when the port is 0. An empty path means that there is no file. flags come last and are
+// checked like the rest.
+func LoadProxy(path string, env Lookup, flags ...func(*bootstrapv1.ProxyConfig)) (*bootstrapv1.ProxyConfig, error) {
 	c := &bootstrapv1.ProxyConfig{
 		Listen:         "127.0.0.1:8980",
 		HttpListen:     "127.0.0.1:9901",
@@ -83,6 +87,9 @@ func LoadProxy(path string, env Lookup) (*bootstrapv1.ProxyConfig, error) {
 	})
 	if err != nil {
 		return nil, err
+	}
+	for _, set := range flags {
+		set(c)
 	}
 	if c.GetId() == "" {
 		if c.Id, err = os.Hostname(); err != nil {
