@@ -89,16 +89,8 @@ func selectPattern(asked *configv1.Pattern) (Pattern, []*configv1.Decision, erro
 	needs := asked.GetNeeds()
 	p := Pattern{
 		Name: asked.GetName(), Type: known.Type, Version: version, SessionAware: asked.GetSessionAware(),
-		Durability:  configv1.Durability_DURABILITY_STRONG,
-		Consistency: configv1.Consistency_CONSISTENCY_STRONG,
-		DefaultTTL:  needs.GetTtl().AsDuration(),
-		ReadRPS:     needs.GetReadRps(), WriteRPS: needs.GetWriteRps(),
-	}
-	if d := needs.GetDurability(); d != configv1.Durability_DURABILITY_UNSPECIFIED {
-		p.Durability = d
-	}
-	if c := needs.GetConsistency(); c != configv1.Consistency_CONSISTENCY_UNSPECIFIED {
-		p.Consistency = c
+		DefaultTTL: needs.GetTtl().AsDuration(),
+		ReadRPS:    needs.GetReadRps(), WriteRPS: needs.GetWriteRps(),
 	}
 	var err error
 	if p.DataBytes, err = admission.ParseSize(needs.GetDataSize()); err != nil {
@@ -116,11 +108,17 @@ func selectPattern(asked *configv1.Pattern) (Pattern, []*configv1.Decision, erro
 		decide(name, "select.pattern", "every "+known.Type+" has it")
 	}
 	for _, r := range catalog.Rules() {
-		if !applies(r, needs) || r.Interface && slices.Contains(interfaces, r.Choice) {
+		if !applies(r, known.Type, needs) || r.Interface && slices.Contains(interfaces, r.Choice) {
 			continue
 		}
 		if r.Interface {
 			interfaces = append(interfaces, r.Choice)
+		}
+		switch r.Need {
+		case "durability":
+			p.Durability = configv1.Durability(strictyaml.EnumNumber(p.Durability.Descriptor(), r.Choice))
+		case "consistency":
+			p.Consistency = configv1.Consistency(strictyaml.EnumNumber(p.Consistency.Descriptor(), r.Choice))
 		}
 		decide(r.Choice, r.ID, r.Reason)
 	}
@@ -149,8 +147,11 @@ func versionDecision(asked *configv1.Pattern, version string) *configv1.Decision
 	return d
 }
 
-// applies reports whether a rule's need is there with the rule's value.
-func applies(r catalog.Rule, needs *configv1.Needs) bool {
+// applies reports whether a rule is for the pattern and its need is there with the rule's value.
+func applies(r catalog.Rule, pattern string, needs *configv1.Needs) bool {
+	if len(r.Patterns) > 0 && !slices.Contains(r.Patterns, pattern) {
+		return false
+	}
 	m := needs.ProtoReflect()
 	field := m.Descriptor().Fields().ByName(protoreflect.Name(r.Need))
 	switch {
@@ -163,8 +164,7 @@ func applies(r catalog.Rule, needs *configv1.Needs) bool {
 	case r.Value == "":
 		return true
 	}
-	value := field.Enum().Values().ByNumber(m.Get(field).Enum())
-	return value != nil && strictyaml.EnumName(value) == r.Value
+	return m.Get(field).Enum() == strictyaml.EnumNumber(field.Enum(), r.Value)
 }
 
 // slots are the request's, and the pattern's own that the request leaves out.

@@ -93,6 +93,8 @@ type Slot struct {
 type Rule struct {
 	// ID is stable: select.durability.strong.
 	ID string
+	// Patterns are the types that it is for; none means all.
+	Patterns []string
 	// Need is the field of Needs that it looks at.
 	Need string
 	// Value is the short name of the enum value that it matches; empty matches any that is set, and for enums left
@@ -100,7 +102,7 @@ type Rule struct {
 	Value string
 	// Unset matches when the need is not given.
 	Unset bool
-	// Choice is what follows: an interface that is added, or for enums the value in force.
+	// Choice is what follows: an interface that is added, or the short name of the enum value in force.
 	Choice string
 	// Interface says that Choice is an interface to add.
 	Interface bool

@@ -42,6 +42,16 @@ func EnumName(v protoreflect.EnumValueDescriptor) string {
 	return strings.ToLower(strings.TrimPrefix(string(v.Name()), enumPrefix(v.Parent().(protoreflect.EnumDescriptor))))
 }
 
+// EnumNumber is the value of that short name, 0 when there is none.
+func EnumNumber(e protoreflect.EnumDescriptor, name string) protoreflect.EnumNumber {
+	for i := range e.Values().Len() {
+		if v := e.Values().Get(i); EnumName(v) == name {
+			return v.Number()
+		}
+	}
+	return 0
+}
+
 // Suggest returns `; did you mean "keyvalue"?` when one of known is near to what was typed, and else lists them all.
 func Suggest(typed string, known []string) string {
 	known = slices.Sorted(slices.Values(known))
