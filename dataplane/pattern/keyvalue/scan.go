@@ -23,6 +23,9 @@ const (
 // larger one looks at the clock between questions.
 const firstChunk = DefaultPage
 
+// afterKey begins the position of a scan, which is the key it goes on after; an empty position is the beginning.
+const afterKey = 1
+
 // Scan is a query for a run of keys of one id.
 type Scan struct {
 	ID       []byte
@@ -34,6 +37,8 @@ type Scan struct {
 	Limit    int // 0: the default
 	MaxBytes int // 0: the default
 	Token    []byte
+
+	deletes bool // it is the query of a DeleteRange
 }
 
 // Page is a part of a scan's answer.
@@ -57,9 +62,12 @@ func (s *Store) Scan(ctx context.Context, q Scan) (Page, error) {
 	now := s.cfg.Now()
 	var position []byte
 	if len(q.Token) > 0 {
-		var err error
-		if position, err = s.tokens.open(q.Token, q.digest(), now); err != nil {
+		opened, err := s.tokens.open(q.Token, q.digest(), now)
+		if err != nil {
 			return Page{}, err
+		}
+		if len(opened) > 0 { // none: from the beginning
+			position = opened[1:]
 		}
 	}
 	if err := notSent(ctx); err != nil {
@@ -74,7 +82,8 @@ func (s *Store) Scan(ctx context.Context, q Scan) (Page, error) {
 		return Page{}, err
 	}
 	if more && len(page.Items) > 0 {
-		page.Next = s.tokens.seal(q.digest(), page.Items[len(page.Items)-1].Key, now)
+		last := page.Items[len(page.Items)-1].Key
+		page.Next = s.tokens.seal(q.digest(), append([]byte{afterKey}, last...), now)
 	}
 	return page, nil
 }

@@ -66,14 +66,17 @@ func (t tokens) open(token []byte, digest [digestSize]byte, now time.Time) ([]by
 // digest tells queries apart; the size of pages may change between them.
 func (q Scan) digest() [digestSize]byte {
 	h := sha256.New()
-	flags := byte(0)
+	kind, flags := byte('s'), byte(0)
+	if q.deletes {
+		kind = 'd'
+	}
 	if q.Reverse {
 		flags |= 1
 	}
 	if q.KeysOnly {
 		flags |= 2
 	}
-	h.Write([]byte{'s', flags})
+	h.Write([]byte{kind, flags})
 	for _, part := range [][]byte{q.ID, q.Prefix, q.Start, q.End} {
 		h.Write(binary.BigEndian.AppendUint32(nil, uint32(len(part))))
 		h.Write(part)

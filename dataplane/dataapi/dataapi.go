@@ -1,0 +1,247 @@
+// Package dataapi serves the data services: it finds a call's route once, bounds the call, and turns messages into calls
+// of the route's pattern and back.
+//
+// A call is routed by the bytes that it came in and decoded only where it is served; elsewhere it is forwarded as it is.
+package dataapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/prism-gateway/prism/dataplane/forward"
+	"github.com/prism-gateway/prism/dataplane/frame"
+	"github.com/prism-gateway/prism/dataplane/routing"
+	"github.com/prism-gateway/prism/shared/fault"
+	"github.com/prism-gateway/prism/shared/fault/faultgrpc"
+	"github.com/prism-gateway/prism/shared/ident"
+)
+
+// The metadata that callers ask and are answered with.
+const (
+	DebugHeader   = "prism-debug"
+	debugTiming   = "timing"
+	TimingTrailer = "prism-timing"
+)
+
+// MaxRequestBytes bounds a request. Servers take a little more, so that the refusal can say so.
+const (
+	MaxRequestBytes = 4 << 20
+	MaxFrameBytes   = MaxRequestBytes + 1<<20
+)
+
+// startingRetry is after what time a caller may ask a proxy again that has no configuration yet.
+const startingRetry = 200 * time.Millisecond
+
+// forwarder takes calls to owners.
+type forwarder interface {
+	Unary(ctx context.Context, c forward.Call, request *frame.Frame) (*frame.Frame, error)
+	Stream(stream grpc.ServerStream, c forward.Call, first *frame.Frame) error
+}
+
+// Config makes a Server.
+type Config struct {
+	// Routes is the table in effect. Required.
+	Routes *routing.Routes
+	// Forward takes calls that others own. Required.
+	Forward forwarder
+	// Metrics counts calls. Required.
+	Metrics *Metrics
+	// Now is the clock of measurements; nil means time.Now.
+	Now func() time.Time
+}
+
+// Server serves the data services.
+type Server struct {
+	cfg    Config
+	frames sync.Pool
+}
+
+// New makes a Server.
+func New(cfg Config) (*Server, error) {
+	if cfg.Routes == nil || cfg.Forward == nil || cfg.Metrics == nil {
+		return nil, errors.New("dataapi: Routes, Forward and Metrics are required")
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	return &Server{cfg: cfg, frames: sync.Pool{New: func() any { return new(frame.Frame) }}}, nil
+}
+
+// Unknown answers calls of methods that do not exist. It is for grpc.UnknownServiceHandler.
+func (s *Server) Unknown(any, grpc.ServerStream) error {
+	s.cfg.Metrics.unknown.Inc()
+	return fault.New(fault.Unimplemented, fault.Method, "there is no such method").WithOutcome(fault.NotApplied)
+}
+
+// operation is one unary method.
+type operation struct {
+	server  *Server
+	name    string // the full name
+	write   bool
+	metrics *methodMetrics
+	run     func(ctx context.Context, r *routing.Route, f *frame.Frame) (proto.Message, error)
+
+	info   *grpc.UnaryServerInfo
+	handle grpc.UnaryHandler
+}
+
+// unary describes a method whose request is a Req. Nothing is allocated for a call but what the call itself needs.
+func unary[Req any, M interface {
+	*Req
+	proto.Message
+}, Res proto.Message](s *Server, service, name string, write bool, call func(context.Context, *routing.Route, M) (Res, error)) grpc.MethodDesc {
+	op := &operation{
+		server: s, name: "/" + service + "/" + name, write: write, metrics: s.cfg.Metrics.method(service, name),
+		run: func(ctx context.Context, r *routing.Route, f *frame.Frame) (proto.Message, error) {
+			m := M(new(Req))
+			if err := f.Decode(m); err != nil {
+				return nil, undecodable(err)
+			}
+			return call(ctx, r, m)
+		},
+	}
+	op.info = &grpc.UnaryServerInfo{Server: s, FullMethod: op.name}
+	op.handle = op.serve
+	return grpc.MethodDesc{MethodName: name, Handler: func(_ any, ctx context.Context, decode func(any) error, intercept grpc.UnaryServerInterceptor) (any, error) {
+		f := s.frames.Get().(*frame.Frame)
+		defer func() {
+			f.Free()
+			s.frames.Put(f)
+		}()
+		if err := decode(f); err != nil {
+			return nil, err
+		}
+		if intercept == nil {
+			return op.serve(ctx, f)
+		}
+		return intercept(ctx, f, op.info, op.handle)
+	}}
+}
+
+// serve is the way of one call: resolve and pin, forward or bound, decode, run.
+func (op *operation) serve(ctx context.Context, request any) (answer any, err error) {
+	began := op.server.cfg.Now()
+	defer func() { op.metrics.ended(err, op.server.cfg.Now().Sub(began)) }()
+	f := request.(*frame.Frame)
+	if len(f.Bytes()) > MaxRequestBytes {
+		return nil, fault.Newf(fault.Invalid, fault.TooLarge, "the request is %d bytes long, want at most %d", len(f.Bytes()), MaxRequestBytes).WithOutcome(fault.NotApplied)
+	}
+	namespace, ok := f.Namespace()
+	if !ok {
+		return nil, undecodable(errors.New("namespace of the request"))
+	}
+	pin := op.server.cfg.Routes.Acquire()
+	defer op.server.cfg.Routes.Release(pin)
+	route, owners, err := resolve(ctx, pin.Table(), namespace)
+	if err != nil {
+		return nil, err
+	}
+	if route == nil {
+		op.metrics.forwarded.Inc()
+		out, err := op.server.cfg.Forward.Unary(ctx, forward.Call{
+			Method: op.name, Write: op.write, Owners: owners, RequestID: faultgrpc.RequestID(ctx),
+		}, f)
+		if err != nil {
+			return nil, err
+		}
+		return out, nil
+	}
+	if err := grpc.SetHeader(ctx, route.Header); err != nil {
+		return nil, fmt.Errorf("header: %w", err)
+	}
+	if route.Draining {
+		return nil, fault.New(fault.FailedPrecondition, fault.NamespaceDraining, "the namespace is being deleted").WithOutcome(fault.NotApplied)
+	}
+	if err := route.Limits.Begin(); err != nil {
+		return nil, err
+	}
+	defer route.Limits.End()
+	bounded := boundedBy(ctx, route, began)
+	defer bounded.end()
+	ready := op.server.cfg.Now()
+	out, err := op.run(bounded, route, f)
+	if asksForTiming(ctx) {
+		now := op.server.cfg.Now()
+		_ = grpc.SetTrailer(ctx, metadata.Pairs(TimingTrailer, fmt.Sprintf("route=%dus,backend=%dus", ready.Sub(began).Microseconds(), now.Sub(ready).Microseconds())))
+	}
+	if err != nil {
+		return nil, settled(err, op.write)
+	}
+	return out, nil
+}
+
+func asksForTiming(ctx context.Context) bool {
+	v := metadata.ValueFromIncomingContext(ctx, DebugHeader)
+	return len(v) > 0 && v[0] == debugTiming
+}
+
+// settled is the fault of a handler. A write that does not say how it ended is not known to have.
+func settled(err error, write bool) error {
+	f := fault.From(err)
+	if write && f.Outcome == "" {
+		return f.WithOutcome(fault.OutcomeUnknown)
+	}
+	return f
+}
+
+func undecodable(err error) error {
+	return fault.Wrap(err, fault.Invalid, fault.Field, "the request cannot be decoded").WithOutcome(fault.NotApplied)
+}
+
+// resolve finds out who serves a namespace: this proxy by a route, or others. The table must be pinned for as long as
+// the route is used.
+func resolve(ctx context.Context, t *routing.Table, namespace string) (*routing.Route, []routing.Peer, error) {
+	route, partition, answer := t.Lookup(namespace)
+	switch answer {
+	case routing.Found:
+		if !route.SingleOwner || t.Fleet().Rank(partition) == 0 {
+			return route, nil, nil
+		}
+	case routing.Absent:
+		return nil, nil, fault.New(fault.NotFound, fault.Namespace, "there is no such namespace").WithOutcome(fault.NotApplied)
+	case routing.Starting:
+		return nil, nil, starting()
+	}
+	if forward.Hopped(ctx) {
+		return nil, nil, fault.New(fault.Unavailable, fault.NotOwner, "this proxy does not serve the namespace").WithOutcome(fault.NotApplied)
+	}
+	owners := ownersOf(t.Fleet(), partition, route != nil)
+	if len(owners) == 0 {
+		return nil, nil, starting()
+	}
+	return nil, owners, nil
+}
+
+func starting() error {
+	return fault.New(fault.Unavailable, fault.Starting, "the proxy has not received the namespace's configuration yet").
+		WithOutcome(fault.NotApplied).WithRetry(startingRetry)
+}
+
+// ownersOf lists whom to ask, the best first: the owners by rank, then those that are loading.
+func ownersOf(fleet *routing.Fleet, p ident.Partition, single bool) []routing.Peer {
+	var out []routing.Peer
+	add := func(lists [][]uint32, most int) {
+		if int(p) >= len(lists) {
+			return
+		}
+		for i, m := range lists[p] {
+			if i < most && int(m) != fleet.Self && int(m) < len(fleet.Members) {
+				out = append(out, fleet.Members[m])
+			}
+		}
+	}
+	if single {
+		add(fleet.Owners, 1)
+		return out
+	}
+	add(fleet.Owners, len(fleet.Members))
+	add(fleet.Loading, len(fleet.Members))
+	return out
+}

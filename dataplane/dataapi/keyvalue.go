@@ -1,0 +1,268 @@
+package dataapi
+
+import (
+	"context"
+	"fmt"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/prism-gateway/prism/dataplane/driver"
+	"github.com/prism-gateway/prism/dataplane/pattern/keyvalue"
+	"github.com/prism-gateway/prism/dataplane/routing"
+	datav1 "github.com/prism-gateway/prism/protos/prism/data/v1"
+	"github.com/prism-gateway/prism/shared/fault"
+	"github.com/prism-gateway/prism/shared/fault/faultgrpc"
+)
+
+// Register adds the data services to a server, which must use frame.Codec.
+func (s *Server) Register(r grpc.ServiceRegistrar) {
+	service := datav1.KeyValue_ServiceDesc.ServiceName
+	r.RegisterService(&grpc.ServiceDesc{
+		ServiceName: service,
+		HandlerType: (*any)(nil),
+		Methods: []grpc.MethodDesc{
+			unary(s, service, "Get", false, get),
+			unary(s, service, "Put", true, put),
+			unary(s, service, "Delete", true, remove),
+			unary(s, service, "BatchGet", false, batchGet),
+			unary(s, service, "BatchWrite", true, batchWrite),
+			unary(s, service, "Touch", true, touch),
+			unary(s, service, "Scan", false, scan),
+			unary(s, service, "ListIds", false, listIDs),
+			unary(s, service, "DeleteRange", true, deleteRange),
+			unary(s, service, "Increment", true, missing[*datav1.IncrementRequest, *datav1.IncrementResponse](keyvalue.Counter)),
+			unary(s, service, "Transact", true, missing[*datav1.TransactRequest, *datav1.TransactResponse](keyvalue.Transaction)),
+			unary(s, service, "Describe", false, describe),
+		},
+		Streams: []grpc.StreamDesc{
+			s.stream(service, "Watch", false, keyvalue.Watch, grpc.StreamDesc{ServerStreams: true}),
+			s.stream(service, "ReadValue", false, keyvalue.Large, grpc.StreamDesc{ServerStreams: true}),
+			s.stream(service, "WriteValue", true, keyvalue.Large, grpc.StreamDesc{ClientStreams: true}),
+		},
+		Metadata: datav1.KeyValue_ServiceDesc.Metadata,
+	}, s)
+}
+
+// missing is a method whose interface no driver of this build offers.
+func missing[Req, Res any](name string) func(context.Context, *routing.Route, Req) (Res, error) {
+	return func(context.Context, *routing.Route, Req) (res Res, err error) { return res, keyvalue.Missing(name) }
+}
+
+// store is the route's key-value pattern.
+func store(r *routing.Route) (*keyvalue.Store, error) {
+	if r.KeyValue == nil {
+		return nil, keyvalue.Missing(keyvalue.Base)
+	}
+	return r.KeyValue, nil
+}
+
+func get(ctx context.Context, r *routing.Route, in *datav1.GetRequest) (*datav1.GetResponse, error) {
+	kv, err := store(r)
+	if err != nil {
+		return nil, err
+	}
+	read, err := readOf(in.GetConsistency(), in.GetAtLeast(), in.GetHeadOnly())
+	if err != nil {
+		return nil, err
+	}
+	item, err := kv.Get(ctx, driver.Name{ID: in.GetId(), Key: in.GetKey()}, read)
+	if err != nil {
+		return nil, err
+	}
+	return &datav1.GetResponse{Item: itemOf(item)}, nil
+}
+
+func put(ctx context.Context, r *routing.Route, in *datav1.PutRequest) (*datav1.PutResponse, error) {
+	w, err := writeOf(r, driver.Put, driver.Name{ID: in.GetId(), Key: in.GetKey()}, in.GetCondition(), in.GetExpiry(), in.GetToken(), "")
+	if err != nil {
+		return nil, err
+	}
+	w.Value, w.ContentType, w.Metadata, w.Previous = in.GetValue(), in.GetContentType(), in.GetMetadata(), in.GetReturnPrevious()
+	done, err := r.KeyValue.Write(ctx, w)
+	if err != nil {
+		return nil, err
+	}
+	return &datav1.PutResponse{Version: done.Version, ExpireAt: timeOf(done.ExpireAt), Previous: itemOf(done.Previous)}, nil
+}
+
+func remove(ctx context.Context, r *routing.Route, in *datav1.DeleteRequest) (*datav1.DeleteResponse, error) {
+	w, err := writeOf(r, driver.Delete, driver.Name{ID: in.GetId(), Key: in.GetKey()}, in.GetCondition(), nil, in.GetToken(), "")
+	if err != nil {
+		return nil, err
+	}
+	w.Previous = in.GetReturnPrevious()
+	done, err := r.KeyValue.Write(ctx, w)
+	if err != nil {
+		return nil, err
+	}
+	return &datav1.DeleteResponse{Existed: done.Existed, Previous: itemOf(done.Previous)}, nil
+}
+
+func touch(ctx context.Context, r *routing.Route, in *datav1.TouchRequest) (*datav1.TouchResponse, error) {
+	w, err := writeOf(r, driver.Touch, driver.Name{ID: in.GetId(), Key: in.GetKey()}, in.GetCondition(), in.GetExpiry(), nil, "")
+	if err != nil {
+		return nil, err
+	}
+	if in.GetExpiry() == nil {
+		return nil, keyvalue.Invalid(fault.Violation{Field: "expiry", Rule: "required", Text: "is missing"})
+	}
+	done, err := r.KeyValue.Write(ctx, w)
+	if err != nil {
+		return nil, err
+	}
+	return &datav1.TouchResponse{Version: done.Version, ExpireAt: timeOf(done.ExpireAt)}, nil
+}
+
+func batchGet(ctx context.Context, r *routing.Route, in *datav1.BatchGetRequest) (*datav1.BatchGetResponse, error) {
+	kv, err := store(r)
+	if err != nil {
+		return nil, err
+	}
+	read, err := readOf(in.GetConsistency(), in.GetAtLeast(), in.GetHeadOnly())
+	if err != nil {
+		return nil, err
+	}
+	names := make([]driver.Name, len(in.GetNames()))
+	for i, n := range in.GetNames() {
+		names[i] = driver.Name{ID: n.GetId(), Key: n.GetKey()}
+	}
+	results, unprocessed, err := kv.BatchGet(ctx, names, read)
+	if err != nil {
+		return nil, err
+	}
+	out := &datav1.BatchGetResponse{Results: make([]*datav1.BatchGetResult, len(results)), Unprocessed: unprocessed}
+	id := ""
+	for i, one := range results {
+		out.Results[i] = &datav1.BatchGetResult{Item: itemOf(one.Item)}
+		if one.Err != nil {
+			id = requestID(ctx, id)
+			out.Results[i].Status = faultgrpc.Status(fault.From(one.Err), id).Proto()
+		}
+	}
+	return out, nil
+}
+
+func batchWrite(ctx context.Context, r *routing.Route, in *datav1.BatchWriteRequest) (*datav1.BatchWriteResponse, error) {
+	if _, err := store(r); err != nil {
+		return nil, err
+	}
+	if in.GetToken() != nil {
+		return nil, keyvalue.Missing(keyvalue.Idempotency)
+	}
+	writes := make([]keyvalue.Write, len(in.GetWrites()))
+	for i, one := range in.GetWrites() {
+		path := fmt.Sprintf("writes[%d].", i)
+		var err error
+		switch op := one.GetOp().(type) {
+		case *datav1.Write_Put:
+			p := op.Put
+			writes[i], err = writeOf(r, driver.Put, driver.Name{ID: p.GetId(), Key: p.GetKey()}, p.GetCondition(), p.GetExpiry(), nil, path+"put.")
+			writes[i].Value, writes[i].ContentType, writes[i].Metadata = p.GetValue(), p.GetContentType(), p.GetMetadata()
+		case *datav1.Write_Delete:
+			d := op.Delete
+			writes[i], err = writeOf(r, driver.Delete, driver.Name{ID: d.GetId(), Key: d.GetKey()}, d.GetCondition(), nil, nil, path+"delete.")
+		default:
+			err = keyvalue.Invalid(fault.Violation{Field: path + "op", Rule: "required", Text: "is missing"})
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	results, err := r.KeyValue.BatchWrite(ctx, writes)
+	if err != nil {
+		return nil, err
+	}
+	out := &datav1.BatchWriteResponse{Results: make([]*datav1.WriteResult, len(results))}
+	id := ""
+	for i, one := range results {
+		out.Results[i] = &datav1.WriteResult{Version: one.Version, ExpireAt: timeOf(one.ExpireAt), Existed: writes[i].Op == driver.Delete && one.Existed}
+		if one.Err != nil {
+			id = requestID(ctx, id)
+			out.Results[i] = &datav1.WriteResult{Status: faultgrpc.Status(fault.From(one.Err), id).Proto()}
+		}
+	}
+	return out, nil
+}
+
+func scan(ctx context.Context, r *routing.Route, in *datav1.ScanRequest) (*datav1.ScanResponse, error) {
+	kv, err := store(r)
+	if err != nil {
+		return nil, err
+	}
+	page, err := kv.Scan(ctx, keyvalue.Scan{
+		ID: in.GetId(), Prefix: in.GetPrefix(), Start: in.GetStart(), End: in.GetEnd(), Reverse: in.GetReverse(), KeysOnly: in.GetKeysOnly(),
+		Limit: int(in.GetLimit()), MaxBytes: int(in.GetMaxBytes()), Token: in.GetPageToken(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := &datav1.ScanResponse{Items: make([]*datav1.Item, len(page.Items)), NextPageToken: page.Next, CutByDeadline: page.Cut}
+	for i := range page.Items {
+		out.Items[i] = itemOf(&page.Items[i])
+	}
+	return out, nil
+}
+
+func deleteRange(ctx context.Context, r *routing.Route, in *datav1.DeleteRangeRequest) (*datav1.DeleteRangeResponse, error) {
+	kv, err := store(r)
+	if err != nil {
+		return nil, err
+	}
+	deleted, next, err := kv.DeleteRange(ctx, keyvalue.DeleteRange{
+		ID: in.GetId(), Prefix: in.GetPrefix(), Start: in.GetStart(), End: in.GetEnd(), All: in.GetAll(), Token: in.GetPageToken(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &datav1.DeleteRangeResponse{Deleted: deleted, NextPageToken: next}, nil
+}
+
+func listIDs(ctx context.Context, r *routing.Route, in *datav1.ListIdsRequest) (*datav1.ListIdsResponse, error) {
+	kv, err := store(r)
+	if err != nil {
+		return nil, err
+	}
+	ids, next, err := kv.ListIDs(ctx, int(in.GetLimit()), in.GetPageToken())
+	if err != nil {
+		return nil, err
+	}
+	return &datav1.ListIdsResponse{Ids: ids, NextPageToken: next}, nil
+}
+
+func describe(_ context.Context, r *routing.Route, _ *datav1.DescribeRequest) (*datav1.DescribeResponse, error) {
+	out := &datav1.DescribeResponse{
+		Namespace: r.Namespace, ConfigVersion: r.Version, MaxRequestBytes: MaxRequestBytes,
+		Durability: r.Traits.Durability, Notes: r.Traits.Notes,
+	}
+	if r.DefaultDeadline > 0 {
+		out.DefaultDeadline = durationpb.New(r.DefaultDeadline)
+	}
+	if r.MaxDeadline > 0 {
+		out.MaxDeadline = durationpb.New(r.MaxDeadline)
+	}
+	kv := r.KeyValue
+	if kv == nil {
+		return out, nil
+	}
+	out.Interfaces, out.MaxValueBytes = kv.Interfaces(), kv.MaxValueBytes()
+	out.MaxIdBytes, out.MaxKeyBytes, out.MaxBatchEntries = keyvalue.MaxIDBytes, keyvalue.MaxKeyBytes, keyvalue.MaxBatch
+	if kv.Offers(keyvalue.TTL) {
+		out.TtlGranularity = durationpb.New(r.Traits.TTLGranularity)
+	}
+	if ttl := kv.DefaultTTL(); ttl > 0 {
+		out.DefaultTtl = durationpb.New(ttl)
+	}
+	for c := keyvalue.Eventual; c <= kv.Consistency(); c++ {
+		out.ConsistencyLevels = append(out.ConsistencyLevels, datav1.Consistency(c))
+	}
+	return out, nil
+}
+
+// requestID asks for the call's id once.
+func requestID(ctx context.Context, known string) string {
+	if known != "" {
+		return known
+	}
+	return faultgrpc.RequestID(ctx)
+}

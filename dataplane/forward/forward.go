@@ -1,0 +1,275 @@
+// Package forward takes a call one hop to an owner of its namespace, in the bytes that it came in.
+//
+// The next owner is tried when one is away or no longer an owner. A write is tried again only when it is certain that
+// it was not done; a read always.
+package forward
+
+import (
+	"context"
+	"errors"
+	"io"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+
+	"github.com/prism-gateway/prism/dataplane/frame"
+	"github.com/prism-gateway/prism/dataplane/routing"
+	"github.com/prism-gateway/prism/shared/fault"
+	"github.com/prism-gateway/prism/shared/fault/faultgrpc"
+)
+
+// HopHeader marks a call that has been forwarded. It is taken from anyone while proxies have no identity: all it does is
+// that the call is not forwarded again, so forging it gains nothing.
+const HopHeader = "x-prism-hop"
+
+const (
+	ourPrefix     = "prism-"
+	avoidFor      = time.Second     // how long an owner that was away is asked after the others
+	idleTimeout   = 5 * time.Minute // after which a connection without calls is given up
+	largestAnswer = 16 << 20        // the owner has its own bounds; this only must not be smaller
+)
+
+// Config makes a Forwarder.
+type Config struct {
+	// Now is the clock; nil means time.Now.
+	Now func() time.Time
+	// DialOptions are added to the connections'; without credentials among them they are plaintext.
+	DialOptions []grpc.DialOption
+}
+
+// Forwarder has the connections to the other proxies. Its methods may be called concurrently.
+type Forwarder struct {
+	now     func() time.Time
+	options []grpc.DialOption
+	peers   sync.Map // address -> *link
+
+	mu     sync.Mutex // guards opening and closing of links, and closed
+	closed bool
+}
+
+// link is the connection to one proxy.
+type link struct {
+	conn       *grpc.ClientConn
+	avoidUntil atomic.Int64 // Unix nanoseconds
+	calls      atomic.Int64 // under way, plus one until it is retired
+}
+
+// New makes a Forwarder without connections.
+func New(cfg Config) *Forwarder {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	return &Forwarder{now: cfg.Now, options: append([]grpc.DialOption{
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithIdleTimeout(idleTimeout),
+		grpc.WithDisableServiceConfig(),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},
+			MinConnectTimeout: time.Second,
+		}),
+		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(frame.NewCodec()), grpc.MaxCallRecvMsgSize(largestAnswer)),
+	}, cfg.DialOptions...)}
+}
+
+// Hopped reports whether the call has been forwarded already.
+func Hopped(ctx context.Context) bool {
+	return len(metadata.ValueFromIncomingContext(ctx, HopHeader)) > 0
+}
+
+// Call is one call to be forwarded.
+type Call struct {
+	// Method is the full name, /service/method.
+	Method string
+	// Write says that doing it twice is not the same as doing it once.
+	Write bool
+	// Owners are tried in this order, those known to be away last.
+	Owners []routing.Peer
+	// RequestID is passed on.
+	RequestID string
+}
+
+// Unary forwards a call and returns the owner's answer. The request stays the caller's. The error is a fault, or the
+// owner's status as it came.
+func (f *Forwarder) Unary(ctx context.Context, c Call, request *frame.Frame) (*frame.Frame, error) {
+	out := outgoing(ctx, c.RequestID)
+	var last error
+	for _, owner := range f.ordered(c.Owners) {
+		l, err := f.link(owner.Address)
+		if err != nil {
+			return nil, err
+		}
+		answer := &frame.Frame{}
+		var header, trailer metadata.MD
+		var to peer.Peer
+		err = l.conn.Invoke(out, c.Method, request, answer, grpc.Header(&header), grpc.Trailer(&trailer), grpc.Peer(&to))
+		again := f.judge(l, err, c.Write, to.Addr != nil)
+		l.done()
+		if err == nil || !again || ctx.Err() != nil {
+			pass(header, func(md metadata.MD) { _ = grpc.SetHeader(ctx, md) })
+			pass(trailer, func(md metadata.MD) { _ = grpc.SetTrailer(ctx, md) })
+			if err != nil {
+				return nil, told(err, c.Write && to.Addr != nil)
+			}
+			answer.GiveAway()
+			return answer, nil
+		}
+		answer.Free()
+		last = err
+	}
+	return nil, NoOwner(last)
+}
+
+// Stream forwards a stream whose first message was read already and is given away. Only an owner that was never reached is replaced by
+// the next.
+func (f *Forwarder) Stream(stream grpc.ServerStream, c Call, first *frame.Frame) error {
+	ctx, cancel := context.WithCancel(outgoing(stream.Context(), c.RequestID))
+	defer cancel()
+	desc := &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}
+	var last error
+	for _, owner := range f.ordered(c.Owners) {
+		l, err := f.link(owner.Address)
+		if err != nil {
+			return err
+		}
+		out, err := l.conn.NewStream(ctx, desc, c.Method)
+		if err != nil {
+			f.judge(l, err, c.Write, false)
+			l.done()
+			last = err
+			continue
+		}
+		err = pump(stream, out, first)
+		f.judge(l, err, c.Write, true)
+		l.done()
+		if err != nil {
+			return told(err, c.Write)
+		}
+		return nil
+	}
+	return NoOwner(last)
+}
+
+// pump copies messages both ways until the owner's end.
+func pump(in grpc.ServerStream, out grpc.ClientStream, first *frame.Frame) error {
+	go func() { // ends with in's context, which ends with this call
+		for message := first; ; {
+			err := out.SendMsg(message)
+			message.Free()
+			if err != nil {
+				return // the owner's status comes out of RecvMsg
+			}
+			message = &frame.Frame{}
+			if in.RecvMsg(message) != nil {
+				_ = out.CloseSend()
+				return
+			}
+		}
+	}()
+	headers := false
+	for {
+		message := &frame.Frame{}
+		err := out.RecvMsg(message)
+		if !headers {
+			headers = true
+			if md, headerErr := out.Header(); headerErr == nil {
+				pass(md, func(md metadata.MD) { _ = in.SetHeader(md) })
+			}
+		}
+		if err != nil {
+			pass(out.Trailer(), in.SetTrailer)
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
+		}
+		message.GiveAway()
+		if err := in.SendMsg(message); err != nil {
+			return err
+		}
+	}
+}
+
+// judge remembers whether the owner is there, and says whether the next may be asked.
+func (f *Forwarder) judge(l *link, err error, write, reached bool) (again bool) {
+	if status.Code(err) != codes.Unavailable {
+		l.avoidUntil.Store(0)
+		return false
+	}
+	told := faultgrpc.FromStatus(err)
+	ours := told.Reason != ""
+	if !ours || told.Reason == fault.NotOwner || told.Reason == fault.Draining || told.Reason == fault.Starting {
+		l.avoidUntil.Store(f.now().Add(avoidFor).UnixNano())
+	}
+	if ours && told.Reason == fault.BackendDown {
+		return false // the others have the same backend
+	}
+	return !reached || !write || told.Outcome == fault.NotApplied
+}
+
+// told is the error for the caller: the owner's own words, or a fault that says what is known of the outcome.
+func told(err error, sentWrite bool) error {
+	if f := faultgrpc.FromStatus(err); f.Reason != "" {
+		return err
+	}
+	outcome := fault.NotApplied
+	if sentWrite {
+		outcome = fault.OutcomeUnknown
+	}
+	switch status.Code(err) {
+	case codes.DeadlineExceeded:
+		return fault.Wrap(err, fault.DeadlineExceeded, fault.Backend, "the time ran out").WithOutcome(outcome)
+	case codes.Canceled:
+		return fault.Wrap(err, fault.Cancelled, fault.Client, "the caller gave up").WithOutcome(outcome)
+	case codes.Unavailable:
+		return fault.Wrap(err, fault.Unavailable, fault.NotOwner, "the owner of the namespace went away during the call").
+			WithOutcome(outcome).WithRetry(avoidFor / 10)
+	}
+	return fault.Wrap(err, fault.Internal, fault.Bug, "internal error").WithOutcome(outcome)
+}
+
+// NoOwner is the fault of a call for which no owner was found.
+func NoOwner(last error) error {
+	return fault.Wrap(last, fault.Unavailable, fault.NotOwner, "no owner of the namespace answers").
+		WithOutcome(fault.NotApplied).WithRetry(avoidFor / 10)
+}
+
+// outgoing is the context of the forwarded call: the caller's deadline and its prism- metadata, and the hop.
+func outgoing(ctx context.Context, requestID string) context.Context {
+	md := metadata.Pairs(HopHeader, "1")
+	if in, ok := metadata.FromIncomingContext(ctx); ok {
+		for key, values := range in {
+			if strings.HasPrefix(key, ourPrefix) {
+				md[key] = values
+			}
+		}
+	}
+	if requestID != "" {
+		md.Set(faultgrpc.RequestIDHeader, requestID)
+	}
+	return metadata.NewOutgoingContext(ctx, md)
+}
+
+// pass gives on what is ours of an owner's metadata.
+func pass(md metadata.MD, set func(metadata.MD)) {
+	var ours metadata.MD
+	for key, values := range md {
+		if strings.HasPrefix(key, ourPrefix) && key != faultgrpc.RequestIDHeader { // which this proxy sets itself
+			if ours == nil {
+				ours = metadata.MD{}
+			}
+			ours[key] = values
+		}
+	}
+	if ours != nil {
+		set(ours)
+	}
+}
