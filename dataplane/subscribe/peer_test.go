@@ -44,6 +44,7 @@ type peer struct {
 	controlv1.UnimplementedFleetServiceServer
 	installation string
 	listener     *bufconn.Listener
+	serve        func(discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error // in place of streams
 	streams      chan *adsStream
 	reports      chan *reportStream
 }
@@ -79,6 +80,9 @@ func newPeer(t testing.TB, installation string) *peer {
 func (p *peer) DeltaAggregatedResources(s discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
 	if p.installation != "" {
 		s.SetHeader(metadata.Pairs("prism-installation", p.installation))
+	}
+	if p.serve != nil {
+		return p.serve(s)
 	}
 	a := &adsStream{
 		requests: make(chan *request, 10_000), ended: s.Context().Done(),
