@@ -1,0 +1,205 @@
+// Package fleet has the commands of prismctl about the proxies.
+package fleet
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/namespace"
+	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/target"
+	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/terminal"
+	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
+	"github.com/prism-gateway/prism/shared/client"
+)
+
+// Commands are the commands and what they share.
+type Commands struct {
+	term   *terminal.Terminal
+	target *target.Flags
+}
+
+// New makes the group of commands.
+func New(term *terminal.Terminal, t *target.Flags) *cobra.Command {
+	c := &Commands{term: term, target: t}
+	cmd := &cobra.Command{
+		Use:     "fleet",
+		Short:   "Look at the proxies and at who owns what",
+		Example: "  prismctl fleet list\n  prismctl fleet owners user-profiles",
+	}
+	cmd.AddCommand(c.list(), c.show(), c.owners())
+	return cmd
+}
+
+func (c *Commands) all(ctx context.Context, control *client.Control) (*adminv1.ListProxiesResponse, error) {
+	all := &adminv1.ListProxiesResponse{}
+	req := &adminv1.ListProxiesRequest{PageSize: 1000}
+	for {
+		page, err := control.Admin.ListProxies(ctx, req)
+		if err != nil {
+			return nil, err
+		}
+		all.Proxies = append(all.Proxies, page.GetProxies()...)
+		all.TotalCount, all.Epoch, all.Moving = page.GetTotalCount(), page.GetEpoch(), page.GetMoving()
+		if req.PageToken = page.GetNextPageToken(); req.PageToken == "" {
+			return all, nil
+		}
+	}
+}
+
+func (c *Commands) list() *cobra.Command {
+	return &cobra.Command{
+		Use:     "list",
+		Short:   "List the proxies with what they own and how current they are",
+		Example: "  prismctl fleet list",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
+				all, err := c.all(ctx, control)
+				if err != nil {
+					return err
+				}
+				return c.term.Print(all, func(w io.Writer) {
+					g := terminal.NewGrid("PROXY", "ADDRESS", "STATE", "OWNED", "CURRENT", "LOADING", "REFUSED", "CALLS/S", "BUILD", "REASONS")
+					for _, p := range all.GetProxies() {
+						g.Row(p.GetMember().GetId(), p.GetMember().GetAddress(), state(p), count(p.GetOwned()), count(p.GetCurrent()), count(p.GetLoading()),
+							count(p.GetRejected()), strconv.FormatFloat(p.GetCallsPerSecond(), 'f', 1, 64), version(p.GetBuild()), strings.Join(p.GetReasons(), "; "))
+					}
+					g.Write(w)
+					moving := ""
+					if all.GetMoving() {
+						moving = ", partitions are moving"
+					}
+					fmt.Fprintf(w, "%d proxies, assignment %d%s\n", all.GetTotalCount(), all.GetEpoch(), moving)
+				})
+			})
+		},
+	}
+}
+
+func count(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
+
+// version is the first word of a build.
+func version(build string) string {
+	word, _, _ := strings.Cut(build, " ")
+	return word
+}
+
+func state(p *adminv1.Proxy) string {
+	switch {
+	case p.GetMember().GetDraining():
+		return "draining"
+	case p.GetReady():
+		return "ready"
+	}
+	return "not ready"
+}
+
+func (c *Commands) show() *cobra.Command {
+	return &cobra.Command{
+		Use:               "show PROXY",
+		Short:             "Show one proxy with its partitions",
+		Example:           "  prismctl fleet show proxy-1",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: c.proxies,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
+				resp, err := control.Admin.GetProxy(ctx, &adminv1.GetProxyRequest{Id: args[0]})
+				if err != nil {
+					return err
+				}
+				return c.term.Print(resp, func(w io.Writer) { describe(w, resp) })
+			})
+		},
+	}
+}
+
+func describe(w io.Writer, resp *adminv1.GetProxyResponse) {
+	p := resp.GetProxy()
+	terminal.Fields(w,
+		"proxy", p.GetMember().GetId(),
+		"address", p.GetMember().GetAddress(),
+		"state", state(p),
+		"reasons", strings.Join(p.GetReasons(), "; "),
+		"build", p.GetBuild(),
+		"reports to", p.GetReplica(),
+		"last seen", terminal.Time(p.GetLastSeen()),
+		"partitions", fmt.Sprintf("%d owned, %d of them current, %d loading", p.GetOwned(), p.GetCurrent(), p.GetLoading()),
+	)
+	fmt.Fprintln(w)
+	g := terminal.NewGrid("PARTITION", "RANK", "WANTED", "ACCEPTED", "SERVED", "REFUSED")
+	for _, part := range resp.GetPartitions() {
+		// An installation has many partitions: those that are as they ought to be and empty say nothing.
+		if part.GetWantRoot() == "" && part.GetServingRoot() == "" && len(part.GetRejections()) == 0 && !part.GetLoading() {
+			continue
+		}
+		rank := count(part.GetRank())
+		if part.GetLoading() {
+			rank = "loading"
+		}
+		var refused []string
+		for _, r := range part.GetRejections() {
+			refused = append(refused, r.GetResource()+": "+r.GetReason())
+		}
+		g.Row(count(part.GetPartition()), rank, terminal.Short(part.GetWantRoot()), terminal.Short(part.GetAcceptedRoot()), terminal.Short(part.GetServingRoot()), strings.Join(refused, "; "))
+	}
+	g.Write(w)
+}
+
+func (c *Commands) owners() *cobra.Command {
+	return &cobra.Command{
+		Use:     "owners NAMESPACE",
+		Short:   "Show which proxies own a namespace",
+		Example: "  prismctl fleet owners user-profiles",
+		Args:    cobra.ExactArgs(1),
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
+			if len(args) > 0 {
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
+			return namespace.Complete(cmd.Context(), c.target, typed), cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
+				resp, err := control.Admin.GetOwners(ctx, &adminv1.GetOwnersRequest{Namespace: args[0]})
+				if err != nil {
+					return err
+				}
+				return c.term.Print(resp, func(w io.Writer) {
+					fmt.Fprintf(w, "%s is in partition %d, assignment %d\n", terminal.Clean(args[0]), resp.GetPartition(), resp.GetEpoch())
+					g := terminal.NewGrid("OWNER", "RANK", "ADDRESS")
+					for rank, m := range resp.GetOwners() {
+						g.Row(m.GetId(), strconv.Itoa(rank), m.GetAddress())
+					}
+					for _, m := range resp.GetLoading() {
+						g.Row(m.GetId(), "loading", m.GetAddress())
+					}
+					g.Write(w)
+				})
+			})
+		},
+	}
+}
+
+// proxies completes the id of a proxy, when the control plane answers quickly.
+func (c *Commands) proxies(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
+	var ids []string
+	if len(args) == 0 {
+		ctx, cancel := context.WithTimeout(cmd.Context(), time.Second)
+		defer cancel()
+		_ = c.target.WithoutLimit(ctx, func(ctx context.Context, control *client.Control) error { // no answer: nothing to offer
+			all, err := c.all(ctx, control)
+			for _, p := range all.GetProxies() {
+				if id := p.GetMember().GetId(); strings.HasPrefix(id, typed) {
+					ids = append(ids, id)
+				}
+			}
+			return err
+		})
+	}
+	return ids, cobra.ShellCompDirectiveNoFileComp
+}

@@ -1,0 +1,208 @@
+package namespace
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/prism-gateway/prism/controlplane/admission"
+	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/terminal"
+	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
+	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
+	"github.com/prism-gateway/prism/shared/client"
+	"github.com/prism-gateway/prism/shared/fault"
+	"github.com/prism-gateway/prism/shared/fault/faultgrpc"
+)
+
+func (c *Commands) plan() *cobra.Command {
+	var file string
+	cmd := &cobra.Command{
+		Use:     "plan -f FILE",
+		Short:   "Say what would be chosen, where and why, and what would change; record nothing",
+		Example: "  prismctl namespace plan -f user-profiles.yaml",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			docs, err := c.read(file)
+			if err != nil {
+				return err
+			}
+			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
+				req := &controlv1.PlanNamespacesRequest{}
+				for _, d := range docs {
+					req.Requests = append(req.Requests, d.Request)
+				}
+				resp, err := control.Namespaces.PlanNamespaces(ctx, req)
+				if err != nil {
+					return locate(docs, err)
+				}
+				return c.term.Print(resp, func(w io.Writer) {
+					for i, p := range resp.GetPlans() {
+						if i > 0 {
+							io.WriteString(w, "\n")
+						}
+						writePlan(w, p)
+					}
+				})
+			})
+		},
+	}
+	fileFlag(cmd, &file)
+	return cmd
+}
+
+func (c *Commands) apply() *cobra.Command {
+	var file string
+	var note terminal.Note
+	var wait bool
+	waitFor := 2 * time.Minute
+	cmd := &cobra.Command{
+		Use:     "apply -f FILE",
+		Short:   "Create or change the namespaces of a file as one change: all or none",
+		Example: "  prismctl namespace apply -f user-profiles.yaml --wait -m 'keep profiles a day'",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			docs, err := c.read(file)
+			if err != nil {
+				return err
+			}
+			var resp *controlv1.ApplyNamespacesResponse
+			err = c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
+				req := &controlv1.ApplyNamespacesRequest{Note: note.Proto(c.term)}
+				for _, d := range docs {
+					req.Changes = append(req.Changes, &controlv1.NamespaceChange{Request: d.Request})
+				}
+				resp, err = control.Namespaces.ApplyNamespaces(ctx, req)
+				return locate(docs, err)
+			})
+			if err != nil {
+				return err
+			}
+			// The change is recorded: say so also when waiting fails.
+			if err := c.term.Print(resp, func(w io.Writer) { writeApplied(w, resp) }); err != nil || !wait {
+				return err
+			}
+			return c.waitLive(cmd.Context(), waitFor, resp.GetSnapshotVersion(), names(resp.GetResults())...)
+		},
+	}
+	fileFlag(cmd, &file)
+	waitFlags(cmd, &wait, &waitFor)
+	note.Register(cmd)
+	return cmd
+}
+
+func fileFlag(cmd *cobra.Command, file *string) {
+	cmd.Flags().StringVarP(file, "filename", "f", "", "file with requests in YAML or JSON; - for standard input")
+	_ = cmd.MarkFlagRequired("filename")                        // fails only for an unknown flag
+	_ = cmd.MarkFlagFilename("filename", "yaml", "yml", "json") // likewise
+}
+
+func waitFlags(cmd *cobra.Command, wait *bool, waitFor *time.Duration) {
+	cmd.Flags().BoolVar(wait, "wait", false, "wait until every owner serves the change")
+	cmd.Flags().DurationVar(waitFor, "wait-for", *waitFor, "how long to wait at most")
+}
+
+// read parses a file and checks it before anything is sent, so that errors name lines also when nobody answers.
+func (c *Commands) read(file string) ([]admission.Document, error) {
+	data, shown, err := c.term.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	docs, err := admission.ParseYAML(shown, data)
+	if err != nil {
+		return nil, err
+	}
+	var problems admission.Problems
+	for _, d := range docs {
+		problems = append(problems, d.Problems(admission.Validate(d.Request))...)
+	}
+	if len(problems) > 0 {
+		return nil, problems
+	}
+	return docs, nil
+}
+
+// element is the path of one request in a call.
+var element = regexp.MustCompile(`^(?:changes|requests)\[(\d+)\]\.?(?:request\.?)?`)
+
+// locate gives the violations of an answer their places in the file. Other errors stay as they are.
+func locate(docs []admission.Document, err error) error {
+	if err == nil {
+		return nil
+	}
+	f := faultgrpc.FromStatus(err)
+	if len(f.Violations) == 0 {
+		return err
+	}
+	var problems admission.Problems
+	for _, v := range f.Violations {
+		m := element.FindStringSubmatch(v.Field)
+		if m == nil {
+			return err
+		}
+		i, convErr := strconv.Atoi(m[1])
+		if convErr != nil || i >= len(docs) {
+			return err
+		}
+		problems = append(problems, docs[i].Problems([]fault.Violation{{Field: v.Field[len(m[0]):], Rule: v.Rule, Text: v.Text}})...)
+	}
+	return problems
+}
+
+func names(plans []*controlv1.NamespacePlan) []string {
+	var all []string
+	for _, p := range plans {
+		all = append(all, p.GetNamespace().GetNamespace())
+	}
+	return all
+}
+
+func writePlan(w io.Writer, p *controlv1.NamespacePlan) {
+	n := p.GetNamespace()
+	fmt.Fprintf(w, "%s: %s\n", terminal.Clean(n.GetNamespace()), map[controlv1.PlanAction]string{
+		controlv1.PlanAction_PLAN_ACTION_CREATE: "would be created",
+		controlv1.PlanAction_PLAN_ACTION_UPDATE: "would change",
+		controlv1.PlanAction_PLAN_ACTION_NONE:   "is so already",
+	}[p.GetAction()])
+	for _, d := range p.GetDifferences() {
+		fmt.Fprintf(w, "  %s\n", terminal.Clean(d))
+	}
+	fmt.Fprintln(w)
+	writeBindings(w, n)
+	decisions(w, n.GetDecisions())
+}
+
+func writeBindings(w io.Writer, n *configv1.NamespaceResponse) {
+	g := terminal.NewGrid("PATTERN", "TYPE", "VERSION", "SLOT", "BACKEND", "PARTITION")
+	for _, p := range n.GetPatterns() {
+		for _, b := range p.GetBindings() {
+			g.Row(p.GetName(), p.GetType(), p.GetVersion(), b.GetSlot(), b.GetBackend(), strconv.Itoa(int(n.GetPartition())))
+		}
+	}
+	g.Write(w)
+}
+
+func writeApplied(w io.Writer, resp *controlv1.ApplyNamespacesResponse) {
+	g := terminal.NewGrid("NAMESPACE", "RESULT", "BACKENDS", "PARTITION", "VERSION")
+	for _, p := range resp.GetResults() {
+		var backends []string
+		for _, pattern := range p.GetNamespace().GetPatterns() {
+			for _, b := range pattern.GetBindings() {
+				backends = append(backends, b.GetBackend())
+			}
+		}
+		n := p.GetNamespace()
+		g.Row(n.GetNamespace(), map[controlv1.PlanAction]string{
+			controlv1.PlanAction_PLAN_ACTION_CREATE: "created",
+			controlv1.PlanAction_PLAN_ACTION_UPDATE: "changed",
+			controlv1.PlanAction_PLAN_ACTION_NONE:   "unchanged",
+		}[p.GetAction()], strings.Join(backends, ","), strconv.Itoa(int(n.GetPartition())), terminal.Short(n.GetVersion()))
+	}
+	g.Write(w)
+	fmt.Fprintf(w, "snapshot %d\n", resp.GetSnapshotVersion())
+}

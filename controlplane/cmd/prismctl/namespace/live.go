@@ -1,0 +1,224 @@
+package namespace
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/terminal"
+	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
+	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
+	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
+	"github.com/prism-gateway/prism/shared/client"
+	"github.com/prism-gateway/prism/shared/fault"
+	"github.com/prism-gateway/prism/shared/fault/faultgrpc"
+)
+
+func (c *Commands) status() *cobra.Command {
+	var watch bool
+	cmd := &cobra.Command{
+		Use:               "status NAME",
+		Short:             "Show how far a namespace is live on each owner",
+		Example:           "  prismctl namespace status user-profiles\n  prismctl namespace status user-profiles --watch",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: c.names,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if watch {
+				return c.target.WithoutLimit(cmd.Context(), func(ctx context.Context, control *client.Control) error {
+					return c.follow(ctx, control, c.term.Progress(), args[0], 0)
+				})
+			}
+			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
+				resp, err := control.Namespaces.GetNamespace(ctx, &controlv1.GetNamespaceRequest{Namespace: args[0], WithStatus: true})
+				if err != nil {
+					return err
+				}
+				status := resp.GetNamespace().GetStatus()
+				return c.term.Print(status, func(w io.Writer) { owners(w, status) })
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&watch, "watch", false, "go on showing changes until interrupted")
+	return cmd
+}
+
+func (c *Commands) history() *cobra.Command {
+	limit := uint32(20)
+	cmd := &cobra.Command{
+		Use:               "history NAME",
+		Short:             "List the snapshots in which a namespace changed, newest first",
+		Example:           "  prismctl namespace history user-profiles",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: c.names,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
+				resp, err := control.Admin.NamespaceHistory(ctx, &adminv1.NamespaceHistoryRequest{Namespace: args[0], PageSize: limit})
+				if err != nil {
+					return err
+				}
+				return c.term.Print(resp, func(w io.Writer) {
+					g := terminal.NewGrid("SNAPSHOT", "TIME", "KIND", "AUTHOR", "VERSION", "MESSAGE")
+					for _, s := range resp.GetSnapshots() {
+						for _, ch := range s.GetChanges() {
+							kind := ch.GetKind()
+							if ch.GetToVersion() > 0 {
+								kind += " to " + strconv.FormatUint(ch.GetToVersion(), 10)
+							}
+							g.Row(strconv.FormatUint(s.GetVersion(), 10), terminal.Time(s.GetRecordedAt()), kind, ch.GetAuthor(), terminal.Short(ch.GetAfter()), ch.GetMessage())
+						}
+					}
+					g.Write(w)
+				})
+			})
+		},
+	}
+	cmd.Flags().Uint32Var(&limit, "limit", limit, "the most snapshots to list, up to 1000")
+	return cmd
+}
+
+func (c *Commands) rollback() *cobra.Command {
+	var to uint64
+	var note terminal.Note
+	var wait bool
+	waitFor := 2 * time.Minute
+	cmd := &cobra.Command{
+		Use:               "rollback NAME --to VERSION",
+		Short:             "Take one namespace back to what it was in a snapshot",
+		Example:           "  prismctl namespace history user-profiles\n  prismctl namespace rollback user-profiles --to 17 --wait",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: c.names,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var resp *adminv1.RollbackSnapshotResponse
+			err := c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
+				var err error
+				resp, err = control.Admin.RollbackSnapshot(ctx, &adminv1.RollbackSnapshotRequest{ToVersion: to, Namespace: args[0], Note: note.Proto(c.term)})
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			err = c.term.Print(resp, func(w io.Writer) {
+				if resp.GetChanged() == 0 {
+					fmt.Fprintf(w, "%s is as it was in snapshot %d already\n", args[0], to)
+					return
+				}
+				fmt.Fprintf(w, "%s is as it was in snapshot %d, by snapshot %d\n", args[0], to, resp.GetSnapshot().GetVersion())
+			})
+			if err != nil || !wait || resp.GetChanged() == 0 {
+				return err
+			}
+			return c.waitLive(cmd.Context(), waitFor, resp.GetSnapshot().GetVersion(), args[0])
+		},
+	}
+	cmd.Flags().Uint64Var(&to, "to", 0, "the snapshot to go back to")
+	_ = cmd.MarkFlagRequired("to") // fails only for an unknown flag
+	waitFlags(cmd, &wait, &waitFor)
+	note.Register(cmd)
+	return cmd
+}
+
+// waitLive shows how far namespaces are live until every owner of each serves the snapshot.
+func (c *Commands) waitLive(ctx context.Context, limit time.Duration, snapshot uint64, names ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	progress := c.term.Progress()
+	err := c.target.WithoutLimit(ctx, func(ctx context.Context, control *client.Control) error {
+		for _, name := range names {
+			if err := c.follow(ctx, control, progress, name, snapshot); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return fmt.Errorf("the change is recorded, but not every owner served it within %v (--wait-for)\n  see what is in the way with: prismctl namespace status NAME", limit)
+	}
+	return err
+}
+
+// follow shows a namespace's status until the server ends the stream: when the snapshot is served by every owner.
+func (c *Commands) follow(ctx context.Context, control *client.Control, progress *terminal.Progress, name string, until uint64) error {
+	stream, err := control.Namespaces.WatchNamespaceStatus(ctx, &controlv1.WatchNamespaceStatusRequest{Namespace: name, UntilSnapshot: until})
+	if err != nil {
+		return err
+	}
+	for {
+		resp, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if f := faultgrpc.FromStatus(err); f != nil {
+			if f.Code == fault.Cancelled && ctx.Err() != nil {
+				return nil // the person ended it
+			}
+			return err
+		}
+		progress.Show(name, summary(resp.GetStatus()))
+	}
+}
+
+// summary says in one line how far a namespace is live.
+func summary(s *configv1.NamespaceStatus) string {
+	serving := 0
+	var waiting []string
+	for _, o := range s.GetOwners() {
+		if o.GetStage() == configv1.Stage_STAGE_SERVING {
+			serving++
+			continue
+		}
+		text := o.GetProxy() + " " + stage(o.GetStage())
+		if o.GetReason() != "" {
+			text += " (" + o.GetReason() + ")"
+		}
+		waiting = append(waiting, text)
+	}
+	text := fmt.Sprintf("snapshot %d served by %d of %d owners", s.GetSnapshotVersion(), serving, len(s.GetOwners()))
+	if len(waiting) > 0 {
+		text += "; " + strings.Join(waiting, ", ")
+	} else if !s.GetLive() && s.GetSummary() != "" {
+		text += "; " + s.GetSummary()
+	}
+	return text
+}
+
+func stage(s configv1.Stage) string {
+	switch s {
+	case configv1.Stage_STAGE_PENDING:
+		return "pending"
+	case configv1.Stage_STAGE_SENT:
+		return "sent"
+	case configv1.Stage_STAGE_REJECTED:
+		return "rejected"
+	case configv1.Stage_STAGE_ACCEPTED:
+		return "accepted"
+	case configv1.Stage_STAGE_SERVING:
+		return "serving"
+	}
+	return "unknown"
+}
+
+func owners(w io.Writer, s *configv1.NamespaceStatus) {
+	live := "live"
+	if !s.GetLive() {
+		live = "not live"
+		if s.GetSummary() != "" {
+			live += ": " + s.GetSummary()
+		}
+	}
+	fmt.Fprintf(w, "%s, snapshot %d: %s\n", terminal.Clean(s.GetNamespace()), s.GetSnapshotVersion(), terminal.Clean(live))
+	g := terminal.NewGrid("OWNER", "RANK", "STAGE", "ADDRESS", "LAST SEEN", "REASON")
+	for _, o := range s.GetOwners() {
+		reason := o.GetReason()
+		if r := o.GetRejection(); r != nil {
+			reason = strings.TrimPrefix(r.GetField()+": "+r.GetReason(), ": ")
+		}
+		g.Row(o.GetProxy(), strconv.Itoa(int(o.GetRank())), stage(o.GetStage()), o.GetAddress(), terminal.Time(o.GetLastSeen()), reason)
+	}
+	g.Write(w)
+}

@@ -1,0 +1,253 @@
+// Package target finds the Prism that a command is for: from flags, the environment, a context file, or the local Prism
+// of the working directory.
+package target
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v3"
+	"google.golang.org/grpc/status"
+
+	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/terminal"
+	"github.com/prism-gateway/prism/shared/client"
+	"github.com/prism-gateway/prism/shared/fault"
+	"github.com/prism-gateway/prism/shared/fault/faultgrpc"
+	"github.com/prism-gateway/prism/shared/settings"
+)
+
+// LocalContext is the context file that a local Prism writes, from the directory it was started in.
+const LocalContext = ".prism/context.yaml"
+
+// Context is one Prism: where to call it.
+type Context struct {
+	Admin []string `yaml:"admin,omitempty"` // replicas of the control plane
+	Data  []string `yaml:"data,omitempty"`  // proxies
+}
+
+// File is a context file.
+type File struct {
+	Current  string             `yaml:"current,omitempty"`
+	Contexts map[string]Context `yaml:"contexts"`
+}
+
+// Flags are the flags that name a Prism.
+type Flags struct {
+	Admin, Data []string
+	Context     string
+	// Timeout is how long one call may take.
+	Timeout time.Duration
+
+	term *terminal.Terminal
+}
+
+// New makes flags with nothing set.
+func New(term *terminal.Terminal) *Flags { return &Flags{Timeout: 30 * time.Second, term: term} }
+
+// Register adds the flags to a command and all below it.
+func (f *Flags) Register(cmd *cobra.Command) {
+	flags := cmd.PersistentFlags()
+	flags.StringSliceVar(&f.Admin, "admin", nil, "host:port of the control plane, several separated by commas (environment: PRISM_ADMIN_ENDPOINT)")
+	flags.StringSliceVar(&f.Data, "data", nil, "host:port of proxies, several separated by commas (environment: PRISM_DATA_ENDPOINT)")
+	flags.StringVar(&f.Context, "context", "", "which Prism of the context file to use (environment: PRISM_CONTEXT)")
+	flags.DurationVar(&f.Timeout, "timeout", f.Timeout, "how long one call may take")
+	_ = cmd.RegisterFlagCompletionFunc("context", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) { // fails only for an unknown flag
+		file, _, err := f.file()
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		return slices.Sorted(maps.Keys(file.Contexts)), cobra.ShellCompDirectiveNoFileComp
+	})
+}
+
+// Control connects to the control plane. The caller closes it.
+func (f *Flags) Control() (*client.Control, error) {
+	c, err := f.resolve()
+	if err != nil {
+		return nil, err
+	}
+	return client.DialControl(client.Config{Endpoints: c.Admin})
+}
+
+// Client connects to the proxies. The caller closes it.
+func (f *Flags) Client() (*client.Client, error) {
+	c, err := f.resolve()
+	if err != nil {
+		return nil, err
+	}
+	return client.Dial(client.Config{Endpoints: c.Data})
+}
+
+// WithControl calls the control plane within the time of one call. Its errors say what to do when nobody answered.
+func (f *Flags) WithControl(ctx context.Context, call func(context.Context, *client.Control) error) error {
+	ctx, cancel := context.WithTimeout(ctx, f.Timeout)
+	defer cancel()
+	return f.WithoutLimit(ctx, call)
+}
+
+// WithoutLimit is WithControl for as long as ctx lives.
+func (f *Flags) WithoutLimit(ctx context.Context, call func(context.Context, *client.Control) error) error {
+	c, err := f.Control()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return f.explain(call(ctx, c), "the control plane", "--admin")
+}
+
+// WithData calls a proxy within the time of one call. Its errors say what to do when nobody answered.
+func (f *Flags) WithData(ctx context.Context, call func(context.Context, *client.Client) error) error {
+	c, err := f.Client()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(ctx, f.Timeout)
+	defer cancel()
+	return f.explain(call(ctx, c), "a proxy", "--data")
+}
+
+func (f *Flags) explain(err error, who, flag string) error {
+	if _, ok := status.FromError(err); !ok || err == nil {
+		return err
+	}
+	got := faultgrpc.FromStatus(err)
+	if got.Reason != "" {
+		return got
+	}
+	c, resolveErr := f.resolve()
+	if resolveErr != nil {
+		return got
+	}
+	at := c.Admin
+	if flag == "--data" {
+		at = c.Data
+	}
+	switch got.Code {
+	case fault.Unavailable:
+		return fault.Wrap(err, got.Code, "", fmt.Sprintf("%s does not answer at %s\n  start one on this machine with: prismctl local up\n  or name another with %s or --context",
+			who, strings.Join(at, ", "), flag))
+	case fault.DeadlineExceeded:
+		return fault.Wrap(err, got.Code, "", fmt.Sprintf("%s at %s did not answer within %v (--timeout)", who, strings.Join(at, ", "), f.Timeout))
+	case fault.Unimplemented:
+		return fault.Wrap(err, got.Code, "", fmt.Sprintf("%s does not know this call: is %s %s?", strings.Join(at, ", "), flag, who))
+	}
+	return got
+}
+
+// resolve finds the Prism: what flags and environment say, and for the rest the context.
+func (f *Flags) resolve() (Context, error) {
+	c := Context{
+		Admin: firstList(f.Admin, split(f.term.Getenv("PRISM_ADMIN_ENDPOINT"))),
+		Data:  firstList(f.Data, split(f.term.Getenv("PRISM_DATA_ENDPOINT"))),
+	}
+	if len(c.Admin) == 0 || len(c.Data) == 0 {
+		named, err := f.named()
+		if err != nil {
+			return Context{}, err
+		}
+		c.Admin, c.Data = firstList(c.Admin, named.Admin), firstList(c.Data, named.Data)
+	}
+	for _, e := range slices.Concat(c.Admin, c.Data) {
+		if err := settings.CheckEndpoint(e); err != nil {
+			return Context{}, err
+		}
+	}
+	return c, nil
+}
+
+// named returns the context that is asked for or current, then the local one, then the default ports of this machine.
+func (f *Flags) named() (Context, error) {
+	standard := Context{Admin: []string{"127.0.0.1:8981"}, Data: []string{"127.0.0.1:8980"}}
+	file, path, err := f.file()
+	if err != nil {
+		return Context{}, err
+	}
+	name := cmp.Or(f.Context, f.term.Getenv("PRISM_CONTEXT"), file.Current)
+	if c, ok := file.Contexts[name]; ok {
+		return Context{Admin: firstList(c.Admin, standard.Admin), Data: firstList(c.Data, standard.Data)}, nil
+	}
+	if name != "" && name != "local" {
+		return Context{}, fmt.Errorf("there is no context %q in %s; it has: %s", name, path,
+			cmp.Or(strings.Join(slices.Sorted(maps.Keys(file.Contexts)), ", "), "none"))
+	}
+	local, err := Read(LocalContext)
+	if errors.Is(err, fs.ErrNotExist) {
+		if name == "local" {
+			return Context{}, fmt.Errorf("no local Prism was started in this directory; start one with: prismctl local up")
+		}
+		return standard, nil
+	}
+	if err != nil {
+		return Context{}, err
+	}
+	return local.Contexts["local"], nil
+}
+
+// file reads the person's context file; without one there are no contexts.
+func (f *Flags) file() (File, string, error) {
+	path := f.term.Getenv("PRISM_CONTEXT_FILE")
+	if path == "" {
+		dir := f.term.Getenv("XDG_CONFIG_HOME")
+		if dir == "" {
+			dir = filepath.Join(f.term.Getenv("HOME"), ".config")
+		}
+		path = filepath.Join(dir, "prism", "context.yaml")
+	}
+	file, err := Read(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return File{}, path, nil
+	}
+	return file, path, err
+}
+
+// Read reads a context file strictly.
+func Read(path string) (File, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return File{}, err
+	}
+	var file File
+	dec := yaml.NewDecoder(bytes.NewReader(data))
+	dec.KnownFields(true)
+	if err := dec.Decode(&file); err != nil {
+		return File{}, fmt.Errorf("%s: %s", path, strings.TrimPrefix(err.Error(), "yaml: "))
+	}
+	return file, nil
+}
+
+// Write writes a context file.
+func Write(path string, file File) error {
+	data, err := yaml.Marshal(file)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, data, 0o600)
+}
+
+func split(s string) []string {
+	if s == "" {
+		return nil
+	}
+	return strings.Split(s, ",")
+}
+
+func firstList(all ...[]string) []string {
+	for _, l := range all {
+		if len(l) > 0 {
+			return l
+		}
+	}
+	return nil
+}

@@ -1,0 +1,54 @@
+package terminal
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/prism-gateway/prism/controlplane/admission"
+	"github.com/prism-gateway/prism/shared/fault"
+	"github.com/prism-gateway/prism/shared/fault/faultgrpc"
+	"github.com/prism-gateway/prism/shared/strictyaml"
+)
+
+// Explain turns an error into what the person reads, without the name of the program: one sentence, then one line for
+// each thing that is wrong.
+func Explain(err error) string {
+	if problems, ok := errors.AsType[admission.Problems](err); ok {
+		return list(len(problems), problems.Error())
+	}
+	if problems, ok := errors.AsType[strictyaml.Errors](err); ok {
+		return list(len(problems), problems.Error())
+	}
+	f, ok := errors.AsType[*fault.Fault](err)
+	if !ok {
+		return err.Error()
+	}
+	var b strings.Builder
+	b.WriteString(f.Text)
+	for _, v := range f.Violations {
+		b.WriteString("\n  ")
+		if v.Field != "" {
+			b.WriteString(v.Field + ": ")
+		}
+		b.WriteString(v.Text)
+	}
+	if f.RetryAfter > 0 {
+		fmt.Fprintf(&b, "\n  try again in %v", f.RetryAfter)
+	}
+	if f.Outcome == fault.OutcomeUnknown {
+		b.WriteString("\n  whether it was done is not known: look before you repeat it")
+	}
+	if id := f.Metadata[faultgrpc.RequestIDKey]; id != "" && (f.Code == fault.Internal || f.Code == fault.Unknown || f.Code == fault.DataLoss) {
+		b.WriteString(" (request id " + id + ")")
+	}
+	return b.String()
+}
+
+// list puts several lines under a heading; a single one speaks for itself.
+func list(n int, lines string) string {
+	if n == 1 {
+		return lines
+	}
+	return fmt.Sprintf("%d problems\n  %s", n, strings.ReplaceAll(lines, "\n", "\n  "))
+}
