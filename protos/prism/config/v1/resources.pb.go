@@ -44,7 +44,9 @@ type NamespaceConfig struct {
 	// The SHA-256 of the NamespaceRecord that this was made from.
 	RecordHash []byte `protobuf:"bytes,7,opt,name=record_hash,json=recordHash,proto3" json:"record_hash,omitempty"`
 	// What the team reserved on its backends; proxies do not use it.
-	Reservations  []*Reservation `protobuf:"bytes,8,rep,name=reservations,proto3" json:"reservations,omitempty"`
+	Reservations []*Reservation `protobuf:"bytes,8,rep,name=reservations,proto3" json:"reservations,omitempty"`
+	// The team that asked for it.
+	Team          string `protobuf:"bytes,9,opt,name=team,proto3" json:"team,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -133,6 +135,13 @@ func (x *NamespaceConfig) GetReservations() []*Reservation {
 		return x.Reservations
 	}
 	return nil
+}
+
+func (x *NamespaceConfig) GetTeam() string {
+	if x != nil {
+		return x.Team
+	}
+	return ""
 }
 
 // PatternConfig is a pattern as a proxy runs it.
@@ -850,7 +859,7 @@ var File_prism_config_v1_resources_proto protoreflect.FileDescriptor
 
 const file_prism_config_v1_resources_proto_rawDesc = "" +
 	"\n" +
-	"\x1fprism/config/v1/resources.proto\x12\x0fprism.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dprism/config/v1/request.proto\"\xe5\x02\n" +
+	"\x1fprism/config/v1/resources.proto\x12\x0fprism.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dprism/config/v1/request.proto\"\xf9\x02\n" +
 	"\x0fNamespaceConfig\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12:\n" +
 	"\bpatterns\x18\x02 \x03(\v2\x1e.prism.config.v1.PatternConfigR\bpatterns\x12%\n" +
@@ -860,7 +869,8 @@ const file_prism_config_v1_resources_proto_rawDesc = "" +
 	"\bdraining\x18\x06 \x01(\bR\bdraining\x12\x1f\n" +
 	"\vrecord_hash\x18\a \x01(\fR\n" +
 	"recordHash\x12@\n" +
-	"\freservations\x18\b \x03(\v2\x1c.prism.config.v1.ReservationR\freservations\"\xcb\x02\n" +
+	"\freservations\x18\b \x03(\v2\x1c.prism.config.v1.ReservationR\freservations\x12\x12\n" +
+	"\x04team\x18\t \x01(\tR\x04team\"\xcb\x02\n" +
 	"\rPatternConfig\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x18\n" +
