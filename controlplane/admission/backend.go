@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	"github.com/prism-gateway/prism/shared/catalog"
@@ -61,8 +62,8 @@ func backendEndpoints(b *configv1.Backend, t catalog.BackendType, report report)
 		return
 	case t.NeedsEndpoint && len(b.GetEndpoints()) == 0:
 		report("endpoints", "a %s backend needs at least one: %s", t.Name, addressForm(t))
-	case t.Address == catalog.FileAddress && len(b.GetEndpoints()) > 1:
-		report("endpoints", "a %s backend is one file, not %d", t.Name, len(b.GetEndpoints()))
+	case t.MaxEndpoints > 0 && len(b.GetEndpoints()) > t.MaxEndpoints:
+		report("endpoints", "a %s backend has %d at most, not %d", t.Name, t.MaxEndpoints, len(b.GetEndpoints()))
 	}
 	for i, e := range b.GetEndpoints() {
 		at := "endpoints[" + strconv.Itoa(i) + "]"
@@ -91,12 +92,25 @@ func backendConfig(b *configv1.Backend, t catalog.BackendType, report report) {
 			report(at, "%s; %s", why, keepElsewhere)
 			continue
 		}
-		if t.Offered && !slices.Contains(t.Settings, key) {
-			if len(t.Settings) == 0 {
-				report(at, "a %s backend takes no settings", t.Name)
-				continue
+		setting, known := t.Setting(key)
+		switch {
+		case !t.Offered: // its settings are not known
+		case len(t.Settings) == 0:
+			report(at, "a %s backend takes no settings", t.Name)
+		case !known:
+			var names []string
+			for _, s := range t.Settings {
+				names = append(names, s.Name)
 			}
-			report(at, "a %s backend has no such setting%s", t.Name, strictyaml.Suggest(key, t.Settings))
+			report(at, "a %s backend has no such setting%s", t.Name, strictyaml.Suggest(key, names))
+		case setting.Form == catalog.Number:
+			if _, err := strconv.ParseUint(b.GetConfig()[key], 10, 31); err != nil {
+				report(at, "%q: want a whole number from 0", clip(b.GetConfig()[key]))
+			}
+		case setting.Form == catalog.Duration:
+			if d, err := time.ParseDuration(b.GetConfig()[key]); err != nil || d <= 0 {
+				report(at, "%q: want a duration such as 10s", clip(b.GetConfig()[key]))
+			}
 		}
 	}
 }

@@ -137,7 +137,7 @@ func (p *Planner) Plan(in Input) (Plan, error) {
 		return Plan{}, err
 	}
 	config := &configv1.NamespaceConfig{
-		Namespace: name, StoragePrefix: prefix, Limits: limits(in.Request.GetLimits()),
+		Namespace: name, Team: in.Request.GetTeam(), StoragePrefix: prefix, Limits: limits(in.Request.GetLimits()),
 		SingleOwner: assigned.SingleOwner, RecordHash: ident.HashOf(recordData).Bytes(), Reservations: assigned.Reservations,
 	}
 	for i, s := range selected.Patterns {

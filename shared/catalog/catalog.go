@@ -35,9 +35,30 @@ type BackendType struct {
 	NeedsEndpoint bool
 	// Address is the form of an endpoint, for people: host:port, or a file.
 	Address Address
-	// Settings are the names that an instance's config may hold, sorted.
-	Settings []string
+	// MaxEndpoints is how many an instance may be given; 0 means any number.
+	MaxEndpoints int
+	// Settings are what an instance's config may hold, by name.
+	Settings []Setting
 }
+
+// Setting is one setting of a type's instances.
+type Setting struct {
+	// Name is its key in config.
+	Name string
+	// Form is what its value must look like.
+	Form Form
+	// Text says in one line what it does.
+	Text string
+}
+
+// Form is what a setting's value looks like.
+type Form int
+
+// The forms.
+const (
+	Number   Form = iota // a whole number from 0
+	Duration             // a positive duration such as 10s
+)
 
 // Address is the form that a type's endpoints have.
 type Address int
@@ -121,6 +142,15 @@ func Type(name string) (BackendType, bool) {
 		}
 	}
 	return BackendType{}, false
+}
+
+// Setting returns the setting of that name.
+func (t BackendType) Setting(name string) (Setting, bool) {
+	i := slices.IndexFunc(t.Settings, func(s Setting) bool { return s.Name == name })
+	if i < 0 {
+		return Setting{}, false
+	}
+	return t.Settings[i], true
 }
 
 // Patterns returns the patterns, the most used first.

@@ -15,8 +15,16 @@ func TestBackendTypes(t *testing.T) {
 		if got, ok := catalog.Type(b.Name); !ok || got.Name != b.Name {
 			t.Errorf("%s is not found", b.Name)
 		}
-		if !slices.IsSorted(b.Interfaces) || !slices.IsSorted(b.Settings) {
-			t.Errorf("%s: interfaces or settings are not sorted", b.Name)
+		if !slices.IsSorted(b.Interfaces) {
+			t.Errorf("%s: interfaces are not sorted", b.Name)
+		}
+		for _, s := range b.Settings {
+			if got, ok := b.Setting(s.Name); !ok || got != s || s.Text == "" {
+				t.Errorf("%s: setting %q", b.Name, s.Name)
+			}
+		}
+		if _, ok := b.Setting("nope"); ok {
+			t.Errorf("%s has a setting nope", b.Name)
 		}
 		if b.Offered != (len(b.Interfaces) > 0) || b.Offered != (b.MaxValueBytes > 0) {
 			t.Errorf("%s: what is offered has interfaces and a largest value, what is not has none", b.Name)

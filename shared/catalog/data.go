@@ -27,6 +27,7 @@ var types = []BackendType{
 	{
 		Name: "memory", Offered: true, Interfaces: keyvalueAll, Durability: none, Consistency: strong,
 		SingleProcess: true, MaxValueBytes: maxValue, TTLGranularity: time.Millisecond,
+		Settings: []Setting{{"sweep", Duration, "how often expired items are removed; default 10s"}},
 	},
 	{Name: "nats", Durability: durable, Consistency: strong, NeedsEndpoint: true, Address: HostPort},
 	{Name: "postgres", Durability: durable, Consistency: strong, NeedsEndpoint: true, Address: HostPort},
@@ -34,13 +35,14 @@ var types = []BackendType{
 		// A Redis that syncs its log once a second, as it does by default, may lose that second.
 		Name: "redis", Offered: true, Interfaces: keyvalueAll, Durability: relaxed, Consistency: strong,
 		MaxValueBytes: maxValue, TTLGranularity: time.Millisecond, NeedsEndpoint: true, Address: HostPort,
-		Settings: []string{"database"},
+		MaxEndpoints: 1,
+		Settings:     []Setting{{"database", Number, "the number of the logical database; default 0"}},
 	},
 	{Name: "s3", Durability: durable, Consistency: strong, NeedsEndpoint: true, Address: HostPort},
 	{
 		Name: "sqlite", Offered: true, Interfaces: keyvalueAll, Durability: durable, Consistency: strong,
 		SingleMachine: true, MaxValueBytes: maxValue, TTLGranularity: time.Millisecond, NeedsEndpoint: true,
-		Address: FileAddress,
+		Address: FileAddress, MaxEndpoints: 1,
 	},
 }
 
