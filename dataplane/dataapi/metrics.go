@@ -1,6 +1,7 @@
 package dataapi
 
 import (
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -15,6 +16,7 @@ type Metrics struct {
 	seconds  *prometheus.HistogramVec
 	forwards *prometheus.CounterVec
 	unknown  prometheus.Counter
+	methods  []*methodMetrics
 }
 
 // NewMetrics registers the metrics of the data services.
@@ -43,6 +45,7 @@ func NewMetrics(r prometheus.Registerer) (*Metrics, error) {
 type methodMetrics struct {
 	codes     [codes.Unauthenticated + 1]prometheus.Counter
 	seconds   prometheus.Observer
+	calls     atomic.Uint64
 	forwarded prometheus.Counter
 }
 
@@ -52,7 +55,16 @@ func (m *Metrics) method(service, name string) *methodMetrics {
 	for code := range out.codes {
 		out.codes[code] = m.calls.WithLabelValues(label, codes.Code(code).String())
 	}
+	m.methods = append(m.methods, out)
 	return out
+}
+
+// Calls is how many calls were answered since the start.
+func (m *Metrics) Calls() (n uint64) {
+	for _, method := range m.methods {
+		n += method.calls.Load()
+	}
+	return n
 }
 
 func (m *methodMetrics) ended(err error, took time.Duration) {
@@ -62,6 +74,7 @@ func (m *methodMetrics) ended(err error, took time.Duration) {
 			code = codes.Unknown
 		}
 	}
+	m.calls.Add(1)
 	m.codes[code].Inc()
 	m.seconds.Observe(took.Seconds())
 }
