@@ -1,0 +1,264 @@
+// Package fleet knows the proxies: who is alive, who owns what, how far each is with the configuration.
+//
+// What must outlive a replica is in the store: members under leases, and the placement, which the elected replica
+// writes. What proxies report stays with the replica they report to; replicas ask each other for it.
+package fleet
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/proto"
+
+	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
+	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
+	recordv1 "github.com/prism-gateway/prism/protos/prism/record/v1"
+
+	"github.com/prism-gateway/prism/controlplane/snapshot"
+	"github.com/prism-gateway/prism/shared/ident"
+	"github.com/prism-gateway/prism/shared/manifest"
+	"github.com/prism-gateway/prism/shared/placement"
+)
+
+// store is the part of the snapshot store that the fleet is kept in.
+type store interface {
+	Head() *snapshot.Tree
+	Watch() (<-chan struct{}, func())
+	Manifest(ctx context.Context, root ident.Hash) (*manifest.Manifest, error)
+
+	Members() []*recordv1.MemberLease
+	Replicas() []*recordv1.Replica
+	Placement() *recordv1.Placement
+	WatchFleet() (<-chan struct{}, func())
+	PutMember(ctx context.Context, m *recordv1.MemberLease, ttl time.Duration) (keep, release func(context.Context) error, err error)
+	PutReplica(ctx context.Context, r *recordv1.Replica, ttl time.Duration) (keep, release func(context.Context) error, err error)
+	PutPlacement(ctx context.Context, p *recordv1.Placement) error
+	Installation() *recordv1.Installation
+}
+
+// tracker knows what proxies were pushed by this replica and what they answered.
+type tracker interface {
+	Cells(p ident.Partition) []*controlv1.CellState
+	Rejections(proxy string) []*configv1.Rejection
+	Watch(partitions ...ident.Partition) (<-chan struct{}, func())
+}
+
+// Config is what a Fleet needs.
+type Config struct {
+	// Store and Tracker are required.
+	Store   store
+	Tracker tracker
+	// Replica is this replica; its id is required, and the address at which others reach its FleetService.
+	Replica *recordv1.Replica
+	// Owners is how many owners a partition is to have; 0 means 3.
+	Owners int
+	// Lease is after what silence a proxy counts as gone; 0 means 10 s. Whole seconds.
+	Lease time.Duration
+	// Debounce is how long a change of the fleet must last before partitions move; 0 means at once.
+	Debounce time.Duration
+	// MoveDeadline is how long new owners may take to load before the old ones let go anyway; 0 means 60 s.
+	MoveDeadline time.Duration
+	// DialOptions are for connections to other replicas; without any they are plaintext.
+	DialOptions []grpc.DialOption
+	// Logger is required.
+	Logger *slog.Logger
+}
+
+// Fleet is one replica's knowledge of the proxies, and its FleetService. Its methods may be called from any goroutine.
+type Fleet struct {
+	controlv1.UnimplementedFleetServiceServer
+
+	cfg     Config
+	store   store
+	tracker tracker
+	log     *slog.Logger
+	reports reports
+
+	closing context.Context // ends all streams
+	close   func()
+
+	assigned atomic.Pointer[assigned]
+
+	mu       sync.Mutex // guards watchers
+	watchers map[chan struct{}]bool
+}
+
+// assigned is a placement and what follows from it.
+type assigned struct {
+	placement  *recordv1.Placement
+	assignment *configv1.Assignment
+}
+
+// New checks cfg. It does no I/O.
+func New(cfg Config) (*Fleet, error) {
+	switch {
+	case cfg.Store == nil:
+		return nil, errors.New("fleet: Config.Store is required")
+	case cfg.Tracker == nil:
+		return nil, errors.New("fleet: Config.Tracker is required")
+	case cfg.Replica.GetId() == "":
+		return nil, errors.New("fleet: Config.Replica.Id is required")
+	case cfg.Logger == nil:
+		return nil, errors.New("fleet: Config.Logger is required")
+	}
+	cfg.Owners = cmp.Or(cfg.Owners, 3)
+	cfg.Lease = cmp.Or(cfg.Lease, 10*time.Second)
+	cfg.MoveDeadline = cmp.Or(cfg.MoveDeadline, time.Minute)
+	if len(cfg.DialOptions) == 0 {
+		cfg.DialOptions = []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}
+	}
+	f := &Fleet{
+		cfg:      cfg,
+		store:    cfg.Store,
+		tracker:  cfg.Tracker,
+		log:      cfg.Logger,
+		reports:  newReports(),
+		watchers: map[chan struct{}]bool{},
+	}
+	f.closing, f.close = context.WithCancel(context.Background())
+	return f, nil
+}
+
+// Register adds the FleetService to a gRPC server.
+func (f *Fleet) Register(r grpc.ServiceRegistrar) { controlv1.RegisterFleetServiceServer(r, f) }
+
+// Run keeps this replica known to the others and follows the placement, until ctx ends, which is no error and ends all
+// streams. A Fleet runs once.
+func (f *Fleet) Run(ctx context.Context) error {
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer f.close()
+	running.Go(func() { f.keepReplica(ctx) })
+
+	fleet, stopFleet := f.store.WatchFleet()
+	defer stopFleet()
+	head, stopHead := f.store.Watch() // without a head the number of partitions is not known
+	defer stopHead()
+	for {
+		f.follow()
+		select {
+		case <-fleet:
+		case <-head:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// follow works out the assignment of a placement that is new, and forgets proxies that are gone.
+func (f *Fleet) follow() {
+	f.reports.prune(f.store.Members())
+	p, tree := f.store.Placement(), f.store.Head()
+	if p == nil || tree == nil {
+		return
+	}
+	if now := f.assigned.Load(); now != nil && proto.Equal(now.placement, p) {
+		return
+	}
+	f.assigned.Store(&assigned{placement: p, assignment: placement.Assign(p, tree.Partitions())})
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for c := range f.watchers {
+		signal(c)
+	}
+}
+
+// Assignment is the one in force, nil until there is one. It must not be changed.
+func (f *Fleet) Assignment() *configv1.Assignment {
+	if a := f.assigned.Load(); a != nil {
+		return a.assignment
+	}
+	return nil
+}
+
+// WatchAssignment returns a channel that is sent to after Assignment has changed; signals that nobody took are one. The
+// function ends it.
+func (f *Fleet) WatchAssignment() (<-chan struct{}, func()) {
+	c := make(chan struct{}, 1)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.watchers[c] = true
+	return c, func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		delete(f.watchers, c)
+	}
+}
+
+// Owners returns the owners of a partition by rank, those that are loading it, and the epoch that says so.
+func (f *Fleet) Owners(p ident.Partition) (owners, loading []*configv1.Member, epoch uint64) {
+	a := f.Assignment()
+	if int(p) >= len(a.GetPartitions()) {
+		return nil, nil, a.GetEpoch()
+	}
+	entry := a.GetPartitions()[p]
+	return pick(a, entry.GetOwners()), pick(a, entry.GetLoading()), a.GetEpoch()
+}
+
+func pick(a *configv1.Assignment, indices []uint32) []*configv1.Member {
+	members := make([]*configv1.Member, 0, len(indices))
+	for _, i := range indices {
+		members = append(members, a.GetMembers()[i])
+	}
+	return members
+}
+
+// keepReplica keeps this replica's entry in the store alive, and takes it away at the end.
+func (f *Fleet) keepReplica(ctx context.Context) {
+	var keep, release func(context.Context) error
+	every := time.NewTicker(f.cfg.Lease / 3)
+	defer every.Stop()
+	for {
+		var err error
+		if keep == nil {
+			keep, release, err = f.store.PutReplica(ctx, f.cfg.Replica, f.cfg.Lease)
+		} else if err = keep(ctx); err != nil {
+			keep = nil // whatever became of it, it is put anew
+		}
+		if err != nil && ctx.Err() == nil {
+			f.log.Warn("the replica's lease was not prolonged", "error", err)
+		}
+		select {
+		case <-every.C:
+		case <-ctx.Done():
+			if release != nil {
+				ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+				defer cancel()
+				if err := release(ending); err != nil {
+					f.log.Warn("the replica's lease was left to run out", "error", err)
+				}
+			}
+			return
+		}
+	}
+}
+
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default: // a signal waits already
+	}
+}
+
+// partitions is the number of partitions of the installation, 0 until it is known.
+func (f *Fleet) partitions() uint32 {
+	if tree := f.store.Head(); tree != nil {
+		return tree.Partitions()
+	}
+	return 0
+}
+
+func (f *Fleet) checkPartition(p uint32) error {
+	if n := f.partitions(); p >= n {
+		return fmt.Errorf("partition %d: there are %d", p, n)
+	}
+	return nil
+}
