@@ -273,7 +273,8 @@ func TestStalenessIsKeptOverARestart(t *testing.T) {
 		if got := p.client.Staleness(); got != 24*time.Hour {
 			t.Fatalf("stale for %v", got)
 		}
-		if got := p.client.Status(); !got.Assigned || got.Installation != "installation-1" {
+		synctest.Wait()
+		if got := p.client.Status(); !got.Assigned || got.Revision != 7 || got.Installation != "installation-1" {
 			t.Fatalf("the status is %+v", got)
 		}
 	})

@@ -322,7 +322,6 @@ func (l *loop) finishApply(r result) {
 	for _, a := range b.assignmentAcks {
 		l.finish(a)
 	}
-	l.pruneSets()
 	l.publish()
 	l.save()
 }
@@ -383,7 +382,7 @@ func (l *loop) recordOthers(b *batch, others []*configv1.Rejection) {
 	}
 }
 
-// pruneSets forgets shared sets that nothing refers to.
+// pruneSets forgets shared sets that nothing refers to. It is done when another one comes.
 func (l *loop) pruneSets() {
 	used := map[ident.Hash]bool{{}: true}
 	for _, root := range l.recent {
@@ -418,7 +417,7 @@ func (l *loop) updateStatus(c *cell) {
 
 // publish shows what is in effect to Status and to the fleet.
 func (l *loop) publish() {
-	v := &view{installation: l.installation, refused: l.refused}
+	v := &view{installation: l.installation, revision: l.revision, refused: l.refused}
 	if l.assignment != nil {
 		v.assigned, v.epoch = true, l.assignment.message.GetEpoch()
 	}

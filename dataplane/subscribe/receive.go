@@ -183,6 +183,7 @@ func (l *loop) receiveShared(v *version) {
 	}
 	l.recent = append(l.recent, v.root())
 	l.recent = l.recent[max(0, len(l.recent)-recentSets):]
+	l.pruneSets()
 	for _, c := range l.order {
 		if !c.waitingSince.IsZero() && l.sets[c.have.shared] != nil {
 			c.waitingSince = time.Time{}

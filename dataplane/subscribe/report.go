@@ -1,13 +1,13 @@
 package subscribe
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"sync"
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
@@ -65,7 +65,7 @@ func (c *Client) reportTo(run context.Context, endpoint string) (answered bool, 
 	every := firstHeartbeat
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	told := &told{}
+	sent := told{}
 	for {
 		select {
 		case <-c.notify:
@@ -79,7 +79,7 @@ func (c *Client) reportTo(run context.Context, endpoint string) (answered bool, 
 			return answered, err
 		}
 		timer.Reset(every)
-		if stream.Send(c.reportRequest(told)) != nil {
+		if stream.Send(c.reportRequest(sent)) != nil {
 			return answered, <-ended
 		}
 	}
@@ -103,13 +103,16 @@ func receiveHeartbeats(ctx context.Context, stream grpc.BidiStreamingClient[cont
 	}
 }
 
-// told is what a report stream has been told.
-type told struct {
-	cells map[ident.Partition]*controlv1.CellReport
+// told is what a report stream has been told, by partition.
+type told map[ident.Partition]toldCell
+
+type toldCell struct {
+	cell    *Cell
+	unready []Unready
 }
 
 // reportRequest is the next message: what differs from what was told, which it then counts as told.
-func (c *Client) reportRequest(t *told) *controlv1.ReportRequest {
+func (c *Client) reportRequest(t told) *controlv1.ReportRequest {
 	v := c.view.Load()
 	readiness := c.cfg.Facts.Readiness()
 	r := &controlv1.ReportRequest{
@@ -122,28 +125,33 @@ func (c *Client) reportRequest(t *told) *controlv1.ReportRequest {
 	if stale := c.Staleness(); stale > 0 {
 		r.Stale = durationpb.New(stale)
 	}
-	now := make(map[ident.Partition]*controlv1.CellReport, len(v.cells))
 	for _, cell := range v.cells {
-		report := &controlv1.CellReport{
-			Partition: uint32(cell.Partition), Root: cell.Root.Bytes(), SharedRoot: cell.SharedRoot.Bytes(),
-			SnapshotVersion: cell.Snapshot, Rejections: cell.Rejections,
-		}
-		for _, u := range c.cfg.Facts.Unready(cell.Partition) {
-			report.Unready = append(report.Unready, &controlv1.Unready{Namespace: u.Namespace, Reason: u.Reason})
-		}
-		if former := t.cells[cell.Partition]; former != nil && proto.Equal(former, report) {
-			report = former
-		} else {
-			r.Cells = append(r.Cells, report)
-		}
-		now[cell.Partition] = report
-	}
-	for p := range t.cells {
-		if now[p] == nil {
-			r.Dropped = append(r.Dropped, uint32(p))
+		now := toldCell{cell: cell, unready: c.cfg.Facts.Unready(cell.Partition)}
+		if former := t[cell.Partition]; former.cell != cell || !slices.Equal(former.unready, now.unready) {
+			t[cell.Partition] = now
+			r.Cells = append(r.Cells, now.report())
 		}
 	}
-	slices.Sort(r.Dropped)
-	t.cells = now
+	if len(t) > len(v.cells) { // v.cells are told, all of them
+		for p := range t {
+			_, there := slices.BinarySearchFunc(v.cells, p, func(c *Cell, p ident.Partition) int { return cmp.Compare(c.Partition, p) })
+			if !there {
+				delete(t, p)
+				r.Dropped = append(r.Dropped, uint32(p))
+			}
+		}
+		slices.Sort(r.Dropped)
+	}
+	return r
+}
+
+func (t toldCell) report() *controlv1.CellReport {
+	r := &controlv1.CellReport{
+		Partition: uint32(t.cell.Partition), Root: t.cell.Root.Bytes(), SharedRoot: t.cell.SharedRoot.Bytes(),
+		SnapshotVersion: t.cell.Snapshot, Rejections: t.cell.Rejections,
+	}
+	for _, u := range t.unready {
+		r.Unready = append(r.Unready, &controlv1.Unready{Namespace: u.Namespace, Reason: u.Reason})
+	}
 	return r
 }

@@ -79,7 +79,9 @@ func (l *loop) handle(e event) {
 		l.opened(e.session)
 	case e.session != l.session: // given up
 	case e.err != nil:
-		l.log.Warn("the stream to the control plane ended", "endpoint", e.session.endpoint, "error", e.err)
+		if l.answered {
+			l.log.Warn("the stream to the control plane ended", "endpoint", e.session.endpoint, "error", e.err)
+		}
 		l.closed()
 	default:
 		if !l.answered {
@@ -193,13 +195,13 @@ func (l *loop) subscribe(typeURL string, names []string, resumed map[string]stri
 	if !f.asked {
 		f.asked = true
 		r.InitialResourceVersions = resumed
+		if typeURL == AssignmentType { // which is the first that a stream asks for
+			r.Node = l.node()
+		}
 		f.resumed = map[string]struct{}{}
 		for name := range resumed {
 			f.resumed[name] = struct{}{}
 		}
-	}
-	if typeURL == AssignmentType {
-		r.Node = l.node()
 	}
 	if f.pending == nil {
 		f.pending = map[string]struct{}{}

@@ -251,6 +251,8 @@ type Status struct {
 	StaleSince time.Time
 	// Installation is the id of the installation that the state belongs to, empty while unknown.
 	Installation string
+	// Revision is the highest revision of the control plane's store that was seen.
+	Revision int64
 	// Epoch is the assignment's in effect.
 	Epoch uint64
 	// Assigned is whether an assignment is known.
@@ -282,6 +284,7 @@ type Cell struct {
 // view is the part of Status that the loop publishes; it does not change.
 type view struct {
 	installation string
+	revision     int64
 	epoch        uint64
 	assigned     bool
 	missing      []ident.Partition
@@ -293,7 +296,7 @@ type view struct {
 func (c *Client) Status() Status {
 	v := c.view.Load()
 	s := Status{
-		Endpoint: *cmp.Or(c.endpoint.Load(), new(string)), Installation: v.installation,
+		Endpoint: *cmp.Or(c.endpoint.Load(), new(string)), Installation: v.installation, Revision: v.revision,
 		Epoch: v.epoch, Assigned: v.assigned, Missing: v.missing, Refused: v.refused,
 		PersistError: *cmp.Or(c.saveErr.Load(), new(string)),
 		Cells:        make([]Cell, len(v.cells)),

@@ -311,8 +311,9 @@ func TestRefusedByApply(t *testing.T) {
 		p.stop()
 		p = start(t, map[string]*peer{"a": cp}, func(cfg *subscribe.Config, p *proxy) { cfg.StateDir, p.reject = dir, refuse })
 		has(t, p.state(), 1, members{one: "1", three: "3"}, backends)
-		if cell := p.client.Status().Cells; len(cell) != 0 && len(cell[0].Rejections) != 2 {
-			t.Fatalf("the cells are %+v", cell)
+		synctest.Wait()
+		if cells := p.client.Status().Cells; len(cells) != 1 || len(cells[0].Rejections) != 2 {
+			t.Fatalf("the cells are %+v", cells)
 		}
 		s = cp.accept(t)
 		s.next()
@@ -488,6 +489,9 @@ func TestSilenceIsAskedAgainThenLeft(t *testing.T) {
 		var again []string
 		for len(again) < 2 {
 			if r := s.next(); len(r.GetResourceNamesSubscribe()) > 0 {
+				if r.GetNode() != nil {
+					t.Fatal("the node is told twice")
+				}
 				again = append(again, r.GetResourceNamesSubscribe()...)
 			}
 		}
