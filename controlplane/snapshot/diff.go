@@ -77,6 +77,8 @@ type Node struct {
 	Kind NodeKind
 	Hash ident.Hash
 	Data []byte
+	// Namespace says of an object that it is a NamespaceConfig.
+	Namespace bool
 }
 
 // Missing returns the nodes of t that are in none of the trees that are stored already. Records of namespaces are not
@@ -89,10 +91,10 @@ func (t *Tree) Missing(stored ...*Tree) []Node {
 		}
 		for i, e := range c.manifest.Entries() {
 			if !slices.ContainsFunc(has, func(h *Collection) bool { got, _ := h.manifest.Get(e.Name); return got == e.Hash }) {
-				nodes = append(nodes, Node{ObjectNode, e.Hash, c.data[i]})
+				nodes = append(nodes, Node{ObjectNode, e.Hash, c.data[i], strings.HasPrefix(e.Name, NamespacePrefix)})
 			}
 		}
-		nodes = append(nodes, Node{ManifestNode, c.Root(), c.manifest.Encode()})
+		nodes = append(nodes, Node{Kind: ManifestNode, Hash: c.Root(), Data: c.manifest.Encode()})
 	}
 	has := make([]*Collection, len(stored))
 	for n, g := range t.groups {
@@ -105,7 +107,7 @@ func (t *Tree) Missing(stored ...*Tree) []Node {
 			}
 			collection(c, has)
 		}
-		nodes = append(nodes, Node{GroupNode, g.hash, g.encode()})
+		nodes = append(nodes, Node{Kind: GroupNode, Hash: g.hash, Data: g.encode()})
 	}
 	for k, s := range stored {
 		has[k] = s.shared

@@ -1,0 +1,339 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/google/uuid"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/prism-gateway/prism/controlplane/snapshot"
+	recordv1 "github.com/prism-gateway/prism/protos/prism/record/v1"
+	"github.com/prism-gateway/prism/shared/fault"
+	"github.com/prism-gateway/prism/shared/ident"
+)
+
+// maxSeen bounds what is kept of objects whose head has not come yet; more than that is read again.
+const maxSeen = 64 << 20
+
+// firstLoad loads until it succeeds, ctx ends, or what is stored turns out to be damaged. It returns the revision of
+// what it loaded.
+func (s *Store) firstLoad(ctx context.Context) (int64, error) {
+	for attempt := 0; ; attempt++ {
+		revision, err := s.load(ctx)
+		s.tell(err)
+		if err == nil || ctx.Err() != nil {
+			return revision, nil
+		}
+		// Damage is believed when it is seen again: head may have moved on while it was read.
+		if f := fault.From(err); f.Code == fault.FailedPrecondition || f.Code == fault.DataLoss && attempt > 1 {
+			return 0, err
+		}
+		if !pause(ctx, attempt) {
+			return 0, nil
+		}
+	}
+}
+
+// followLoop keeps the state up to date from the revision after the loaded one, until ctx ends.
+func (s *Store) followLoop(ctx context.Context, revision int64) {
+	for attempt := 0; ctx.Err() == nil; attempt++ {
+		began := time.Now()
+		err := s.follow(ctx, revision+1)
+		if ctx.Err() != nil {
+			return
+		}
+		if time.Since(began) > time.Minute {
+			attempt = 0
+		}
+		for {
+			s.tell(err)
+			if !pause(ctx, attempt) {
+				return
+			}
+			attempt++
+			if revision, err = s.load(ctx); err == nil {
+				s.tell(nil)
+				break
+			}
+		}
+	}
+}
+
+// tell keeps what is in the way for Ready, and logs when that changes.
+func (s *Store) tell(err error) {
+	if err == nil {
+		if s.trouble.Swap(nil) != nil {
+			s.log.Info("store followed again")
+		}
+		return
+	}
+	if old := s.trouble.Swap(&err); old == nil || (*old).Error() != err.Error() {
+		s.log.Warn("store not followed", "error", err, "cause", errors.Unwrap(err))
+	}
+}
+
+// pause waits before another attempt, with full jitter; it returns false when ctx ends.
+func pause(ctx context.Context, attempt int) bool {
+	longest := min(5*time.Second, 50*time.Millisecond<<min(attempt, 10))
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(rand.N(longest) + time.Millisecond):
+		return true
+	}
+}
+
+// load reads head and what the state lacks of it, and the keys of the fleet, all at one revision, which it returns.
+func (s *Store) load(ctx context.Context) (int64, error) {
+	resp, err := s.open(ctx)
+	if err != nil {
+		return 0, err
+	}
+	revision := resp.Header.Revision
+	base := snapshot.New(s.installation.Load().Partitions)
+	current := s.state.Load()
+	if current != nil {
+		base = current.tree
+	}
+	next, err := s.readHead(ctx, base, resp.Responses[1].GetResponseRange().Kvs[0], nil)
+	if err != nil {
+		return 0, err
+	}
+	if current != nil && (next.revision < current.revision || next.tree.Version() < current.tree.Version() ||
+		next.tree.Version() == current.tree.Version() && next.tree.Root() != current.tree.Root()) {
+		return 0, damaged(s.keys.head(), fmt.Errorf("names snapshot %d, and snapshot %d is known: etcd was reset or restored from an old backup",
+			next.tree.Version(), current.tree.Version()))
+	}
+	if err := s.loadFleet(resp.Responses[2:]); err != nil {
+		return 0, err
+	}
+	s.publish(next)
+	return revision, nil
+}
+
+// open creates the installation when there is nothing at all under the prefix, and reads install, head and the keys of
+// the fleet in one request.
+func (s *Store) open(ctx context.Context) (*clientv3.TxnResponse, error) {
+	gets := []clientv3.Op{
+		clientv3.OpGet(s.keys.install()), clientv3.OpGet(s.keys.head()), clientv3.OpGet(s.keys.members(), clientv3.WithPrefix()),
+		clientv3.OpGet(s.keys.replicas(), clientv3.WithPrefix()), clientv3.OpGet(s.keys.placement()),
+	}
+	resp, err := s.readTxn(ctx, gets...)
+	if err != nil {
+		return nil, err
+	}
+	if s.installation.Load() == nil && resp.Responses[0].GetResponseRange().Count+resp.Responses[1].GetResponseRange().Count == 0 {
+		if err := s.create(ctx); err != nil {
+			return nil, err
+		}
+		if resp, err = s.readTxn(ctx, gets...); err != nil {
+			return nil, err
+		}
+	}
+	for i, key := range []string{s.keys.install(), s.keys.head()} {
+		if resp.Responses[i].GetResponseRange().Count == 0 {
+			return nil, damaged(key, errMissing)
+		}
+	}
+	install, err := decode[recordv1.Installation](s.keys.install(), resp.Responses[0].GetResponseRange().Kvs[0].Value)
+	if err != nil {
+		return nil, err
+	}
+	switch known := s.installation.Load(); {
+	case install.Partitions == 0 || install.Id == "":
+		return nil, damaged(s.keys.install(), errors.New("lacks the number of partitions or the id"))
+	case known != nil && known.Id != install.Id:
+		return nil, damaged(s.keys.install(), fmt.Errorf("names installation %s, not %s", install.Id, known.Id))
+	case s.cfg.Partitions != 0 && s.cfg.Partitions != install.Partitions:
+		return nil, fault.Newf(fault.FailedPrecondition, fault.Object,
+			"the installation was created with %d partitions and cannot have %d", install.Partitions, s.cfg.Partitions)
+	}
+	s.installation.Store(install)
+	return resp, nil
+}
+
+// create writes install and head once, whoever comes first. Left-over snapshots without them mean that something was
+// deleted, and nothing is created over that.
+func (s *Store) create(ctx context.Context) error {
+	partitions := s.cfg.Partitions
+	if partitions == 0 {
+		partitions = 1024
+	}
+	install, err := encode(&recordv1.Installation{
+		Partitions: partitions, Id: uuid.NewString(), CreatedAt: timestamppb.New(s.cfg.Now()),
+	})
+	if err != nil {
+		return err
+	}
+	head, err := encode(&recordv1.Head{Root: snapshot.New(partitions).Root().Bytes()})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, readFactor*s.cfg.Timeout)
+	defer cancel()
+	_, err = s.etcd.Txn(ctx).If(
+		clientv3.Compare(clientv3.CreateRevision(s.keys.install()), "=", 0),
+		clientv3.Compare(clientv3.CreateRevision(s.keys.head()), "=", 0),
+		clientv3.Compare(clientv3.CreateRevision(s.keys.snapshots()), "=", 0).WithPrefix(),
+	).Then(clientv3.OpPut(s.keys.install(), install), clientv3.OpPut(s.keys.head(), head)).Commit()
+	if err != nil {
+		return down(err)
+	}
+	return nil
+}
+
+// readHead makes the state that a head key names.
+func (s *Store) readHead(ctx context.Context, base *snapshot.Tree, kv *mvccpb.KeyValue, seen map[string][]byte) (*state, error) {
+	head, err := decode[recordv1.Head](s.keys.head(), kv.Value)
+	if err != nil {
+		return nil, err
+	}
+	root, err := ident.HashFrom(head.Root)
+	if err != nil {
+		return nil, damaged(s.keys.head(), err)
+	}
+	next := &state{tree: base, record: &recordv1.Snapshot{}, revision: kv.ModRevision}
+	if current := s.state.Load(); current != nil && current.tree.Version() == head.Version {
+		next.tree, next.record = current.tree, current.record
+	} else if head.Version > 0 {
+		if next.record, err = s.snapshot(ctx, head.Version, seen); err != nil {
+			if fault.Is(err, fault.Snapshot) {
+				err = damaged(s.keys.snapshot(head.Version), errMissing)
+			}
+			return nil, err
+		}
+		// The watch is often faster than the answer to the commit that it tells of, and then its tree is there.
+		if own := s.pending.Load(); own != nil && own.record.CommitId == next.record.CommitId {
+			next = own.at(kv.ModRevision)
+		} else if next.tree, err = s.build(ctx, base, next.record, seen); err != nil {
+			return nil, err
+		}
+	} else {
+		next.tree = snapshot.New(base.Partitions())
+	}
+	if next.tree.Root() != root {
+		return nil, damaged(s.keys.head(), fmt.Errorf("names root %s, and snapshot %d has %s", root, head.Version, next.tree.Root()))
+	}
+	return next, nil
+}
+
+// follow applies what the watch brings, from a revision on, until the watch ends or brings what cannot be used.
+func (s *Store) follow(ctx context.Context, from int64) error {
+	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
+	defer cancel()
+	seen := seen{data: map[string][]byte{}}
+	for resp := range s.etcd.Watch(ctx, s.keys.prefix+"/", clientv3.WithPrefix(), clientv3.WithRev(from),
+		clientv3.WithProgressNotify(), clientv3.WithFragment()) {
+		if err := resp.Err(); err != nil {
+			return down(err)
+		}
+		var head *mvccpb.KeyValue
+		for _, event := range resp.Events {
+			key := string(event.Kv.Key)
+			switch {
+			case key == s.keys.head(), key == s.keys.install():
+				if event.Type == clientv3.EventTypeDelete {
+					return damaged(key, errMissing)
+				}
+				if key == s.keys.head() {
+					head = event.Kv
+				}
+			case s.isFleet(key):
+				if err := s.fleetEvent(key, event); err != nil {
+					s.log.Error("fleet key ignored", "error", err)
+				}
+			case event.Type == clientv3.EventTypePut:
+				seen.add(key, event.Kv.Value)
+			}
+		}
+		// Objects come before the head that needs them, and of several heads only the last matters.
+		if head == nil {
+			continue
+		}
+		current := s.state.Load()
+		if head.ModRevision > current.revision {
+			next, err := s.readHead(ctx, current.tree, head, seen.data)
+			if err != nil {
+				return err
+			}
+			if next.tree.Version() < current.tree.Version() {
+				return damaged(s.keys.head(), fmt.Errorf("goes from snapshot %d back to %d", current.tree.Version(), next.tree.Version()))
+			}
+			s.publish(next)
+		}
+		seen.clear()
+	}
+	return errors.New("store: the watch ended")
+}
+
+// seen is what the watch brought since the last head, by key.
+type seen struct {
+	data map[string][]byte
+	size int
+}
+
+func (s *seen) add(key string, value []byte) {
+	if s.size += len(value); s.size > maxSeen {
+		s.clear()
+	}
+	s.data[key] = value
+}
+
+func (s *seen) clear() {
+	clear(s.data)
+	s.size = 0
+}
+
+// Sync returns when the state is at least as new as what etcd held when Sync was called, so that what is read next
+// contains every commit that was acknowledged before, by any replica.
+func (s *Store) Sync(ctx context.Context) error {
+	st, err := s.loaded()
+	if err != nil {
+		return err
+	}
+	resp, err := s.readTxn(ctx, clientv3.OpGet(s.keys.head()))
+	if err != nil {
+		return err
+	}
+	kvs := resp.Responses[0].GetResponseRange().Kvs
+	if len(kvs) == 0 {
+		return damaged(s.keys.head(), errMissing)
+	}
+	if kvs[0].ModRevision <= st.revision {
+		return nil
+	}
+	return s.catchUp(ctx, kvs[0])
+}
+
+// catchUp brings the state up to a head. The watch does that by itself in a moment; when it does not, because it was
+// cut, what is missing is read.
+func (s *Store) catchUp(ctx context.Context, head *mvccpb.KeyValue) error {
+	moved, stop := s.Watch()
+	defer stop()
+	patience := time.NewTimer(100 * time.Millisecond)
+	defer patience.Stop()
+	for {
+		current := s.state.Load()
+		if current.revision >= head.ModRevision {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-moved:
+		case <-patience.C:
+			next, err := s.readHead(ctx, current.tree, head, nil)
+			if err != nil {
+				return err
+			}
+			s.publish(next)
+			return nil
+		}
+	}
+}

@@ -1,0 +1,244 @@
+package store
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"sync"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/prism-gateway/prism/controlplane/snapshot"
+	recordv1 "github.com/prism-gateway/prism/protos/prism/record/v1"
+	"github.com/prism-gateway/prism/shared/fault"
+	"github.com/prism-gateway/prism/shared/ident"
+	"github.com/prism-gateway/prism/shared/manifest"
+)
+
+func noSnapshot(version uint64) error {
+	return fault.Newf(fault.NotFound, fault.Snapshot, "there is no snapshot %d, or it has left the history", version)
+}
+
+// Snapshot returns the record of a version.
+func (s *Store) Snapshot(ctx context.Context, version uint64) (*recordv1.Snapshot, error) {
+	if st := s.state.Load(); st != nil && version > 0 && st.tree.Version() == version {
+		return st.record, nil
+	}
+	return s.snapshot(ctx, version, nil)
+}
+
+func (s *Store) snapshot(ctx context.Context, version uint64, seen map[string][]byte) (*recordv1.Snapshot, error) {
+	rec, _, err := s.snapshotAt(ctx, version, seen)
+	return rec, err
+}
+
+// snapshotAt returns a record and, when it was read, the revision at which it was written.
+func (s *Store) snapshotAt(ctx context.Context, version uint64, seen map[string][]byte) (*recordv1.Snapshot, int64, error) {
+	key := s.keys.snapshot(version)
+	data, revision := seen[key], int64(0)
+	if data == nil {
+		resp, err := s.readTxn(ctx, clientv3.OpGet(key))
+		if err != nil {
+			return nil, 0, err
+		}
+		kvs := resp.Responses[0].GetResponseRange().Kvs
+		if len(kvs) == 0 {
+			return nil, 0, noSnapshot(version)
+		}
+		data, revision = kvs[0].Value, kvs[0].ModRevision
+	}
+	rec, err := decode[recordv1.Snapshot](key, data)
+	if err == nil && rec.Version != version {
+		err = damaged(key, errAltered)
+	}
+	return rec, revision, err
+}
+
+// Snapshots returns at most limit records, newest first: those below before, or the newest when before is 0.
+func (s *Store) Snapshots(ctx context.Context, before uint64, limit int) ([]*recordv1.Snapshot, error) {
+	st, err := s.loaded()
+	if err != nil {
+		return nil, err
+	}
+	end := st.tree.Version() + 1
+	if before > 0 {
+		end = min(end, before)
+	}
+	// Versions have no gaps, so the keys are known; etcd would sort the whole history to give its last.
+	begin := uint64(1)
+	if limit < 1 {
+		return nil, nil
+	} else if end > uint64(limit) {
+		begin = end - uint64(limit)
+	}
+	resp, err := s.readTxn(ctx, clientv3.OpGet(s.keys.snapshot(begin), clientv3.WithRange(s.keys.snapshot(end))))
+	if err != nil {
+		return nil, err
+	}
+	var out []*recordv1.Snapshot
+	for _, kv := range slices.Backward(resp.Responses[0].GetResponseRange().Kvs) {
+		rec, err := decode[recordv1.Snapshot](string(kv.Key), kv.Value)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, rec)
+	}
+	return out, nil
+}
+
+// CountSnapshots returns how many snapshots the history holds.
+func (s *Store) CountSnapshots(ctx context.Context) (uint64, error) {
+	resp, err := s.readTxn(ctx, clientv3.OpGet(s.keys.snapshots(), clientv3.WithPrefix(), clientv3.WithCountOnly()))
+	if err != nil {
+		return 0, err
+	}
+	return uint64(resp.Responses[0].GetResponseRange().Count), nil
+}
+
+// TreeAt returns the tree of a version. It shares with the newest all that is alike and reads the rest.
+func (s *Store) TreeAt(ctx context.Context, version uint64) (*snapshot.Tree, error) {
+	tree, _, err := s.treeAt(ctx, version)
+	return tree, err
+}
+
+// treeAt returns a tree and the revision at which its record was written.
+func (s *Store) treeAt(ctx context.Context, version uint64) (*snapshot.Tree, int64, error) {
+	st, err := s.loaded()
+	if err != nil {
+		return nil, 0, err
+	}
+	rec, revision, err := s.snapshotAt(ctx, version, nil)
+	if err != nil {
+		return nil, 0, err
+	}
+	if tree := s.recent.get(version); tree != nil {
+		return tree, revision, nil
+	}
+	tree, err := s.build(ctx, st.tree, rec, nil)
+	return tree, revision, err
+}
+
+// ObjectAt returns one object, by its whole name, as a version had it.
+func (s *Store) ObjectAt(ctx context.Context, version uint64, name string) (snapshot.Object, bool, error) {
+	st, err := s.loaded()
+	if err != nil {
+		return snapshot.Object{}, false, err
+	}
+	rec, err := s.Snapshot(ctx, version)
+	if err != nil {
+		return snapshot.Object{}, false, err
+	}
+	o, err := s.outline(ctx, st.tree, rec, nil)
+	if err != nil {
+		return snapshot.Object{}, false, err
+	}
+	root := o.shared
+	if namespace, ok := strings.CutPrefix(name, snapshot.NamespacePrefix); ok {
+		root = o.roots[ident.PartitionOf(namespace, st.tree.Partitions())]
+	}
+	m, err := s.Manifest(ctx, root)
+	if err != nil {
+		return snapshot.Object{}, false, err
+	}
+	hash, ok := m.Get(name)
+	if !ok {
+		return snapshot.Object{}, false, nil
+	}
+	data, err := s.Object(ctx, hash)
+	return snapshot.Object{Name: name, Hash: hash, Data: data}, err == nil, err
+}
+
+// Diff returns what differs between two versions, by name. It reads only the manifests and objects that do.
+func (s *Store) Diff(ctx context.Context, from, to uint64) ([]snapshot.Difference, error) {
+	st, err := s.loaded()
+	if err != nil {
+		return nil, err
+	}
+	var outlines [2]*outline
+	for i, version := range []uint64{from, to} {
+		rec, err := s.Snapshot(ctx, version)
+		if err != nil {
+			return nil, err
+		}
+		if outlines[i], err = s.outline(ctx, st.tree, rec, nil); err != nil {
+			return nil, err
+		}
+	}
+	before, after := []ident.Hash{outlines[0].shared}, []ident.Hash{outlines[1].shared}
+	for p, root := range outlines[0].roots {
+		if root != outlines[1].roots[p] {
+			before, after = append(before, root), append(after, outlines[1].roots[p])
+		}
+	}
+	manifests, err := s.manifests(ctx, nil, append(before, after...))
+	if err != nil {
+		return nil, err
+	}
+	var out []snapshot.Difference
+	for i, a := range manifests[:len(before)] {
+		set, removed := manifest.Diff(a, manifests[len(before)+i])
+		for _, e := range set {
+			was, _ := a.Get(e.Name)
+			out = append(out, snapshot.Difference{Name: e.Name,
+				Before: snapshot.Object{Name: e.Name, Hash: was}, After: snapshot.Object{Name: e.Name, Hash: e.Hash}})
+		}
+		for _, name := range removed {
+			was, _ := a.Get(name)
+			out = append(out, snapshot.Difference{Name: name, Before: snapshot.Object{Name: name, Hash: was}})
+		}
+	}
+	hashes := make([]ident.Hash, 0, 2*len(out))
+	for _, d := range out {
+		hashes = append(hashes, d.Before.Hash, d.After.Hash)
+	}
+	data, err := s.nodes(ctx, nil, snapshot.ObjectNode, hashes)
+	if err != nil {
+		return nil, err
+	}
+	for i := range out {
+		out[i].Before.Data, out[i].After.Data = data[2*i], data[2*i+1]
+	}
+	slices.SortFunc(out, func(a, b snapshot.Difference) int { return strings.Compare(a.Name, b.Name) })
+	return out, nil
+}
+
+// What is kept of versions that were head: so many, as long as what only they hold is not more than so many bytes.
+const (
+	maxRecent      = 64
+	maxRecentBytes = 32 << 20
+)
+
+// recent are the trees that were head last, so that going back to one of them reads nothing.
+type recent struct {
+	mu    sync.Mutex // guards all below
+	trees []*snapshot.Tree
+	costs []int // bytes of objects that a tree does not share with the next
+	cost  int
+}
+
+func (r *recent) add(tree *snapshot.Tree) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if n := len(r.trees); n > 0 {
+		for _, d := range snapshot.Diff(r.trees[n-1], tree) {
+			r.costs[n-1] += len(d.Before.Data)
+		}
+		r.cost += r.costs[n-1]
+	}
+	r.trees, r.costs = append(r.trees, tree), append(r.costs, 0)
+	for len(r.trees) > maxRecent || r.cost > maxRecentBytes {
+		r.cost -= r.costs[0]
+		r.trees, r.costs = slices.Delete(r.trees, 0, 1), slices.Delete(r.costs, 0, 1)
+	}
+}
+
+func (r *recent) get(version uint64) *snapshot.Tree {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, t := range r.trees {
+		if t.Version() == version {
+			return t
+		}
+	}
+	return nil
+}
