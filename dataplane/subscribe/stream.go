@@ -175,11 +175,16 @@ func (l *loop) restart(c *collection) {
 	c.wantFull, c.resyncAt = false, time.Time{}
 }
 
+// roots says what is here of collections: the root, and for partitions also the shared root that they are in effect with.
 func roots(collections []*collection) map[string]string {
 	out := map[string]string{}
 	for _, c := range collections {
-		if c.have != nil {
-			out[c.name] = c.have.root().String()
+		if c.have == nil {
+			continue
+		}
+		out[c.name] = c.have.root().String()
+		if c.typeURL == NamespaceType {
+			out[c.name] += "/" + c.have.shared.String()
 		}
 	}
 	return out
