@@ -14,7 +14,7 @@ import (
 const (
 	// defaultLines is how many connections work at once. Few lines under load send many commands together, which costs
 	// both sides less than many lines with one command each.
-	defaultLines = 4
+	defaultLines = 3
 	// maxBatch bounds what one line sends together, so that one slow answer delays few.
 	maxBatch = 64
 	// maxQueued bounds what waits for a line.
