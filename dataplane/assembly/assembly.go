@@ -93,7 +93,9 @@ func (a *Assembler) Apply(_ context.Context, state subscribe.State) []*configv1.
 	}
 	next := base.With(parts, fleet)
 	a.cfg.Routes.Publish(next, c.gone)
-	a.forget(state.Shared)
+	if c.read {
+		a.forget(state.Shared)
+	}
 	a.cfg.Published(next)
 	return c.rejections
 }
@@ -101,8 +103,10 @@ func (a *Assembler) Apply(_ context.Context, state subscribe.State) []*configv1.
 // toDo lists the partitions to make anew: those that changed, and all when they were renumbered.
 func (a *Assembler) toDo(state subscribe.State, base, before *routing.Table, fleet *routing.Fleet) []ident.Partition {
 	if base == before {
-		for n := range state.Partitions { // a share of a bound changes with the number of owners
-			a.rebound(before.Partition(n), before.Fleet(), fleet, n)
+		if before.Fleet() != fleet {
+			for n := range state.Partitions { // a share of a bound changes with the number of owners
+				a.rebound(before.Partition(n), before.Fleet(), fleet, n)
+			}
 		}
 		return state.Changed
 	}
@@ -116,7 +120,7 @@ func (a *Assembler) toDo(state subscribe.State, base, before *routing.Table, fle
 }
 
 func (a *Assembler) rebound(p *routing.Partition, was, is *routing.Fleet, n ident.Partition) {
-	if p == nil || was == is || was == nil || was.OwnerCount(n) == is.OwnerCount(n) {
+	if p == nil || was == nil || was.OwnerCount(n) == is.OwnerCount(n) {
 		return
 	}
 	for _, r := range p.Routes {
@@ -126,9 +130,6 @@ func (a *Assembler) rebound(p *routing.Partition, was, is *routing.Fleet, n iden
 
 // forget drops what was read of backends that no shared set has any more.
 func (a *Assembler) forget(shared map[ident.Hash]map[string]subscribe.Object) {
-	if len(a.backends) == 0 {
-		return
-	}
 	used := map[ident.Hash]bool{}
 	for _, set := range shared {
 		for name, o := range set {
@@ -165,6 +166,7 @@ type change struct {
 	shared     map[ident.Hash]map[string]subscribe.Object
 	gone       []*routing.Route
 	rejections []*configv1.Rejection
+	read       bool // a backend was read that was not known
 }
 
 // partition makes one partition anew; nil when it is no longer held.
@@ -249,7 +251,7 @@ func (c *change) backend(name string, o subscribe.Object) (*pool.Spec, error) {
 		Backend: message.GetName(), Type: message.GetType(), Endpoints: message.GetEndpoints(), Settings: message.GetConfig(),
 		MaxConnections: int(message.GetPool().GetMaxConnections()), DialTimeout: message.GetPool().GetDialTimeout().AsDuration(), CredentialPath: message.GetCredentialPath(),
 	}
-	c.assembler.backends[o.Hash] = b
+	c.assembler.backends[o.Hash], c.read = b, true
 	return b, nil
 }
 

@@ -50,7 +50,8 @@ type Config struct {
 type Forwarder struct {
 	now     func() time.Time
 	options []grpc.DialOption
-	peers   sync.Map // address -> *link
+	peers   sync.Map                      // address -> *link
+	fleet   atomic.Pointer[routing.Fleet] // that Keep was last told of
 
 	mu     sync.Mutex // guards opening and closing of links, and closed
 	closed bool

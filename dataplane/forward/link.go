@@ -79,6 +79,9 @@ func (l *link) done() {
 
 // Keep retires the connections to proxies that are not in the fleet any more. Calls under way go on.
 func (f *Forwarder) Keep(fleet *routing.Fleet) {
+	if f.fleet.Swap(fleet) == fleet {
+		return
+	}
 	known := map[string]bool{}
 	for _, m := range fleet.Members {
 		known[m.Address] = true
