@@ -177,23 +177,28 @@ func (pl *placer) members(current *recordv1.Placement, live []*configv1.Member, 
 			delete(pl.differs, id)
 		}
 	}
-	if !changed && !refreshed || len(members) == 0 {
+	if len(members) == 0 {
 		return nil, wait // never is everything taken from everybody
-	}
-	slices.SortFunc(members, func(a, b *configv1.Member) int { return strings.Compare(a.GetId(), b.GetId()) })
-	for _, m := range members {
-		delete(pl.differs, m.GetId())
 	}
 	next := &recordv1.Placement{Members: members, Owners: uint32(pl.fleet.cfg.Owners), Previous: current.GetPrevious()}
 	if changed && len(next.Previous) == 0 {
 		next.Previous = current.GetMembers()
 	}
+	stay := byID(members)
 	for _, m := range next.Previous {
-		if alive[m.GetId()] == nil && byID(members)[m.GetId()] == nil {
+		// Who was gone once in a move has to load anew when it comes back.
+		if alive[m.GetId()] == nil && stay[m.GetId()] == nil || slices.Contains(current.GetGone(), m.GetId()) {
 			next.Gone = append(next.Gone, m.GetId())
 		}
 	}
-	if sameIDs(next.Previous, members) && len(next.Gone) == 0 && !changedZones(next.Previous, members) {
+	if !changed && !refreshed && slices.Equal(next.Gone, current.GetGone()) {
+		return nil, wait
+	}
+	slices.SortFunc(members, func(a, b *configv1.Member) int { return strings.Compare(a.GetId(), b.GetId()) })
+	for _, m := range members {
+		delete(pl.differs, m.GetId())
+	}
+	if len(next.Gone) == 0 && samePlaces(next.Previous, members) {
 		next.Previous = nil // it is as it was before the move
 	}
 	return next, wait
@@ -230,13 +235,10 @@ func (pl *placer) settled(ctx context.Context, current *recordv1.Placement, now 
 		for _, m := range pick(a.assignment, a.assignment.GetPartitions()[p].GetLoading()) {
 			c := cells[m.GetId()]
 			root, err := ident.HashFrom(c.GetServingRoot())
-			if c.GetSnapshotVersion() >= pl.move.snapshot && c.GetSnapshotVersion() > 0 || err == nil && !root.IsZero() && root == tree.Collection(p).Root() {
-				continue
+			newest := err == nil && root == tree.Collection(p).Root()
+			if c == nil || !newest && c.GetSnapshotVersion() < max(1, pl.move.snapshot) {
+				return false, min(wait, left)
 			}
-			if reported(c) && tree.Collection(p).Root().IsZero() && root.IsZero() {
-				continue // it serves nothing, as it should
-			}
-			return false, min(wait, left)
 		}
 	}
 	return true, wait
@@ -280,10 +282,7 @@ func byID(members []*configv1.Member) map[string]*configv1.Member {
 	return by
 }
 
-func sameIDs(a, b []*configv1.Member) bool {
-	return slices.EqualFunc(a, b, func(x, y *configv1.Member) bool { return x.GetId() == y.GetId() })
-}
-
-func changedZones(a, b []*configv1.Member) bool {
-	return !slices.EqualFunc(a, b, func(x, y *configv1.Member) bool { return placement.MemberOf(x) == placement.MemberOf(y) })
+// samePlaces reports whether two fleets are given the same.
+func samePlaces(a, b []*configv1.Member) bool {
+	return slices.EqualFunc(a, b, func(x, y *configv1.Member) bool { return placement.MemberOf(x) == placement.MemberOf(y) })
 }

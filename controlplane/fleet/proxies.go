@@ -4,8 +4,6 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
-	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
-	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
 
 	"github.com/prism-gateway/prism/shared/ident"
 )
@@ -21,7 +19,7 @@ func (f *Fleet) Proxies() []*adminv1.Proxy {
 		id := lease.GetMember().GetId()
 		p := &adminv1.Proxy{
 			Member: lease.GetMember(), Build: lease.GetBuild(), Replica: lease.GetReplica(), LastSeen: lease.GetSince(),
-			Owned: uint32(len(places[id].owned)), Loading: uint32(len(places[id].loading)),
+			Owned: places[id].owned, Loading: places[id].loading,
 		}
 		refused := map[string]bool{}
 		for _, r := range f.tracker.Rejections(id) {
@@ -90,31 +88,24 @@ func (f *Fleet) partitionsOf(id string) []*adminv1.ProxyPartition {
 	return list
 }
 
-// place is what one proxy was given.
-type place struct{ owned, loading []ident.Partition }
+// place is how many partitions one proxy was given.
+type place struct{ owned, loading uint32 }
 
-// places is what each proxy was given.
-func (f *Fleet) places() map[string]*place {
+// places is how many partitions each proxy was given.
+func (f *Fleet) places() map[string]place {
 	a := f.Assignment()
-	places := map[string]*place{}
-	for _, lease := range f.store.Members() {
-		places[lease.GetMember().GetId()] = &place{}
-	}
-	of := func(m *configv1.Member) *place {
-		if places[m.GetId()] == nil {
-			places[m.GetId()] = &place{}
-		}
-		return places[m.GetId()]
-	}
-	for i, entry := range a.GetPartitions() {
+	places := map[string]place{}
+	for _, entry := range a.GetPartitions() {
 		for _, m := range pick(a, entry.GetOwners()) {
-			of(m).owned = append(of(m).owned, ident.Partition(i))
+			p := places[m.GetId()]
+			p.owned++
+			places[m.GetId()] = p
 		}
 		for _, m := range pick(a, entry.GetLoading()) {
-			of(m).loading = append(of(m).loading, ident.Partition(i))
+			p := places[m.GetId()]
+			p.loading++
+			places[m.GetId()] = p
 		}
 	}
 	return places
 }
-
-var _ controlv1.FleetServiceServer = (*Fleet)(nil)

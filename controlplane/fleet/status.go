@@ -199,7 +199,9 @@ func (a *assessment) rejection(c *controlv1.CellState) *configv1.Rejection {
 }
 
 // reported tells whether the proxy reports the cell, whatever it serves of it.
-func reported(c *controlv1.CellState) bool { return len(c.GetServingRoot()) > 0 || c.GetSnapshotVersion() > 0 }
+func reported(c *controlv1.CellState) bool {
+	return len(c.GetServingRoot()) > 0 || c.GetSnapshotVersion() > 0
+}
 
 // has reports whether a root has the namespace in the version wanted.
 func (a *assessment) has(ctx context.Context, tree *snapshot.Tree, data []byte) bool {

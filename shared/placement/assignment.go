@@ -53,7 +53,8 @@ func Assign(p *recordv1.Placement, partitions uint32) *configv1.Assignment {
 		wanted := indices(next.ids(partition))
 		owners := wanted
 		if moving {
-			if owners = indices(former.ids(partition)); len(owners) == 0 {
+			live := slices.DeleteFunc(former.ids(partition), func(id string) bool { return slices.Contains(p.GetGone(), id) })
+			if owners = indices(live); len(owners) == 0 {
 				owners = wanted
 			}
 		}

@@ -53,6 +53,10 @@ func TestAssign(t *testing.T) {
 			placement: &recordv1.Placement{Members: members("b"), Previous: members("a"), Gone: []string{"a"}, Owners: 1},
 			owners:    []string{"b"}, members: []string{"b"},
 		},
+		"who is gone and comes back loads": {
+			placement: &recordv1.Placement{Members: members("a", "b"), Previous: members("a", "b"), Gone: []string{"a"}, Owners: 2},
+			owners:    []string{"b"}, loading: []string{"a"}, members: []string{"a", "b"},
+		},
 		"a draining proxy is given nothing": {
 			placement: &recordv1.Placement{Members: append(members("a"), &configv1.Member{Id: "b", Draining: true}), Owners: 3},
 			owners:    []string{"a"}, members: []string{"a", "b"},
