@@ -13,6 +13,7 @@ import (
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/backend"
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/fleet"
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/kv"
+	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/local"
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/namespace"
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/snapshot"
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/target"
@@ -76,7 +77,7 @@ func New(term *terminal.Terminal) *cobra.Command {
 	cmd.PersistentFlags().VarP(&term.Format, "output", "o", "how results are written: table, json or yaml")
 	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp)) // fails only for an unknown flag
 	cmd.AddCommand(
-		namespace.New(term, t), kv.New(term, t), snapshot.New(term, t), backend.New(term, t), fleet.New(term, t),
+		local.New(term), namespace.New(term, t), kv.New(term, t), snapshot.New(term, t), backend.New(term, t), fleet.New(term, t),
 		version(term),
 	)
 	strict(cmd)
@@ -91,8 +92,11 @@ func version(term *terminal.Terminal) *cobra.Command {
 		Example: "  prismctl version",
 		Args:    cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			_, err := io.WriteString(term.Out, "prismctl "+telemetry.Build()+"\n")
-			return err
+			build := struct {
+				Version string `json:"version"`
+				Build   string `json:"build"`
+			}{telemetry.Version, telemetry.Build()}
+			return term.PrintValue(build, func(w io.Writer) { fmt.Fprintln(w, "prismctl", build.Build) })
 		},
 	}
 }

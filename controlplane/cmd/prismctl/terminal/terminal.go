@@ -12,6 +12,7 @@ import (
 	"time"
 	"unicode"
 
+	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -180,4 +181,43 @@ func (t *Terminal) ReadFile(name string) (data []byte, shown string, err error) 
 	}
 	data, err = os.ReadFile(name)
 	return data, name, err
+}
+
+// PrintValue is Print for what is no message: v is written as encoding/json sees it.
+func (t *Terminal) PrintValue(v any, table func(w io.Writer)) error {
+	var text []byte
+	var err error
+	switch t.Format {
+	case JSON:
+		text, err = json.MarshalIndent(v, "", "  ")
+		text = append(text, '\n')
+	case YAML:
+		var asJSON []byte
+		if asJSON, err = json.Marshal(v); err != nil {
+			return err
+		}
+		var node yaml.Node
+		if err = yaml.Unmarshal(asJSON, &node); err != nil { // JSON is YAML
+			return err
+		}
+		plain(&node)
+		text, err = yaml.Marshal(&node)
+	default:
+		var out bytes.Buffer
+		table(&out)
+		text = out.Bytes()
+	}
+	if err != nil {
+		return err
+	}
+	_, err = t.Out.Write(text)
+	return err
+}
+
+// plain takes JSON's braces and quotes off a node.
+func plain(n *yaml.Node) {
+	n.Style = 0
+	for _, child := range n.Content {
+		plain(child)
+	}
 }
