@@ -15,6 +15,7 @@ import (
 
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	"github.com/prism-gateway/prism/shared/fault"
+	"github.com/prism-gateway/prism/shared/strictyaml"
 )
 
 // Validate holds a request against the rules of its fields and those between its fields. It returns every violation, in
@@ -109,14 +110,7 @@ func duration(d *durationpb.Duration) string {
 	if days := v / (24 * time.Hour); days > 1 && v == days*24*time.Hour {
 		return strconv.FormatInt(int64(days), 10) + "d"
 	}
-	s := v.String()
-	if strings.HasSuffix(s, "m0s") {
-		s = strings.TrimSuffix(s, "0s")
-	}
-	if strings.HasSuffix(s, "h0m") {
-		s = strings.TrimSuffix(s, "0m")
-	}
-	return s
+	return strictyaml.FormatDuration(v)
 }
 
 // units of sizes.

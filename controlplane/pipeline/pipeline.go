@@ -1,5 +1,5 @@
-// Package pipeline runs the stages of a request one after the other: validate, select, assign. From a request and the
-// configuration as it is comes the namespace as it would be, with the reason of every choice, and nothing is recorded.
+// Package pipeline runs select and assign for requests that admission let pass. From a request and the configuration as
+// it is comes the namespace as it would be, with the reason of every choice, and nothing is recorded.
 //
 // It is pure: the caller brings the tree, the time and the record.
 package pipeline
@@ -15,41 +15,18 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/prism-gateway/prism/controlplane/admission"
 	"github.com/prism-gateway/prism/controlplane/assignment"
 	"github.com/prism-gateway/prism/controlplane/selection"
 	"github.com/prism-gateway/prism/controlplane/snapshot"
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	recordv1 "github.com/prism-gateway/prism/protos/prism/record/v1"
 	"github.com/prism-gateway/prism/shared/catalog"
-	"github.com/prism-gateway/prism/shared/fault"
 	"github.com/prism-gateway/prism/shared/ident"
 )
 
-// Check is the first stage alone: it needs no configuration. The fault lists every violation (INVALID_ARGUMENT), or else
-// everything that this build cannot do (FAILED_PRECONDITION, NOT_OFFERED).
-func Check(req *configv1.NamespaceRequest) error {
-	if violations := admission.Validate(req); len(violations) > 0 {
-		return fault.Newf(fault.Invalid, fault.Field, "the request of %q breaks %s", req.GetNamespace(), count(len(violations))).
-			WithViolations(violations)
-	}
-	if missing := admission.NotOffered(req); len(missing) > 0 {
-		return fault.Newf(fault.FailedPrecondition, fault.NotOffered, "%s: %s: %s", req.GetNamespace(), missing[0].Field, missing[0].Text).
-			WithViolations(missing)
-	}
-	return nil
-}
-
-func count(n int) string {
-	if n == 1 {
-		return "a rule"
-	}
-	return strconv.Itoa(n) + " rules"
-}
-
 // Input is one request and what surrounds it.
 type Input struct {
-	// Request has passed Check.
+	// Request is well-formed and asks for nothing that is not offered: admission found no fault in it.
 	Request *configv1.NamespaceRequest
 	// Present is the record of the namespace as it is; nil when there is none. Its configuration is in the tree.
 	Present *recordv1.NamespaceRecord

@@ -162,7 +162,6 @@ func text(s string) *yaml.Node {
 	return node
 }
 
-// encodeDuration writes the shortest form: 24h, 1h30m, 1.5s.
 func encodeDuration(d *durationpb.Duration) (*yaml.Node, error) {
 	if err := d.CheckValid(); err != nil {
 		return nil, err
@@ -171,6 +170,11 @@ func encodeDuration(d *durationpb.Duration) (*yaml.Node, error) {
 	if durationpb.New(v).GetSeconds() != d.GetSeconds() {
 		return nil, fmt.Errorf("a duration of %s s is out of range", strconv.FormatInt(d.GetSeconds(), 10))
 	}
+	return text(FormatDuration(v)), nil
+}
+
+// FormatDuration writes the shortest form that Decode reads: 24h, 1h30m, 1.5s.
+func FormatDuration(v time.Duration) string {
 	s := v.String()
 	if strings.HasSuffix(s, "m0s") {
 		s = strings.TrimSuffix(s, "0s")
@@ -178,5 +182,5 @@ func encodeDuration(d *durationpb.Duration) (*yaml.Node, error) {
 	if strings.HasSuffix(s, "h0m") {
 		s = strings.TrimSuffix(s, "0m")
 	}
-	return text(s), nil
+	return s
 }

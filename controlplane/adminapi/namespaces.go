@@ -1,0 +1,354 @@
+package adminapi
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/prism-gateway/prism/controlplane/pipeline"
+	"github.com/prism-gateway/prism/controlplane/snapshot"
+	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
+	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
+	recordv1 "github.com/prism-gateway/prism/protos/prism/record/v1"
+	"github.com/prism-gateway/prism/shared/fault"
+	"github.com/prism-gateway/prism/shared/ident"
+)
+
+// PlanNamespaces runs the pipeline on the newest tree and records nothing.
+func (s *Server) PlanNamespaces(ctx context.Context, in *controlv1.PlanNamespacesRequest) (*controlv1.PlanNamespacesResponse, error) {
+	var wants []want
+	for i, r := range in.GetRequests() {
+		wants = append(wants, want{request: r, at: fmt.Sprintf("requests[%d]", i)})
+	}
+	if err := admit(in, wants); err != nil {
+		return nil, err
+	}
+	tree, err := s.head()
+	if err != nil {
+		return nil, err
+	}
+	records := newRecords(s.cfg.Store)
+	if err := records.prefetch(ctx, tree, wants); err != nil {
+		return nil, err
+	}
+	results, _, err := s.plan(ctx, tree, tree.Version()+1, wants, records, by{})
+	if err != nil {
+		return nil, err
+	}
+	return &controlv1.PlanNamespacesResponse{Plans: plans(tree, results)}, nil
+}
+
+func plans(tree *snapshot.Tree, results []result) []*controlv1.NamespacePlan {
+	out := make([]*controlv1.NamespacePlan, len(results))
+	for i, r := range results {
+		out[i] = r.plan(tree)
+	}
+	return out
+}
+
+// CreateNamespace makes a namespace, or finds that the same request made it.
+func (s *Server) CreateNamespace(ctx context.Context, in *controlv1.CreateNamespaceRequest) (*controlv1.CreateNamespaceResponse, error) {
+	r, err := s.applyOne(ctx, in, want{request: in.GetRequest(), at: "request", mode: createOnly}, in.GetNote())
+	if err != nil {
+		return nil, err
+	}
+	return &controlv1.CreateNamespaceResponse{Namespace: r}, nil
+}
+
+// UpdateNamespace replaces a namespace's request, if it is as the caller read it.
+func (s *Server) UpdateNamespace(ctx context.Context, in *controlv1.UpdateNamespaceRequest) (*controlv1.UpdateNamespaceResponse, error) {
+	w := want{request: in.GetRequest(), at: "request", mode: updateOnly, version: in.GetVersion()}
+	r, err := s.applyOne(ctx, in, w, in.GetNote())
+	if err != nil {
+		return nil, err
+	}
+	return &controlv1.UpdateNamespaceResponse{Namespace: r}, nil
+}
+
+func (s *Server) applyOne(ctx context.Context, in proto.Message, w want, note *controlv1.ChangeNote) (*configv1.NamespaceResponse, error) {
+	if err := admit(in, []want{w}); err != nil {
+		return nil, err
+	}
+	results, commit, err := s.apply(ctx, []want{w}, noteOf(ctx, note))
+	if err != nil {
+		return nil, err
+	}
+	return results[0].response(commit.Tree), nil
+}
+
+// ApplyNamespaces creates or updates several namespaces in one snapshot.
+func (s *Server) ApplyNamespaces(ctx context.Context, in *controlv1.ApplyNamespacesRequest) (*controlv1.ApplyNamespacesResponse, error) {
+	var wants []want
+	for i, c := range in.GetChanges() {
+		wants = append(wants, want{request: c.GetRequest(), at: fmt.Sprintf("changes[%d].request", i), version: c.GetVersion()})
+	}
+	if err := admit(in, wants); err != nil {
+		return nil, err
+	}
+	results, commit, err := s.apply(ctx, wants, noteOf(ctx, in.GetNote()))
+	if err != nil {
+		return nil, err
+	}
+	return &controlv1.ApplyNamespacesResponse{Results: plans(commit.Tree, results), SnapshotVersion: commit.Tree.Version()}, nil
+}
+
+// GetNamespace returns a namespace as the newest snapshot has it, or an older one.
+func (s *Server) GetNamespace(ctx context.Context, in *controlv1.GetNamespaceRequest) (*controlv1.GetNamespaceResponse, error) {
+	if err := check(in); err != nil {
+		return nil, err
+	}
+	tree, err := s.head()
+	if err != nil {
+		return nil, err
+	}
+	object, ok := tree.Namespace(in.GetNamespace())
+	if v := in.GetSnapshotVersion(); v != 0 {
+		if object, ok, err = s.cfg.Store.ObjectAt(ctx, v, snapshot.NamespacePrefix+in.GetNamespace()); err != nil {
+			return nil, err
+		}
+	}
+	if !ok {
+		return nil, noNamespace(in.GetNamespace())
+	}
+	config, record, err := newRecords(s.cfg.Store).of(ctx, object)
+	if err != nil {
+		return nil, err
+	}
+	out := response(tree, object.Hash.String(), config, record)
+	if in.GetWithStatus() {
+		if out.Status, err = s.cfg.Fleet.Status(ctx, in.GetNamespace()); err != nil {
+			return nil, err
+		}
+	}
+	return &controlv1.GetNamespaceResponse{Namespace: out}, nil
+}
+
+// ListNamespaces returns a page of names in order.
+func (s *Server) ListNamespaces(_ context.Context, in *controlv1.ListNamespacesRequest) (*controlv1.ListNamespacesResponse, error) {
+	if err := check(in); err != nil {
+		return nil, err
+	}
+	query := []string{"namespaces", in.GetPrefix(), in.GetTeam()}
+	after, err := pageAfter(in.GetPageToken(), query...)
+	if err != nil {
+		return nil, err
+	}
+	tree, err := s.head()
+	if err != nil {
+		return nil, err
+	}
+	out := &controlv1.ListNamespacesResponse{TotalCount: count(tree, in.GetPrefix(), in.GetTeam())}
+	size := pageSize(in.GetPageSize())
+	for o := range tree.Namespaces(in.GetPrefix(), after) {
+		if in.GetTeam() != "" && teamOf(o.Data) != in.GetTeam() {
+			continue
+		}
+		if len(out.Namespaces) == size {
+			out.NextPageToken = pageToken(out.Namespaces[size-1].GetNamespace(), query...)
+			break
+		}
+		summary, err := summaryOf(tree, o)
+		if err != nil {
+			return nil, err
+		}
+		out.Namespaces = append(out.Namespaces, summary)
+	}
+	return out, nil
+}
+
+func count(tree *snapshot.Tree, prefix, team string) uint64 {
+	if prefix == "" && team == "" {
+		return uint64(tree.Len())
+	}
+	var n uint64
+	for p := range ident.Partition(tree.Partitions()) {
+		c := tree.Collection(p)
+		for i := range c.Len() {
+			o := c.At(i)
+			if strings.HasPrefix(o.ShortName(), prefix) && (team == "" || teamOf(o.Data) == team) {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// teamOf finds the team in a marshalled NamespaceConfig and decodes nothing else: a list may look at all of them.
+func teamOf(data []byte) string {
+	const teamField = 9
+	for len(data) > 0 {
+		field, kind, n := protowire.ConsumeTag(data)
+		if n < 0 {
+			return ""
+		}
+		data = data[n:]
+		if n = protowire.ConsumeFieldValue(field, kind, data); n < 0 {
+			return ""
+		}
+		if field == teamField && kind == protowire.BytesType {
+			value, _ := protowire.ConsumeBytes(data)
+			return string(value)
+		}
+		data = data[n:]
+	}
+	return ""
+}
+
+func summaryOf(tree *snapshot.Tree, o snapshot.Object) (*controlv1.NamespaceSummary, error) {
+	config, err := read[configv1.NamespaceConfig](o.Name, o.Data)
+	if err != nil {
+		return nil, err
+	}
+	out := &controlv1.NamespaceSummary{
+		Namespace: config.GetNamespace(), Team: config.GetTeam(), Backends: backendsOf(config),
+		Partition: uint32(ident.PartitionOf(config.GetNamespace(), tree.Partitions())),
+		Version:   o.Hash.String(), Draining: config.GetDraining(),
+	}
+	for _, p := range config.GetPatterns() {
+		out.Patterns = append(out.Patterns, p.GetType())
+	}
+	return out, nil
+}
+
+// backendsOf are the backends that a namespace is bound to, each once, in order.
+func backendsOf(config *configv1.NamespaceConfig) []string {
+	var out []string
+	for _, p := range config.GetPatterns() {
+		for _, b := range p.GetBindings() {
+			if !slices.Contains(out, b.GetBackend()) {
+				out = append(out, b.GetBackend())
+			}
+		}
+	}
+	return out
+}
+
+// DeleteNamespace drains a namespace, waits for its owners, and removes it. A deletion that was cut short leaves it
+// draining; deleting it again goes on.
+func (s *Server) DeleteNamespace(ctx context.Context, in *controlv1.DeleteNamespaceRequest) (*controlv1.DeleteNamespaceResponse, error) {
+	if err := check(in); err != nil {
+		return nil, err
+	}
+	if in.GetPurge() {
+		return nil, refusal(fault.FailedPrecondition, fault.NotOffered, []fault.Violation{{
+			Field: "purge", Rule: "offered.purge", Text: "this build cannot remove a namespace's data yet; delete without purge and the data stays",
+		}})
+	}
+	if _, err := s.head(); err != nil {
+		return nil, err
+	}
+	note := noteOf(ctx, in.GetNote())
+	config, version, err := s.drain(ctx, in, note)
+	if err != nil {
+		return nil, err
+	}
+	drained, err := s.drained(ctx, in.GetNamespace(), version)
+	if err != nil {
+		return nil, err
+	}
+	if !drained {
+		s.cfg.Log.Warn("namespace removed although not every owner is known to have stopped serving it", "namespace", in.GetNamespace())
+	}
+	name := snapshot.NamespacePrefix + in.GetNamespace()
+	commit, err := s.cfg.Store.Commit(ctx, func(base *snapshot.Tree, _ uint64) ([]snapshot.Set, error) {
+		switch o, ok := base.Namespace(in.GetNamespace()); {
+		case !ok:
+			return nil, nil // another deletion was faster
+		case o.Hash.String() != version:
+			return nil, changed("namespace "+in.GetNamespace(), o.Hash.String())
+		}
+		return []snapshot.Set{note.set(name, nil, nil)}, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &controlv1.DeleteNamespaceResponse{SnapshotVersion: commit.Tree.Version(), DataRemainsOn: backendsOf(config), Drained: drained}, nil
+}
+
+// drain records that a namespace takes no new work, and returns it so with its version.
+func (s *Server) drain(ctx context.Context, in *controlv1.DeleteNamespaceRequest, note by) (*configv1.NamespaceConfig, string, error) {
+	name := in.GetNamespace()
+	var config *configv1.NamespaceConfig
+	var version string
+	_, err := s.cfg.Store.Commit(ctx, func(base *snapshot.Tree, _ uint64) ([]snapshot.Set, error) {
+		o, ok := base.Namespace(name)
+		if !ok {
+			return nil, noNamespace(name)
+		}
+		present, err := read[configv1.NamespaceConfig](o.Name, o.Data)
+		if err != nil {
+			return nil, err
+		}
+		if present.GetDraining() {
+			config, version = present, o.Hash.String()
+			return nil, nil
+		}
+		if in.GetVersion() != "" && in.GetVersion() != o.Hash.String() {
+			return nil, changed("namespace "+name, o.Hash.String())
+		}
+		present.Draining = true
+		data, err := pipeline.Marshal(present)
+		if err != nil {
+			return nil, err
+		}
+		config, version = present, ident.HashOf(data).String()
+		set := note.set(o.Name, data, nil)
+		set.Kind = recordv1.ChangeKind_CHANGE_KIND_UPDATE
+		return []snapshot.Set{set}, nil
+	})
+	if err != nil {
+		return nil, "", err
+	}
+	return config, version, nil
+}
+
+// drained waits until every owner has taken the draining version, or for the drain timeout.
+func (s *Server) drained(ctx context.Context, name, version string) (bool, error) {
+	waiting, cancel := context.WithTimeout(ctx, s.cfg.DrainTimeout)
+	defer cancel()
+	all := false
+	err := s.cfg.Fleet.WatchStatus(waiting, name, func(st *configv1.NamespaceStatus) bool {
+		if st.GetVersion() != version && st.GetVersion() != "" {
+			return false // this replica's view is about to move
+		}
+		all = !slices.ContainsFunc(st.GetOwners(), func(o *configv1.OwnerStatus) bool { return o.GetStage() < configv1.Stage_STAGE_ACCEPTED })
+		return all
+	})
+	switch {
+	case ctx.Err() != nil:
+		return false, fault.From(ctx.Err())
+	case fault.Is(err, fault.Namespace):
+		return true, nil // another deletion was faster
+	case err != nil && waiting.Err() == nil:
+		return false, err
+	}
+	return all, nil
+}
+
+// WatchNamespaceStatus tells how far a namespace is live, at each change.
+func (s *Server) WatchNamespaceStatus(in *controlv1.WatchNamespaceStatusRequest, stream grpc.ServerStreamingServer[controlv1.WatchNamespaceStatusResponse]) error {
+	if err := check(in); err != nil {
+		return err
+	}
+	tree, err := s.head()
+	if err != nil {
+		return err
+	}
+	if _, ok := tree.Namespace(in.GetNamespace()); !ok {
+		return noNamespace(in.GetNamespace())
+	}
+	var sending error
+	err = s.cfg.Fleet.WatchStatus(stream.Context(), in.GetNamespace(), func(st *configv1.NamespaceStatus) bool {
+		sending = stream.Send(&controlv1.WatchNamespaceStatusResponse{Status: st})
+		return sending != nil || in.GetUntilSnapshot() != 0 && st.GetLive() && st.GetSnapshotVersion() >= in.GetUntilSnapshot()
+	})
+	if sending != nil {
+		return sending
+	}
+	return err
+}

@@ -1,0 +1,48 @@
+package adminapi
+
+import (
+	"encoding/base64"
+	"encoding/binary"
+	"hash/fnv"
+	"strings"
+
+	"github.com/prism-gateway/prism/shared/fault"
+)
+
+const (
+	defaultPage = 100
+	maxPage     = 1000
+	maxAnswer   = 2 << 20 // bytes; a client takes 4 MiB
+)
+
+func pageSize(asked uint32) int {
+	if asked == 0 {
+		return defaultPage
+	}
+	return min(int(asked), maxPage)
+}
+
+// pageToken names the last entry of a page, so that what comes or goes meanwhile moves nothing. It is bound to its list
+// and filters.
+func pageToken(last string, query ...string) string {
+	data := binary.BigEndian.AppendUint64(nil, queryHash(query))
+	return base64.RawURLEncoding.EncodeToString(append(data, last...))
+}
+
+// pageAfter returns the entry that the page before ended with; empty at the beginning.
+func pageAfter(token string, query ...string) (string, error) {
+	if token == "" {
+		return "", nil
+	}
+	data, err := base64.RawURLEncoding.DecodeString(token)
+	if err != nil || len(data) <= 8 || binary.BigEndian.Uint64(data) != queryHash(query) {
+		return "", fault.New(fault.Invalid, fault.PageToken, "this page token is not from this list with these filters; begin again without one")
+	}
+	return string(data[8:]), nil
+}
+
+func queryHash(query []string) uint64 {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(strings.Join(query, "\x00"))) // never fails
+	return h.Sum64()
+}

@@ -1,0 +1,66 @@
+package adminapi
+
+import (
+	"context"
+
+	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
+	"github.com/prism-gateway/prism/shared/fault"
+	"github.com/prism-gateway/prism/shared/ident"
+)
+
+// ListProxies returns a page of the fleet by id.
+func (s *Server) ListProxies(_ context.Context, in *adminv1.ListProxiesRequest) (*adminv1.ListProxiesResponse, error) {
+	if err := check(in); err != nil {
+		return nil, err
+	}
+	after, err := pageAfter(in.GetPageToken(), "proxies")
+	if err != nil {
+		return nil, err
+	}
+	all, assignment := s.cfg.Fleet.Proxies(), s.cfg.Fleet.Assignment()
+	out := &adminv1.ListProxiesResponse{TotalCount: uint64(len(all)), Epoch: assignment.GetEpoch()}
+	for _, p := range assignment.GetPartitions() {
+		if len(p.GetLoading()) > 0 {
+			out.Moving = true
+			break
+		}
+	}
+	size := pageSize(in.GetPageSize())
+	for _, p := range all {
+		if after != "" && p.GetMember().GetId() <= after {
+			continue
+		}
+		if len(out.Proxies) == size {
+			out.NextPageToken = pageToken(out.Proxies[size-1].GetMember().GetId(), "proxies")
+			break
+		}
+		out.Proxies = append(out.Proxies, p)
+	}
+	return out, nil
+}
+
+// GetProxy returns one proxy with its partitions.
+func (s *Server) GetProxy(_ context.Context, in *adminv1.GetProxyRequest) (*adminv1.GetProxyResponse, error) {
+	if err := check(in); err != nil {
+		return nil, err
+	}
+	proxy, partitions, ok := s.cfg.Fleet.Proxy(in.GetId())
+	if !ok {
+		return nil, fault.Newf(fault.NotFound, fault.Object, "there is no proxy %q", in.GetId())
+	}
+	return &adminv1.GetProxyResponse{Proxy: proxy, Partitions: partitions}, nil
+}
+
+// GetOwners says who owns a namespace's partition. The namespace need not exist.
+func (s *Server) GetOwners(_ context.Context, in *adminv1.GetOwnersRequest) (*adminv1.GetOwnersResponse, error) {
+	if err := check(in); err != nil {
+		return nil, err
+	}
+	tree, err := s.head()
+	if err != nil {
+		return nil, err
+	}
+	p := ident.PartitionOf(in.GetNamespace(), tree.Partitions())
+	owners, loading, epoch := s.cfg.Fleet.Owners(p)
+	return &adminv1.GetOwnersResponse{Partition: uint32(p), Owners: owners, Loading: loading, Epoch: epoch}, nil
+}
