@@ -30,7 +30,7 @@ func LoadAdmin(path string, env Lookup, flags ...func(*bootstrapv1.AdminConfig))
 		LogLevel:          "info",
 		ShutdownTimeout:   durationpb.New(10 * time.Second),
 		Etcd: &bootstrapv1.EtcdConfig{
-			Prefix: "/prism", DataDir: "prism-admin.etcd", RequestTimeout: durationpb.New(5 * time.Second),
+			Prefix: "/prism", DataDir: "prism-admin.etcd", RequestTimeout: durationpb.New(1500 * time.Millisecond),
 		},
 		History: &bootstrapv1.HistoryConfig{
 			Snapshots: 1000, Age: durationpb.New(30 * 24 * time.Hour), SweepInterval: durationpb.New(10 * time.Minute),

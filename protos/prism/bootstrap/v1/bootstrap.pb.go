@@ -42,7 +42,7 @@ type AdminConfig struct {
 	ReplicaId string `protobuf:"bytes,5,opt,name=replica_id,json=replicaId,proto3" json:"replica_id,omitempty"`
 	// The etcd cluster. Without endpoints an etcd is embedded.
 	Etcd *EtcdConfig `protobuf:"bytes,6,opt,name=etcd,proto3" json:"etcd,omitempty"`
-	// Partitions of a new installation; default 1,024. Ignored, with a warning when it differs, where one exists.
+	// Partitions of a new installation, a multiple of 32; default 1,024. An installation that has another number is refused.
 	Partitions uint32 `protobuf:"varint,7,opt,name=partitions,proto3" json:"partitions,omitempty"`
 	// Owners of each partition; default 3.
 	Owners uint32 `protobuf:"varint,8,opt,name=owners,proto3" json:"owners,omitempty"`
@@ -217,7 +217,7 @@ type EtcdConfig struct {
 	Prefix string `protobuf:"bytes,2,opt,name=prefix,proto3" json:"prefix,omitempty"`
 	// Where the embedded etcd keeps its data; default prism-admin.etcd in the working directory.
 	DataDir string `protobuf:"bytes,3,opt,name=data_dir,json=dataDir,proto3" json:"data_dir,omitempty"`
-	// How long one request may take; default 5 s.
+	// How long one write may take; default 1.5 s. Loading is given five times as long.
 	RequestTimeout *durationpb.Duration `protobuf:"bytes,4,opt,name=request_timeout,json=requestTimeout,proto3" json:"request_timeout,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
