@@ -14,6 +14,8 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+
+	"github.com/prism-gateway/prism/shared/telemetry"
 )
 
 const (
@@ -35,7 +37,7 @@ func (c *Client) connect(ctx context.Context, events chan<- event) {
 		if answered {
 			attempt = 0
 		} else {
-			c.log.Warn("the control plane does not answer", "endpoint", endpoint, "error", err)
+			c.log.Warn("the control plane does not answer", telemetry.KeyAddress, endpoint, telemetry.KeyError, err)
 		}
 		c.metrics.reconnects.Inc()
 		if !pause(ctx, retryAfter(err, attempt)) {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/prism-gateway/prism/shared/ident"
+	"github.com/prism-gateway/prism/shared/telemetry"
 )
 
 const (
@@ -269,7 +270,7 @@ func (s *saver) run(ctx context.Context) {
 		} else if !swept {
 			swept = true
 			if err := s.disk.sweepAll(); err != nil {
-				s.client.log.Warn("the state directory keeps old files", "error", err)
+				s.client.log.Warn("the state directory keeps old files", telemetry.KeyError, err)
 			}
 		}
 	}
@@ -284,7 +285,7 @@ func (s *saver) write(state *saved) error {
 		s.client.saveErr.Store(&text)
 		s.client.metrics.persistErrors.Inc()
 		if former == nil {
-			s.client.log.Error("the state is not kept on disk; serving goes on", "error", err)
+			s.client.log.Error("the state is not kept on disk; serving goes on", telemetry.KeyError, err)
 		}
 		return err
 	}

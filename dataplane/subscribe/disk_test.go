@@ -164,12 +164,16 @@ func TestDamage(t *testing.T) {
 	}
 	flipped := func(data []byte, at int) []byte {
 		out := bytes.Clone(data)
-		out[at] ^= 1 << (at % 8)
+		out[at] ^= 1 << (at / 4 % 8)
 		return out
 	}
 	t.Run("the state file", func(t *testing.T) {
 		for at := range good["state"] {
-			for what, data := range map[string][]byte{"cut": good["state"][:at], "flipped": flipped(good["state"], at)} {
+			damaged := map[string][]byte{"cut": good["state"][:at]}
+			if at%4 == 0 {
+				damaged["flipped"] = flipped(good["state"], at)
+			}
+			for what, data := range damaged {
 				n, problems, log := loaded(t, with("state", data))
 				if n != 0 || problems != 1 || !strings.Contains(log, "state") {
 					t.Fatalf("%s at %d: %d partitions, %v problems: %s", what, at, n, problems, log)

@@ -10,6 +10,7 @@ import (
 
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	"github.com/prism-gateway/prism/shared/ident"
+	"github.com/prism-gateway/prism/shared/telemetry"
 )
 
 const (
@@ -123,7 +124,9 @@ func (l *loop) run(ctx context.Context) {
 			if l.applying != nil {
 				l.finishApply(<-l.done)
 			}
-			l.save()
+			if l.session != nil {
+				l.save() // when the last contact was
+			}
 			return
 		case e := <-l.events:
 			l.handle(e)
@@ -131,6 +134,7 @@ func (l *loop) run(ctx context.Context) {
 			l.queue = l.queue[1:]
 		case r := <-l.done:
 			l.finishApply(r)
+			l.save()
 		case <-timer.C:
 			l.tick(time.Now())
 		}
@@ -181,7 +185,7 @@ func (l *loop) tick(now time.Time) {
 
 // giveUpWaiting asks anew for a partition and the shared set that it names, which did not come.
 func (l *loop) giveUpWaiting(c *cell) {
-	l.log.Warn("a partition names a shared set that does not come", "partition", c.name, "shared_root", c.have.shared.String())
+	l.log.Warn("a partition names a shared set that does not come", telemetry.KeyPartition, c.name, telemetry.KeyRoot, c.have.shared.String())
 	for _, a := range c.acks {
 		a.reject(c.name, c.have.root().String(), "shared_root", "the shared set that it names did not come")
 	}
@@ -226,7 +230,7 @@ func (l *loop) reconcile() (added []*cell) {
 
 // release lets go of a partition that moved away.
 func (l *loop) release(c *cell) {
-	l.log.Info("partition let go", "partition", c.name)
+	l.log.Info("partition let go", telemetry.KeyPartition, c.name)
 	l.unsubscribe(&c.collection)
 	delete(l.cells, c.partition)
 	l.order = slices.DeleteFunc(l.order, func(o *cell) bool { return o == c })
@@ -323,7 +327,6 @@ func (l *loop) finishApply(r result) {
 		l.finish(a)
 	}
 	l.publish()
-	l.save()
 }
 
 // recordRejections notes what Apply refused of namespaces and returns the other rejections.

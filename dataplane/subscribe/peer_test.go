@@ -60,6 +60,7 @@ type adsStream struct {
 
 type reportStream struct {
 	requests chan *controlv1.ReportRequest
+	ended    error // why requests is closed
 	do       chan func(controlv1.FleetService_ReportServer) error
 }
 
@@ -113,11 +114,14 @@ func (p *peer) DeltaAggregatedResources(s discoveryv3.AggregatedDiscoveryService
 
 func (p *peer) Report(s controlv1.FleetService_ReportServer) error {
 	r := &reportStream{requests: make(chan *controlv1.ReportRequest, 10_000), do: make(chan func(controlv1.FleetService_ReportServer) error)}
+	ended := make(chan struct{})
 	go func() {
+		defer close(ended)
 		defer close(r.requests)
 		for {
 			m, err := s.Recv()
 			if err != nil {
+				r.ended = err
 				return
 			}
 			r.requests <- m
@@ -130,6 +134,8 @@ func (p *peer) Report(s controlv1.FleetService_ReportServer) error {
 			if err := f(s); err != nil {
 				return err
 			}
+		case <-ended:
+			return nil
 		case <-s.Context().Done():
 			return s.Context().Err()
 		}

@@ -11,6 +11,7 @@ import (
 
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	"github.com/prism-gateway/prism/shared/ident"
+	"github.com/prism-gateway/prism/shared/telemetry"
 )
 
 func (l *loop) collection(name string) *collection {
@@ -76,7 +77,7 @@ func (l *loop) remove(f *flow, typeURL, name string) {
 	}
 	if c := l.collection(name); c != nil && c.typeURL == typeURL {
 		delete(f.pending, name)
-		l.log.Warn("the control plane does not know a collection; what is here stays", "collection", name)
+		l.log.Warn("the control plane does not know a collection; what is here stays", telemetry.KeyName, name)
 		return
 	}
 	if typeURL == SharedType {

@@ -13,11 +13,13 @@ import (
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
 	"github.com/prism-gateway/prism/shared/ident"
+	"github.com/prism-gateway/prism/shared/telemetry"
 )
 
 const (
 	firstHeartbeat = 5 * time.Second        // until the replica says how often
 	minHeartbeat   = 100 * time.Millisecond // whatever the replica says
+	farewell       = time.Second            // for the replica to hear that a proxy leaves in good order
 )
 
 // report keeps a report stream to one of the endpoints until ctx ends: to the one that pushes, where there is one.
@@ -35,7 +37,7 @@ func (c *Client) report(ctx context.Context) {
 		if answered {
 			attempt = 0
 		}
-		c.log.Warn("the report to the fleet ended", "endpoint", endpoint, "error", err)
+		c.log.Warn("the report to the fleet ended", telemetry.KeyAddress, endpoint, telemetry.KeyError, err)
 		if !pause(ctx, retryAfter(err, attempt)) {
 			return
 		}
@@ -43,9 +45,10 @@ func (c *Client) report(ctx context.Context) {
 	}
 }
 
-// reportTo reports on one stream until it ends. It tells whether the replica answered.
+// reportTo reports on one stream until it ends. It tells whether the replica answered. When run ends, it says once more how
+// things stand and closes the stream in good order, so that a proxy that has drained is out of the fleet at once.
 func (c *Client) reportTo(run context.Context, endpoint string) (answered bool, err error) {
-	ctx, cancel := context.WithCancel(run)
+	ctx, cancel := context.WithCancel(context.WithoutCancel(run)) // so that there is time for a last word
 	var receiver sync.WaitGroup
 	defer receiver.Wait()
 	defer cancel()
@@ -54,10 +57,12 @@ func (c *Client) reportTo(run context.Context, endpoint string) (answered bool, 
 		return false, err
 	}
 	defer conn.Close()
+	connected := context.AfterFunc(run, cancel)
 	stream, err := controlv1.NewFleetServiceClient(conn).Report(ctx)
 	if err != nil {
 		return false, err
 	}
+	connected()
 	heartbeats := make(chan time.Duration)
 	ended := make(chan error, 1)
 	receiver.Go(func() { ended <- receiveHeartbeats(ctx, stream, heartbeats) })
@@ -77,6 +82,17 @@ func (c *Client) reportTo(run context.Context, endpoint string) (answered bool, 
 			continue
 		case err := <-ended:
 			return answered, err
+		case <-run.Done():
+			defer time.AfterFunc(farewell, cancel).Stop()
+			if stream.Send(c.reportRequest(sent)) == nil && stream.CloseSend() == nil {
+				for err == nil {
+					select {
+					case <-heartbeats:
+					case err = <-ended:
+					}
+				}
+			}
+			return answered, run.Err()
 		}
 		timer.Reset(every)
 		if stream.Send(c.reportRequest(sent)) != nil {

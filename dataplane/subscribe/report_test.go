@@ -1,6 +1,7 @@
 package subscribe_test
 
 import (
+	"io"
 	"slices"
 	"sync"
 	"testing"
@@ -123,6 +124,30 @@ func TestReports(t *testing.T) {
 			if m := r.next(t); m.GetStale().AsDuration() > 0 {
 				break
 			}
+		}
+	})
+}
+
+func TestLeavesInGoodOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &facts{readiness: subscribe.Readiness{Ready: true}}
+		cp := newPeer(t, "")
+		p := start(t, map[string]*peer{"a": cp}, func(cfg *subscribe.Config, _ *proxy) { cfg.Facts = f })
+		r := receive(t, cp.reports, "a report stream")
+		r.next(t)
+		synctest.Wait()
+		f.set(subscribe.Readiness{Draining: true, Reasons: []string{"draining"}}, nil)
+		begun := time.Now()
+		p.stop()
+		if waited := time.Since(begun); waited != 0 {
+			t.Fatalf("stopped after %v", waited)
+		}
+		var last *controlv1.ReportRequest
+		for m := range r.requests {
+			last = m
+		}
+		if !last.GetMember().GetDraining() || r.ended != io.EOF {
+			t.Fatalf("left with %v, %v", last, r.ended)
 		}
 	})
 }

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
+	"github.com/prism-gateway/prism/shared/telemetry"
 )
 
 const maxRejections = 1000 // details of one NACK, which must stay below a message's size
@@ -80,7 +81,7 @@ func (l *loop) handle(e event) {
 	case e.session != l.session: // given up
 	case e.err != nil:
 		if l.answered {
-			l.log.Warn("the stream to the control plane ended", "endpoint", e.session.endpoint, "error", e.err)
+			l.log.Warn("the stream to the control plane ended", telemetry.KeyAddress, e.session.endpoint, telemetry.KeyError, e.err)
 		}
 		l.closed()
 	default:
@@ -88,7 +89,7 @@ func (l *loop) handle(e event) {
 			l.answered = true
 			l.c.setConnected(e.session.endpoint)
 			l.c.metrics.connected.Set(1)
-			l.log.Info("connected to the control plane", "endpoint", e.session.endpoint)
+			l.log.Info("connected to the control plane", telemetry.KeyAddress, e.session.endpoint)
 		}
 		l.receive(e.response)
 	}
@@ -105,11 +106,11 @@ func (l *loop) checkInstallation(e event) bool {
 		l.installation, l.confirmed = e.installation, true
 		return true
 	case l.confirmed:
-		l.log.Error("refused a control plane of another installation", "endpoint", e.session.endpoint,
+		l.log.Error("refused a control plane of another installation", telemetry.KeyAddress, e.session.endpoint,
 			"installation", l.installation, "theirs", e.installation)
 	default:
 		l.log.Error("the state on disk is of another installation and is dropped",
-			"endpoint", e.session.endpoint, "installation", l.installation, "theirs", e.installation)
+			telemetry.KeyAddress, e.session.endpoint, "installation", l.installation, "theirs", e.installation)
 		l.forget()
 		l.installation, l.confirmed = e.installation, true
 	}
@@ -243,7 +244,7 @@ func (l *loop) unsubscribe(c *collection) {
 
 func (l *loop) send(r *request) {
 	if len(l.queue) >= maxQueue {
-		l.log.Error("the control plane does not read: the stream is given up", "endpoint", l.session.endpoint)
+		l.log.Error("the control plane does not read: the stream is given up", telemetry.KeyAddress, l.session.endpoint)
 		l.session.cancel()
 		return
 	}
@@ -266,7 +267,7 @@ func (l *loop) checkAnswers(due func(time.Time) bool) {
 			continue
 		}
 		l.c.metrics.timeouts.WithLabelValues(typeLabel(typeURL)).Inc()
-		l.log.Warn("a subscription was not answered", "type", typeURL, "count", len(f.pending), "endpoint", l.session.endpoint)
+		l.log.Warn("a subscription was not answered", "type", typeURL, telemetry.KeyCount, len(f.pending), telemetry.KeyAddress, l.session.endpoint)
 		if f.timeouts++; f.timeouts > 1 {
 			l.session.cancel()
 			continue
@@ -301,7 +302,7 @@ func (l *loop) scheduleResync(c *collection, why string) {
 
 func (l *loop) resync(c *collection) {
 	c.resyncAt = time.Time{}
-	l.log.Warn("everything of a collection is asked for again", "collection", c.name, "attempt", c.attempts)
+	l.log.Warn("everything of a collection is asked for again", telemetry.KeyName, c.name, "attempt", c.attempts)
 	l.unsubscribe(c)
 	l.subscribe(c.typeURL, []string{c.name}, nil)
 }
@@ -316,8 +317,8 @@ func (l *loop) finish(a *ack) {
 		r.ErrorDetail = nack(a.rejections)
 		l.c.metrics.nacks.WithLabelValues(typeLabel(a.typeURL)).Inc()
 		first := a.rejections[0]
-		l.log.Error("a part of the configuration is refused", "count", len(a.rejections), "resource", first.GetResource(),
-			"field", first.GetField(), "reason", first.GetReason())
+		l.log.Error("a part of the configuration is refused", telemetry.KeyCount, len(a.rejections), telemetry.KeyResource, first.GetResource(),
+			"field", first.GetField(), telemetry.KeyReason, first.GetReason())
 	}
 	if f := l.flows[a.typeURL]; f != nil {
 		f.open--

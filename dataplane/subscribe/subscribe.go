@@ -20,6 +20,7 @@ import (
 
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	"github.com/prism-gateway/prism/shared/ident"
+	"github.com/prism-gateway/prism/shared/telemetry"
 )
 
 // The types pushed to proxies, in push order.
@@ -187,7 +188,7 @@ func (c *Client) Run(ctx context.Context) error {
 		former, problems = disk.load()
 		for _, problem := range problems {
 			c.metrics.persistErrors.Inc()
-			c.log.Error("a part of the state on disk is refused and will be fetched anew", "error", problem)
+			c.log.Error("a part of the state on disk is refused and will be fetched anew", telemetry.KeyError, problem)
 		}
 	}
 	since := former.lastContact
