@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"sync"
@@ -115,11 +116,29 @@ func (s *Store) treeAt(ctx context.Context, version uint64) (*snapshot.Tree, int
 		return tree, revision, nil
 	}
 	tree, err := s.build(ctx, st.tree, rec, nil)
-	return tree, revision, err
+	return tree, revision, s.gone(ctx, err, version)
+}
+
+// gone finds out whether what was missing of some versions is so because they have left the history meanwhile.
+func (s *Store) gone(ctx context.Context, err error, versions ...uint64) error {
+	if !errors.Is(err, errMissing) {
+		return err
+	}
+	for _, v := range versions {
+		if _, check := s.snapshot(ctx, v, nil); fault.Is(check, fault.Snapshot) {
+			return check
+		}
+	}
+	return err
 }
 
 // ObjectAt returns one object, by its whole name, as a version had it.
 func (s *Store) ObjectAt(ctx context.Context, version uint64, name string) (snapshot.Object, bool, error) {
+	o, ok, err := s.objectAt(ctx, version, name)
+	return o, ok, s.gone(ctx, err, version)
+}
+
+func (s *Store) objectAt(ctx context.Context, version uint64, name string) (snapshot.Object, bool, error) {
 	st, err := s.loaded()
 	if err != nil {
 		return snapshot.Object{}, false, err
@@ -150,6 +169,11 @@ func (s *Store) ObjectAt(ctx context.Context, version uint64, name string) (snap
 
 // Diff returns what differs between two versions, by name. It reads only the manifests and objects that do.
 func (s *Store) Diff(ctx context.Context, from, to uint64) ([]snapshot.Difference, error) {
+	out, err := s.diff(ctx, from, to)
+	return out, s.gone(ctx, err, from, to)
+}
+
+func (s *Store) diff(ctx context.Context, from, to uint64) ([]snapshot.Difference, error) {
 	st, err := s.loaded()
 	if err != nil {
 		return nil, err
@@ -178,9 +202,11 @@ func (s *Store) Diff(ctx context.Context, from, to uint64) ([]snapshot.Differenc
 	for i, a := range manifests[:len(before)] {
 		set, removed := manifest.Diff(a, manifests[len(before)+i])
 		for _, e := range set {
-			was, _ := a.Get(e.Name)
-			out = append(out, snapshot.Difference{Name: e.Name,
-				Before: snapshot.Object{Name: e.Name, Hash: was}, After: snapshot.Object{Name: e.Name, Hash: e.Hash}})
+			d := snapshot.Difference{Name: e.Name, After: snapshot.Object{Name: e.Name, Hash: e.Hash}}
+			if was, ok := a.Get(e.Name); ok {
+				d.Before = snapshot.Object{Name: e.Name, Hash: was}
+			}
+			out = append(out, d)
 		}
 		for _, name := range removed {
 			was, _ := a.Get(name)

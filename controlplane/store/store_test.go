@@ -56,6 +56,9 @@ func dial(t testing.TB, endpoints ...string) *clientv3.Client {
 	return client
 }
 
+// prefix is for all replicas of one run of one test.
+func prefix(t testing.TB) string { return fmt.Sprintf("%s-%p", t.Name(), t) }
+
 // replica is a running store.
 type replica struct {
 	*store.Store
@@ -77,7 +80,7 @@ func start(t testing.TB, cfg store.Config) *replica {
 		cfg.Client = dial(t)
 	}
 	if cfg.Prefix == "" {
-		cfg.Prefix = t.Name()
+		cfg.Prefix = prefix(t)
 	}
 	if cfg.Name == "" {
 		cfg.Name = "replica"
@@ -171,7 +174,7 @@ func TestANewInstallationIsEmptyAndCreatedOnce(t *testing.T) {
 	if a.Installation().Id == "" || a.Installation().Id != b.Installation().Id || b.Installation().Partitions != 64 {
 		t.Errorf("installations %v and %v", a.Installation(), b.Installation())
 	}
-	other, err := store.New(store.Config{Client: dial(t), Prefix: t.Name(), Name: "other", Partitions: 128, Log: quiet()})
+	other, err := store.New(store.Config{Client: dial(t), Prefix: prefix(t), Name: "other", Partitions: 128, Log: quiet()})
 	if err != nil {
 		t.Fatal(err)
 	}
