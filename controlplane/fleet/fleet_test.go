@@ -52,6 +52,7 @@ type replica struct {
 	store *store.Store
 	fleet *fleet.Fleet
 	conn  *grpc.ClientConn
+	leads chan struct{} // closed once it was elected
 	stop  func()
 }
 
@@ -91,13 +92,20 @@ func start(t *testing.T, server *embedded.Server, name string, change ...func(*f
 	var running sync.WaitGroup
 	running.Go(func() { s.Run(ctx) })
 	running.Go(func() { f.Run(ctx) })
-	running.Go(func() { s.Lead(ctx, f.Place) })
+	leads := make(chan struct{})
+	elected := sync.OnceFunc(func() { close(leads) })
+	running.Go(func() {
+		s.Lead(ctx, func(ctx context.Context) error {
+			elected()
+			return f.Place(ctx)
+		})
+	})
 	running.Go(func() { g.Serve(listener) })
 	conn, err := grpc.NewClient("passthrough:///"+listener.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &replica{store: s, fleet: f, conn: conn}
+	r := &replica{store: s, fleet: f, conn: conn, leads: leads}
 	r.stop = sync.OnceFunc(func() {
 		conn.Close()
 		cancel()
@@ -376,16 +384,12 @@ func TestAnotherReplicaLeads(t *testing.T) {
 	server := etcd(t)
 	first, second := start(t, server, "replica-1"), start(t, server, "replica-2")
 	leader, follower := first, second
-	leading := time.After(patience)
-	for !first.store.Leading() && !second.store.Leading() {
-		select {
-		case <-time.After(10 * time.Millisecond):
-		case <-leading:
-			t.Fatal("nobody leads")
-		}
-	}
-	if second.store.Leading() {
+	select {
+	case <-first.leads:
+	case <-second.leads:
 		leader, follower = second, first
+	case <-time.After(patience):
+		t.Fatal("nobody leads")
 	}
 	join(t, follower, "a") // reports to the one that does not lead
 	follower.until(t, "one owns everything", settled("a"))
@@ -470,7 +474,9 @@ func TestStatus(t *testing.T) {
 	}
 	commit(t, asked, sibling)
 	b.serve(tree)
-	until("live", func(s *configv1.NamespaceStatus) bool { return s.GetLive() && s.GetSummary() == "" && s.GetSnapshotVersion() > tree.Version() })
+	until("live", func(s *configv1.NamespaceStatus) bool {
+		return s.GetLive() && s.GetSummary() == "" && s.GetSnapshotVersion() > tree.Version()
+	})
 	b.die()
 	until("one is silent", func(s *configv1.NamespaceStatus) bool {
 		return !s.GetLive() && strings.Contains(s.GetSummary(), "b has not been heard of") ||
@@ -498,20 +504,19 @@ func TestProxies(t *testing.T) {
 	a.serve(tree, func(c *controlv1.CellReport) {
 		c.Rejections = []*configv1.Rejection{{Resource: "ns/alpha", Reason: "refused"}}
 	})
-	for deadline := time.Now().Add(patience); ; { // reports of a proxy make no signal of their own
-		proxies := r.fleet.Proxies()
-		if len(proxies) == 1 && proxies[0].GetCurrent() == partitions {
-			p := proxies[0]
-			if p.GetMember().GetId() != "a" || !p.GetReady() || p.GetOwned() != partitions || p.GetRejected() != 1 ||
-				p.GetBuild() != "build-1" || p.GetReplica() != "replica-1" || p.GetLastSeen() == nil {
-				t.Errorf("proxy %v", p)
-			}
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("proxies %v", proxies)
-		}
-		time.Sleep(5 * time.Millisecond)
+	heard := func(s *configv1.NamespaceStatus) bool {
+		return s.GetOwners()[0].GetStage() == configv1.Stage_STAGE_REJECTED
+	}
+	if err := r.fleet.WatchStatus(t.Context(), "alpha", heard); err != nil {
+		t.Fatal(err)
+	}
+	proxies := r.fleet.Proxies()
+	if len(proxies) != 1 {
+		t.Fatalf("proxies %v", proxies)
+	}
+	if p := proxies[0]; p.GetMember().GetId() != "a" || !p.GetReady() || p.GetOwned() != partitions || p.GetRejected() != 1 ||
+		p.GetCurrent() != partitions || p.GetBuild() != "build-1" || p.GetReplica() != "replica-1" || p.GetLastSeen() == nil {
+		t.Errorf("proxy %v", p)
 	}
 	_, list, ok := r.fleet.Proxy("a")
 	if !ok || len(list) != partitions {

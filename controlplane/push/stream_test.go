@@ -418,7 +418,7 @@ func TestSlowReaderDelaysNobody(t *testing.T) {
 	quick.next()
 	r.await(t, 3, "the slow one is being sent to", func(cells map[string]cellState) bool { return len(cells["slow"].GetSentRoot()) > 0 })
 	for i := range 30 {
-		tree := s.set(t, content(i + 1)...)
+		tree := s.set(t, content(i+1)...)
 		quick.until("p/0003", tree.Collection(3).Root())
 	}
 	// What the slow one missed is not sent to it: after what is under way comes the newest.
