@@ -30,7 +30,7 @@ func unsent(err error) *fault.Fault {
 	return f.WithOutcome(fault.NotApplied)
 }
 
-// refusals are what the server says when it did nothing, by how the text begins.
+// refusals are what the server says when it did nothing, by how the text begins after ERR.
 var refusals = []struct {
 	begins string
 	code   fault.Code
@@ -45,12 +45,13 @@ var refusals = []struct {
 	{"MISCONF", fault.Unavailable, fault.BackendDown, "the backend cannot write to its disk"},
 	{"TRYAGAIN", fault.Unavailable, fault.BackendDown, "the backend is moving the data"},
 	{"BUSY", fault.Unavailable, fault.BackendDown, "the backend is busy"},
-	{"ERR max number of clients", fault.Unavailable, fault.BackendDown, "the backend takes no more connections"},
+	{"max number of clients", fault.Unavailable, fault.BackendDown, "the backend takes no more connections"},
 	{"OOM", fault.Exhausted, fault.Backend, "the backend is full"},
 	{"NOAUTH", fault.Unavailable, fault.BackendDown, "the backend refuses the proxy's credential"},
 	{"WRONGPASS", fault.Unavailable, fault.BackendDown, "the backend refuses the proxy's credential"},
-	{"ERR AUTH", fault.Unavailable, fault.BackendDown, "the backend refuses the proxy's credential"},
+	{"AUTH", fault.Unavailable, fault.BackendDown, "the backend refuses the proxy's credential"},
 	{"NOPERM", fault.Unavailable, fault.BackendDown, "the backend denies the proxy the operation"},
+	{"Protocol error: unauthenticated", fault.Unavailable, fault.BackendDown, "the backend refuses the proxy's credential"},
 	{"NOSCRIPT", fault.Unavailable, fault.BackendDown, "the backend has forgotten a script"},
 	{"CORRUPT", fault.DataLoss, fault.Checksum, "the backend holds something that is no item"},
 }
@@ -61,8 +62,9 @@ func answer(err error) *fault.Fault {
 		return nil
 	}
 	if e, ok := errors.AsType[redis.Error](err); ok {
+		text := strings.TrimPrefix(e.Error(), "ERR ")
 		for _, r := range refusals {
-			if text := strings.TrimPrefix(e.Error(), "ERR "); strings.HasPrefix(e.Error(), r.begins) || strings.HasPrefix(text, r.begins) {
+			if strings.HasPrefix(text, r.begins) {
 				f := fault.Wrap(err, r.code, r.reason, r.text).WithOutcome(fault.NotApplied)
 				if r.code == fault.Unavailable {
 					f = f.WithRetry(100 * time.Millisecond)

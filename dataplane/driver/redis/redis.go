@@ -71,8 +71,9 @@ func (redisDriver) Open(cfg driver.Config) (driver.Instance, error) {
 		},
 		DialTimeout: dialer.Timeout, DialerRetries: 1, MaxRetries: -1,
 		ReadTimeout: maxWait, WriteTimeout: maxWait, ContextTimeoutEnabled: true,
-		// Each line uses one connection at a time; the pool never makes one wait.
-		PoolSize: lines, PipelinePoolSize: -1, ReadBufferSize: 64 << 10, WriteBufferSize: 64 << 10,
+		// A line uses one connection at a time, so there are never more than lines. The pool's own limit is higher
+		// because after as many failed dials it tries only once a second.
+		PoolSize: max(lines, 64), PipelinePoolSize: -1, ReadBufferSize: 64 << 10, WriteBufferSize: 64 << 10,
 		Protocol: 2, DisableIdentity: true,
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 	})

@@ -44,10 +44,6 @@ func (q *queue) run(ctx context.Context, s script, calls []redis.Cmder) []*fault
 	return faults
 }
 
-// grace is how long after its expiry Redis keeps an item, in milliseconds: the clocks of proxies and Redis may differ by
-// that much.
-const grace = 10_000
-
 // writeScript does one write.
 //
 // KEYS: item, index. ARGV: operation (p, d, t), condition (driver.Condition), version of the condition, now in
@@ -91,7 +87,7 @@ if newexp == 0 then
   if not there or exp ~= 0 then redis.call('PERSIST', index) end
 else
   -- The index lives as long as the longest of its items.
-  local at = string.format('%.0f', newexp + ` + graceText + `)
+  local at = string.format('%.0f', newexp + ` + grace + `)
   redis.call('SET', item, record, 'PXAT', at)
   if redis.call('ZCARD', index) == 1 then
     redis.call('PEXPIREAT', index, at)
@@ -99,7 +95,7 @@ else
     local left = redis.call('PTTL', index)
     if left >= 0 then
       local t = redis.call('TIME')
-      if newexp + ` + graceText + ` > t[1] * 1000 + t[2] / 1000 + left then redis.call('PEXPIREAT', index, at) end
+      if newexp + ` + grace + ` > t[1] * 1000 + t[2] / 1000 + left then redis.call('PEXPIREAT', index, at) end
     end
     -- Keys of items that Redis removed leave the index here: two are looked at for each that may have come.
     local prefix = string.sub(item, 1, #item - #key)
@@ -111,8 +107,9 @@ end
 return {1, version, string.format('%.0f', newexp), previous}
 `)
 
-// graceText is grace in the text of a script.
-const graceText = "10000"
+// grace is how long after its expiry Redis keeps an item, in milliseconds: the clocks of proxies and Redis may differ by
+// that much.
+const grace = "10000"
 
 // scanScript reads a run of keys.
 //

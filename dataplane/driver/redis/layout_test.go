@@ -1,0 +1,203 @@
+package redis_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/prism-gateway/prism/dataplane/driver"
+	"github.com/prism-gateway/prism/dataplane/driver/conformance"
+	"github.com/prism-gateway/prism/dataplane/driver/redis"
+	"github.com/prism-gateway/prism/shared/fault"
+	"github.com/prism-gateway/prism/shared/testserver/redisserver"
+)
+
+func client(t *testing.T, s *redisserver.Server) *goredis.Client {
+	c := goredis.NewClient(&goredis.Options{Addr: s.Addr(), Protocol: 2})
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// TestConformanceInAClusterNode runs the suite in cluster mode, where a script that touches two slots is refused.
+func TestConformanceInAClusterNode(t *testing.T) {
+	server := redisserver.Start(t, redisserver.Options{Args: []string{"--cluster-enabled", "yes"}})
+	raw := client(t, server)
+	slots := []any{"cluster", "addslots"}
+	for slot := range 16384 {
+		slots = append(slots, slot)
+	}
+	if err := raw.Do(t.Context(), slots...).Err(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for !strings.Contains(raw.ClusterInfo(ctx).Val(), "cluster_state:ok") {
+		if ctx.Err() != nil {
+			t.Fatal("the cluster does not come up")
+		}
+	}
+	b := backend(server)
+	b.Stop, b.Start = nil, nil
+	conformance.Run(t, b)
+}
+
+// keys returns the keys of indexes, and the items' keys.
+func keys(t *testing.T, raw *goredis.Client) (indexes, items []string) {
+	t.Helper()
+	all, err := raw.Keys(t.Context(), "*").Result()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range all {
+		if k[10] == 'x' {
+			indexes = append(indexes, k)
+		} else {
+			items = append(items, k)
+		}
+	}
+	return indexes, items
+}
+
+// TestRedisRemovesWhatExpired looks at the expiries that Redis was told (KT-18): each item's a grace after its own, the
+// index's with the last of its items, none when one stays for ever.
+func TestRedisRemovesWhatExpired(t *testing.T) {
+	server := redisserver.Start(t, redisserver.Options{})
+	raw := client(t, server)
+	begin := time.Now()
+	s := open(t, driver.Config{Endpoints: []string{server.Addr()}, Now: func() time.Time { return begin }})
+	const space, grace = "s.1", 10 * time.Second
+	index := func() time.Duration {
+		t.Helper()
+		x, _ := keys(t, raw)
+		if len(x) != 1 {
+			t.Fatalf("indexes %q, want one", x)
+		}
+		return raw.PTTL(t.Context(), x[0]).Val()
+	}
+	within := func(got, want time.Duration) {
+		t.Helper()
+		if got > want || got < want-time.Minute {
+			t.Errorf("lives %v more, want %v less what the test took", got, want)
+		}
+	}
+	expiring := func(key string, in time.Duration) driver.Write {
+		w := put("a", key, "v")
+		w.ExpireAt = begin.Add(in)
+		return w
+	}
+	mustWrite(t, s, space, expiring("1", time.Hour))
+	_, items := keys(t, raw)
+	within(raw.PTTL(t.Context(), items[0]).Val(), time.Hour+grace)
+	within(index(), time.Hour+grace)
+	mustWrite(t, s, space, expiring("2", 3*time.Hour), expiring("3", 2*time.Hour))
+	within(index(), 3*time.Hour+grace)
+	mustWrite(t, s, space, put("a", "4", "v"))
+	if got := index(); got >= 0 {
+		t.Errorf("the index of an item that stays for ever lives %v more", got)
+	}
+	mustWrite(t, s, space, expiring("4", time.Hour), driver.Write{Op: driver.Touch, Name: put("a", "1", "").Name})
+	for _, key := range []string{"1", "2", "3", "4"} {
+		w := put("a", key, "")
+		w.Op = driver.Delete
+		mustWrite(t, s, space, w)
+	}
+	if x, items := keys(t, raw); len(x)+len(items) != 0 {
+		t.Errorf("left over: %q %q", x, items)
+	}
+}
+
+// TestIndexForgetsWhatRedisRemoved takes items away behind the driver's back, as Redis does when they expire.
+func TestIndexForgetsWhatRedisRemoved(t *testing.T) {
+	server := redisserver.Start(t, redisserver.Options{})
+	raw := client(t, server)
+	s := open(t, driver.Config{Endpoints: []string{server.Addr()}})
+	const space = "s.1"
+	fill := func() {
+		for n := range 50 {
+			mustWrite(t, s, space, put("a", fmt.Sprint(n), "v"))
+		}
+		_, items := keys(t, raw)
+		raw.Del(t.Context(), items...)
+	}
+	size := func() int64 {
+		x, _ := keys(t, raw)
+		if len(x) == 0 {
+			return 0
+		}
+		return raw.ZCard(t.Context(), x[0]).Val()
+	}
+	fill()
+	if ids, next, err := s.ListIDs(t.Context(), space, nil, 10); len(ids) != 0 || next != nil || err != nil {
+		t.Errorf("an id without items is listed: %q, %q, %v", ids, next, err)
+	}
+	items, more, err := s.Scan(t.Context(), space, driver.Range{ID: []byte("a"), Limit: 5, MaxBytes: 1 << 20})
+	if len(items) != 0 || more || err != nil {
+		t.Errorf("scan: %v, %v, %v", items, more, err)
+	}
+	if n := size(); n != 0 {
+		t.Errorf("the index has %d keys after a scan, want none", n)
+	}
+	fill()
+	for n := range 60 {
+		w := put("a", fmt.Sprint("new ", n), "v")
+		w.ExpireAt = time.Now().Add(time.Hour)
+		mustWrite(t, s, space, w)
+	}
+	if n := size(); n < 60 || n > 80 {
+		t.Errorf("the index has %d keys after 60 writes, want 60 and few of the 50 that are gone", n)
+	}
+}
+
+// TestWhatIsNoItem puts something else in an item's place.
+func TestWhatIsNoItem(t *testing.T) {
+	server := redisserver.Start(t, redisserver.Options{})
+	raw := client(t, server)
+	s := open(t, driver.Config{Endpoints: []string{server.Addr()}})
+	mustWrite(t, s, "s.1", put("a", "k", "v"))
+	_, items := keys(t, raw)
+	for _, text := range []string{"x", strings.Repeat("x", 100), "\x01" + strings.Repeat("\x00", 32) + strings.Repeat("\xff", 100)} {
+		raw.Set(t.Context(), items[0], text, 0)
+		if it, err := s.Get(t.Context(), "s.1", put("a", "k", "").Name, false); !fault.Is(err, fault.Checksum) {
+			t.Errorf("%.10q: got %v, %v", text, it, err)
+		}
+	}
+	raw.Set(t.Context(), items[0], "x", 0)
+	if _, err := s.Write(t.Context(), "s.1", put("a", "k", "w")); is(err, fault.DataLoss, fault.Checksum, fault.NotApplied) != nil {
+		t.Errorf("write: %v", err)
+	}
+}
+
+func TestDatabasesAreApart(t *testing.T) {
+	server := redisserver.Start(t, redisserver.Options{})
+	one := open(t, driver.Config{Endpoints: []string{server.Addr()}, Settings: map[string]string{"database": "1"}})
+	zero := open(t, driver.Config{Endpoints: []string{server.Addr()}})
+	mustWrite(t, one, "s.1", put("a", "k", "v"))
+	if it, err := zero.Get(t.Context(), "s.1", put("a", "k", "").Name, false); it != nil || err != nil {
+		t.Errorf("database 0 has %v, %v", it, err)
+	}
+	if it, err := one.Get(t.Context(), "s.1", put("a", "k", "").Name, false); it == nil || err != nil {
+		t.Errorf("database 1 has %v, %v", it, err)
+	}
+}
+
+func TestOpenRefuses(t *testing.T) {
+	for name, cfg := range map[string]driver.Config{
+		"no endpoint":       {},
+		"two endpoints":     {Endpoints: []string{"a:1", "b:1"}},
+		"no port":           {Endpoints: []string{"localhost"}},
+		"unknown setting":   {Endpoints: []string{"a:1"}, Settings: map[string]string{"tls": "true"}},
+		"odd database":      {Endpoints: []string{"a:1"}, Settings: map[string]string{"database": "one"}},
+		"negative database": {Endpoints: []string{"a:1"}, Settings: map[string]string{"database": "-1"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if s, err := redis.Driver().Open(cfg); err == nil {
+				s.Close()
+				t.Error("opened")
+			}
+		})
+	}
+}
