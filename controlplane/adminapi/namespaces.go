@@ -43,10 +43,19 @@ func (s *Server) PlanNamespaces(ctx context.Context, in *controlv1.PlanNamespace
 	return &controlv1.PlanNamespacesResponse{Plans: plans(tree, results)}, nil
 }
 
+// plans tells all results. When they are too many for one answer, those at its end are told without what the caller
+// knows or can ask for: request, decisions, patterns, differences.
 func plans(tree *snapshot.Tree, results []result) []*controlv1.NamespacePlan {
 	out := make([]*controlv1.NamespacePlan, len(results))
+	bytes := 0
 	for i, r := range results {
 		out[i] = r.plan(tree)
+		if bytes += proto.Size(out[i]); bytes > maxAnswer {
+			n := out[i].GetNamespace()
+			out[i] = &controlv1.NamespacePlan{Action: r.action, Namespace: &configv1.NamespaceResponse{
+				Namespace: n.GetNamespace(), Version: n.GetVersion(), SnapshotVersion: n.GetSnapshotVersion(), Partition: n.GetPartition(),
+			}}
+		}
 	}
 	return out
 }

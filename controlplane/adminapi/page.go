@@ -12,7 +12,7 @@ import (
 const (
 	defaultPage = 100
 	maxPage     = 1000
-	maxAnswer   = 2 << 20 // bytes; a client takes 4 MiB
+	maxAnswer   = 2 << 20 // bytes after which an answer tells less; a client takes 4 MiB
 )
 
 func pageSize(asked uint32) int {
