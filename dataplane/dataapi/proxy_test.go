@@ -11,8 +11,10 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	spb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 
 	"github.com/prism-gateway/prism/dataplane/assembly"
 	"github.com/prism-gateway/prism/dataplane/assembly/statetest"
@@ -187,3 +189,6 @@ func (c caller) has(id, key, value string) {
 		c.t.Fatalf("%q/%q is %v, want %q", id, key, got, value)
 	}
 }
+
+// errorOf is the error that a status in an answer stands for.
+func errorOf(st *spb.Status) error { return status.ErrorProto(st) }
