@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/etcdmain"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/prism-gateway/prism/controlplane/snapshot"
@@ -26,7 +27,13 @@ import (
 // etcd serves all tests of the package that do not break it, each under its own prefix.
 var etcd *embedded.Server
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
+func TestMain(m *testing.M) {
+	if os.Getenv(asEtcd) != "" {
+		etcdmain.Main(os.Args)
+		return
+	}
+	os.Exit(run(m))
+}
 
 func run(m *testing.M) int {
 	dir, err := os.MkdirTemp("", "prism-store")
