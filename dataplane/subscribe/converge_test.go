@@ -211,7 +211,7 @@ func (c *conversation) diff(typeURL string) {
 	}
 }
 
-// trees are two states of an installation in which everything kind of change lies between.
+// trees are two states of an installation between which every kind of change lies.
 func trees() (a, b map[string]members) {
 	a, b = map[string]members{"shared": backends}, map[string]members{"shared": backends2}
 	for p := range ident.Partition(partitions) {

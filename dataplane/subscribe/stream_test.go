@@ -1,0 +1,212 @@
+package subscribe_test
+
+import (
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/prism-gateway/prism/dataplane/subscribe"
+	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
+	"github.com/prism-gateway/prism/shared/ident"
+)
+
+func TestAssignmentMoves(t *testing.T) {
+	one := nsIn(1, 0)
+	synctest.Test(t, func(t *testing.T) {
+		p, _, s := running(t, members{one: "1"}, nil)
+
+		// Away: served for the release delay, with what still arrives, then let go.
+		s.ack(s.send(subscribe.AssignmentType, assignment(2)))
+		p.state()
+		synctest.Wait()
+		if !p.client.Status().Cells[0].Leaving {
+			t.Fatal("the partition is not said to leave")
+		}
+		s.ack(s.send(subscribe.NamespaceType, content("p/0001", members{one: "1"}, members{one: "2"}, backends)))
+		has(t, p.state(), 1, members{one: "2"}, backends)
+		moved := time.Now()
+		if r := s.next(); !slices.Equal(r.GetResourceNamesUnsubscribe(), []string{"p/0001"}) {
+			t.Fatalf("got %v", r)
+		}
+		if waited := time.Since(moved); waited != 30*time.Second {
+			t.Fatalf("let go after %v", waited)
+		}
+		if st := p.state(); len(st.Partitions) != 0 || !slices.Equal(st.Changed, []ident.Partition{1}) {
+			t.Fatalf("the state is %v", st)
+		}
+
+		// Back: loaded anew. Away and back within the delay: kept.
+		n := s.send(subscribe.AssignmentType, assignment(3, 1))
+		if r := s.next(); !slices.Equal(r.GetResourceNamesSubscribe(), []string{"p/0001"}) {
+			t.Fatalf("got %v", r)
+		}
+		s.ack(n)
+		p.state()
+		s.ack(s.send(subscribe.NamespaceType, content("p/0001", nil, members{one: "2"}, backends)))
+		has(t, p.state(), 1, members{one: "2"}, backends)
+		s.ack(s.send(subscribe.AssignmentType, assignment(4)))
+		time.Sleep(20 * time.Second)
+		s.ack(s.send(subscribe.AssignmentType, assignment(5, 1)))
+		time.Sleep(time.Minute)
+		s.none("the partition came back in time")
+
+		// An assignment in which nobody owns anything takes nothing away, and one with other partitions is refused.
+		none := &configv1.Assignment{Epoch: 6, Partitions: make([]*configv1.PartitionOwners, partitions)}
+		for i := range none.Partitions {
+			none.Partitions[i] = &configv1.PartitionOwners{}
+		}
+		s.ack(s.send(subscribe.AssignmentType, []*discoveryv3.Resource{fleet(none)}))
+		for _, wrong := range []*configv1.Assignment{
+			{Epoch: 7},
+			{Epoch: 7, Partitions: append(none.Partitions, &configv1.PartitionOwners{})},
+			{Epoch: 7, Partitions: append(none.Partitions[:3:3], &configv1.PartitionOwners{Owners: []uint32{0}})},
+		} {
+			if got := s.nack(s.send(subscribe.AssignmentType, []*discoveryv3.Resource{fleet(wrong)})); got[0].GetResource() != "fleet" {
+				t.Fatalf("refused %v", got)
+			}
+		}
+		time.Sleep(time.Hour)
+		if got := p.client.Status(); len(got.Cells) != 1 || got.Epoch != 6 {
+			t.Fatalf("the status is %+v", got)
+		}
+	})
+}
+
+func TestEndpointThatIsBehindIsLeftForAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := newPeer(t, ""), newPeer(t, "")
+		start(t, map[string]*peer{"a": a, "b": b}, nil)
+		behind, err := status.New(codes.Unavailable, "behind").WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(40 * time.Second)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var first, other *peer
+		var s *adsStream
+		select {
+		case s = <-a.streams:
+			first, other = a, b
+		case s = <-b.streams:
+			first, other = b, a
+		}
+		s.t = t
+		s.next()
+		begun := time.Now()
+		s.fail(behind.Err())
+		other.accept(t).next()
+		if waited := time.Since(begun); waited != 40*time.Second {
+			t.Fatalf("came back after %v", waited)
+		}
+		if len(first.streams) != 0 {
+			t.Fatal("the endpoint that is behind was asked again")
+		}
+	})
+}
+
+func TestSilenceIsAskedAgainThenLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cp := newPeer(t, "")
+		p := start(t, map[string]*peer{"a": cp}, nil)
+		s := cp.accept(t)
+		begun := time.Now()
+		s.next()
+		s.next()
+		var again []string
+		for len(again) < 2 {
+			if r := s.next(); len(r.GetResourceNamesSubscribe()) > 0 {
+				if r.GetNode() != nil {
+					t.Fatal("the node is told twice")
+				}
+				again = append(again, r.GetResourceNamesSubscribe()...)
+			}
+		}
+		if waited := time.Since(begun); waited != 15*time.Second {
+			t.Fatalf("asked again after %v", waited)
+		}
+		s = cp.accept(t)
+		if p.counter("timeouts_total") < 2 {
+			t.Fatal("the silence was not counted")
+		}
+		s.handshake([]ident.Partition{1}, backends)
+		p.state()
+		time.Sleep(16 * time.Second)
+		if r := s.next(); !slices.Equal(r.GetResourceNamesUnsubscribe(), []string{"p/0001"}) {
+			t.Fatalf("got %v", r)
+		}
+		if r := s.next(); !slices.Equal(r.GetResourceNamesSubscribe(), []string{"p/0001"}) {
+			t.Fatalf("got %v", r)
+		}
+	})
+}
+
+func TestStaticStability(t *testing.T) {
+	one := nsIn(1, 0)
+	synctest.Test(t, func(t *testing.T) {
+		p, cp, s := running(t, members{one: "1"}, nil)
+		if p.client.Staleness() != 0 || p.counter("connected") != 1 {
+			t.Fatal("not connected")
+		}
+		s.fail(status.Error(codes.Unavailable, "going away"))
+		synctest.Wait()
+		cp.listener.Close()
+		gone := time.Now()
+		for len(cp.streams) > 0 {
+			cp.accept(t).fail(status.Error(codes.Unavailable, "gone"))
+		}
+		time.Sleep(3 * time.Hour)
+		got := p.client.Status()
+		if len(got.Cells) != 1 || got.Endpoint != "" || got.StaleSince.Before(gone.Add(-time.Minute)) || p.client.Staleness() < 2*time.Hour || p.counter("connected") != 0 {
+			t.Fatalf("after three hours: %+v", got)
+		}
+		p.idle("nobody said anything")
+	})
+}
+
+func TestInstallations(t *testing.T) {
+	one := nsIn(1, 0)
+	t.Run("a running proxy refuses the control plane of another", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			p, cp, s := running(t, members{one: "1"}, nil)
+			cp.installation = "installation-2"
+			s.fail(status.Error(codes.Unavailable, "going away"))
+			for range 3 {
+				s = cp.accept(t)
+				s.next()
+				s.send(subscribe.AssignmentType, assignment(9))
+			}
+			p.idle("it is not our control plane")
+			if got := p.client.Status(); got.Installation != "installation-1" || got.Epoch != 1 || got.Endpoint != "" {
+				t.Fatalf("the status is %+v", got)
+			}
+		})
+	})
+	t.Run("state on disk of another gives way", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			dir := t.TempDir()
+			p, cp, _ := running(t, members{one: "1"}, func(cfg *subscribe.Config, _ *proxy) { cfg.StateDir = dir })
+			p.stop()
+			cp.installation = "installation-2"
+			p = start(t, map[string]*peer{"a": cp}, func(cfg *subscribe.Config, _ *proxy) { cfg.StateDir = dir })
+			has(t, p.state(), 1, members{one: "1"}, backends)
+			s := cp.accept(t)
+			if got := s.next().GetNode().GetMetadata().GetFields(); got["prism.store_revision"].GetStringValue() != "7" || got["prism.installation"].GetStringValue() != "installation-1" {
+				t.Fatalf("the metadata is %v", got)
+			}
+			s.send(subscribe.AssignmentType, assignment(1, 1))
+			if st := p.state(); st.Assignment != nil || len(st.Partitions) != 0 {
+				t.Fatalf("the state is %v", st)
+			}
+			s = cp.accept(t)
+			s.handshake([]ident.Partition{1}, backends)
+			p.state()
+			s.ack(s.send(subscribe.NamespaceType, content("p/0001", nil, members{one: "theirs"}, backends)))
+			has(t, p.state(), 1, members{one: "theirs"}, backends)
+		})
+	})
+}
