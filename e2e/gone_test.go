@@ -31,7 +31,7 @@ func TestControlPlaneGone(t *testing.T) {
 	}
 	c.Admins[0].Kill()
 
-	traffic := harness.StartTraffic(ctx, 4, clients(c)[:2], names)
+	traffic := harness.StartTraffic(ctx, 4, harness.Traffic{Proxies: clients(c)[:2], Namespaces: names, Exact: true})
 	waitCalls(ctx, t, traffic, 300)
 	third := c.Proxies[2]
 	third.Kill()
@@ -96,12 +96,12 @@ func TestProxyKilled(t *testing.T) {
 	for _, p := range c.Proxies {
 		addresses = append(addresses, p.Address)
 	}
-	retrying, err := client.New(client.Config{Endpoints: addresses})
+	retrying, err := client.Dial(client.Config{Endpoints: addresses})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = retrying.Close() })
-	traffic := harness.StartTraffic(ctx, 4, []datav1.KeyValueClient{retrying.KeyValue()}, names)
+	traffic := harness.StartTraffic(ctx, 4, harness.Traffic{Proxies: []datav1.KeyValueClient{retrying.KeyValue}, Namespaces: names, Retry: true, Exact: true})
 	waitCalls(ctx, t, traffic, 300)
 
 	victim := c.Proxies[1]
@@ -151,12 +151,12 @@ func TestProxyStopsGracefully(t *testing.T) {
 	for _, p := range c.Proxies {
 		addresses = append(addresses, p.Address)
 	}
-	retrying, err := client.New(client.Config{Endpoints: addresses})
+	retrying, err := client.Dial(client.Config{Endpoints: addresses})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = retrying.Close() })
-	traffic := harness.StartTraffic(ctx, 4, []datav1.KeyValueClient{retrying.KeyValue()}, []string{"served"})
+	traffic := harness.StartTraffic(ctx, 4, harness.Traffic{Proxies: []datav1.KeyValueClient{retrying.KeyValue}, Namespaces: []string{"served"}, Retry: true, Exact: true})
 	waitCalls(ctx, t, traffic, 200)
 	if !c.Proxies[0].Stop(20 * time.Second) {
 		t.Error("the proxy did not stop by itself")

@@ -29,9 +29,9 @@ func keyvalue(name, backend, backendType string) *configv1.NamespaceRequest {
 
 // backends are a Redis server and a SQLite file.
 func backends(t *testing.T) []*configv1.Backend {
-	redis := redisserver.Start(t)
+	redis := redisserver.Start(t, redisserver.Options{})
 	return []*configv1.Backend{
-		{Name: "redis-main", Type: "redis", Endpoints: []string{redis.Address()}},
+		{Name: "redis-main", Type: "redis", Endpoints: []string{redis.Addr()}},
 		{Name: "sqlite-main", Type: "sqlite", Endpoints: []string{filepath.Join(t.TempDir(), "main.db")}},
 		{Name: "memory-main", Type: "memory"},
 	}
@@ -68,7 +68,7 @@ func TestChangesUnderTraffic(t *testing.T) {
 	first := c.Apply(ctx, keyvalue("moving", "redis-main", "redis"), keyvalue("standing", "redis-main", "redis"),
 		keyvalue("filed", "sqlite-main", "sqlite"), keyvalue("leaving", "redis-main", "redis"))
 
-	traffic := harness.StartTraffic(ctx, 8, clients(c), []string{"moving", "standing", "filed"})
+	traffic := harness.StartTraffic(ctx, 8, harness.Traffic{Proxies: clients(c), Namespaces: []string{"moving", "standing", "filed"}})
 	waitCalls(ctx, t, traffic, 500)
 	var last uint64
 	for n := range 200 {
@@ -121,7 +121,7 @@ func TestChangesUnderTraffic(t *testing.T) {
 	}
 }
 
-func waitCalls(ctx context.Context, t *testing.T, tr *harness.Traffic, n int64) {
+func waitCalls(ctx context.Context, t *testing.T, tr *harness.Load, n int64) {
 	t.Helper()
 	harness.Eventually(t, 60*time.Second, "calls", func() error {
 		if tr.Calls() >= n {

@@ -35,9 +35,9 @@ type sample struct {
 
 // benchData loads both programs in turn with Get of 256-byte values and compares them pair by pair.
 func benchData(r *run) {
-	store := redisserver.Start(r)
+	store := redisserver.Start(r, redisserver.Options{})
 	cluster := harness.Start(r, harness.Options{Proxies: 1, Owners: 1, Backends: []*configv1.Backend{
-		{Name: "redis-bench", Type: "redis", Endpoints: []string{store.Address()}},
+		{Name: "redis-bench", Type: "redis", Endpoints: []string{store.Addr()}},
 	}})
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
@@ -47,7 +47,7 @@ func benchData(r *run) {
 	})
 	address := harness.FreeAddress(r)
 	pass := harness.Run(r, cluster.Dir, "passthrough", harness.Build(r, filepath.Join(cluster.Dir, "passthrough"), "./e2e/passthrough"),
-		"--listen", address, "--redis", store.Address())
+		"--listen", address, "--redis", store.Addr())
 
 	targets := []*target{
 		{name: "prism", pid: cluster.Proxies[0].Pid(), conns: dialSeveral(r, cluster.Proxies[0].Address)},

@@ -102,6 +102,9 @@ func (r *run) Fatalf(format string, args ...any) {
 	panic(failure{})
 }
 
+// Fatal ends the part.
+func (r *run) Fatal(args ...any) { r.Fatalf("%s", fmt.Sprint(args...)) }
+
 // Logf prints to standard error.
 func (r *run) Logf(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
 

@@ -8,50 +8,98 @@ import (
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
+	"time"
 
-	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	datav1 "github.com/prism-gateway/prism/protos/prism/data/v1"
 )
 
-// Traffic is clients that write and read namespaces through all proxies and check every answer: each value names its
-// namespace and key, so an answer from elsewhere shows.
+// Traffic says what a Load does.
 type Traffic struct {
+	// Proxies are called in turn by chance.
+	Proxies    []datav1.KeyValueClient
+	Namespaces []string
+	// Retry makes a client try a call again that was answered UNAVAILABLE, as an application does whose writes may be
+	// repeated; a call that does not succeed within 15 s is a problem. Without it each failure is one.
+	Retry bool
+	// Exact makes a read that is not what was written last a problem. It does not fit changes of binding, after which
+	// items stay on the former backend.
+	Exact bool
+}
+
+// Load is clients that write and read namespaces and check every answer. Each value names its namespace and key, so an
+// answer from elsewhere shows; each client has keys of its own.
+type Load struct {
+	traffic Traffic
 	calls   atomic.Int64
 	stop    context.CancelFunc
 	done    sync.WaitGroup
-	mu      sync.Mutex // guards problems
-	problem []string
+
+	mu       sync.Mutex // guards problems
+	problems []string
 }
 
-// StartTraffic starts clients, each of which goes round the proxies and namespaces until Stop. A call that fails, and an
-// answer that is wrong, is kept.
-func StartTraffic(ctx context.Context, clients int, proxies []datav1.KeyValueClient, namespaces []string) *Traffic {
+// StartTraffic starts clients, which go on until Stop.
+func StartTraffic(ctx context.Context, clients int, t Traffic) *Load {
 	ctx, stop := context.WithCancel(ctx)
-	tr := &Traffic{stop: stop}
+	l := &Load{traffic: t, stop: stop}
 	for c := range clients {
-		tr.done.Go(func() { tr.client(ctx, c, proxies, namespaces) })
+		l.done.Go(func() { l.client(ctx, c) })
 	}
-	return tr
+	return l
 }
 
-func (tr *Traffic) client(ctx context.Context, c int, proxies []datav1.KeyValueClient, namespaces []string) {
+func (l *Load) client(ctx context.Context, c int) {
 	random := rand.New(rand.NewPCG(uint64(c), 1))
-	for n := 0; ctx.Err() == nil; n++ {
-		proxy, namespace := proxies[random.IntN(len(proxies))], namespaces[n%len(namespaces)]
+	last := map[string][]byte{}
+	for n := 1; ctx.Err() == nil; n++ {
+		namespace := l.traffic.Namespaces[n%len(l.traffic.Namespaces)]
 		id, key := fmt.Appendf(nil, "client-%d", c), fmt.Appendf(nil, "key-%d", random.IntN(16))
+		name := fmt.Sprintf("%s %s %s", namespace, id, key)
 		value := valueOf(namespace, id, key, uint64(n))
-		_, err := proxy.Put(context.WithoutCancel(ctx), &datav1.PutRequest{Namespace: namespace, Id: id, Key: key, Value: value}, grpc.WaitForReady(false))
-		tr.note("put", namespace, err)
-		out, err := proxies[random.IntN(len(proxies))].Get(context.WithoutCancel(ctx), &datav1.GetRequest{Namespace: namespace, Id: id, Key: key})
-		tr.note("get", namespace, err)
-		// After a change of binding the item may be an older one, or absent: it stayed on the former backend. It is never
-		// another's.
-		if err == nil && out.GetItem() != nil {
-			if got, want := out.GetItem().GetValue(), valueOf(namespace, id, key, 0); len(got) != len(want) || !bytes.Equal(got[8:], want[8:]) {
-				tr.add(fmt.Sprintf("get %s %s %s: the value of another: %q", namespace, id, key, got))
-			}
+		err := l.call(func(ctx context.Context) error {
+			proxy := l.traffic.Proxies[random.IntN(len(l.traffic.Proxies))]
+			_, err := proxy.Put(ctx, &datav1.PutRequest{Namespace: namespace, Id: id, Key: key, Value: value})
+			return err
+		})
+		if err != nil {
+			l.add("put %s: %v", name, err)
+			delete(last, name)
+			continue
 		}
+		last[name] = value
+		var out *datav1.GetResponse
+		err = l.call(func(ctx context.Context) (err error) {
+			proxy := l.traffic.Proxies[random.IntN(len(l.traffic.Proxies))]
+			out, err = proxy.Get(ctx, &datav1.GetRequest{Namespace: namespace, Id: id, Key: key})
+			return err
+		})
+		got := out.GetItem().GetValue()
+		switch {
+		case err != nil:
+			l.add("get %s: %v", name, err)
+		case l.traffic.Exact && !bytes.Equal(got, last[name]):
+			l.add("get %s: %q, but %q was acknowledged", name, got, last[name])
+		case out.GetItem() != nil && (len(got) != len(value) || !bytes.Equal(got[8:], value[8:])):
+			l.add("get %s: the value of another: %q", name, got)
+		}
+	}
+}
+
+// call makes one call, more often when Retry says so.
+func (l *Load) call(do func(context.Context) error) error {
+	// A call that was begun is finished, also when the load is stopped.
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+	defer cancel()
+	for {
+		err := do(ctx)
+		if again := l.traffic.Retry && status.Code(err) == codes.Unavailable && ctx.Err() == nil; !again {
+			l.calls.Add(1)
+			return err
+		}
+		time.Sleep(10 * time.Millisecond) // as an application would wait
 	}
 }
 
@@ -60,25 +108,18 @@ func valueOf(namespace string, id, key []byte, n uint64) []byte {
 	return fmt.Appendf(v, "%s/%s/%s", namespace, id, key)
 }
 
-func (tr *Traffic) note(what, namespace string, err error) {
-	tr.calls.Add(1)
-	if err != nil {
-		tr.add(fmt.Sprintf("%s %s: %v", what, namespace, err))
-	}
-}
-
-func (tr *Traffic) add(problem string) {
-	tr.mu.Lock()
-	defer tr.mu.Unlock()
-	tr.problem = append(tr.problem, problem)
+func (l *Load) add(format string, args ...any) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.problems = append(l.problems, fmt.Sprintf(format, args...))
 }
 
 // Calls is how many calls have ended so far.
-func (tr *Traffic) Calls() int64 { return tr.calls.Load() }
+func (l *Load) Calls() int64 { return l.calls.Load() }
 
 // Stop ends the clients and returns what went wrong.
-func (tr *Traffic) Stop() (calls int64, problems []string) {
-	tr.stop()
-	tr.done.Wait()
-	return tr.calls.Load(), tr.problem
+func (l *Load) Stop() (calls int64, problems []string) {
+	l.stop()
+	l.done.Wait()
+	return l.calls.Load(), l.problems
 }

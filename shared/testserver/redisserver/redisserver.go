@@ -13,8 +13,15 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
-	"testing"
 )
+
+// T is the part of testing.TB that a server needs; a bench brings its own.
+type T interface {
+	Helper()
+	Fatal(args ...any)
+	Cleanup(func())
+	TempDir() string
+}
 
 // Options say what is not usual about a server.
 type Options struct {
@@ -36,7 +43,7 @@ type Server struct {
 }
 
 // Start runs a server until the test ends. It fails the test when there is no redis-server.
-func Start(t testing.TB, options Options) *Server {
+func Start(t T, options Options) *Server {
 	t.Helper()
 	program, err := find()
 	if err != nil {
@@ -60,7 +67,7 @@ func Start(t testing.TB, options Options) *Server {
 func (s *Server) Addr() string { return s.addr }
 
 // Stop ends the server the polite way and waits for that.
-func (s *Server) Stop(t testing.TB) {
+func (s *Server) Stop(t T) {
 	t.Helper()
 	if err := s.process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
@@ -72,7 +79,7 @@ func (s *Server) Stop(t testing.TB) {
 func (s *Server) Kill() { s.kill() }
 
 // Restart runs a server that has ended again, at the same address.
-func (s *Server) Restart(t testing.TB) {
+func (s *Server) Restart(t T) {
 	t.Helper()
 	if err := s.run(); err != nil {
 		t.Fatal(err)
@@ -80,7 +87,7 @@ func (s *Server) Restart(t testing.TB) {
 }
 
 // Pause stops the server's process so that connections open and nothing answers; Resume lets it go on.
-func (s *Server) Pause(t testing.TB) {
+func (s *Server) Pause(t T) {
 	t.Helper()
 	if err := s.process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
@@ -88,7 +95,7 @@ func (s *Server) Pause(t testing.TB) {
 }
 
 // Resume lets a paused server go on.
-func (s *Server) Resume(t testing.TB) {
+func (s *Server) Resume(t T) {
 	t.Helper()
 	if err := s.process.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
