@@ -14,12 +14,14 @@ var pure = []string{
 	"./controlplane/admission/...",
 	"./controlplane/selection/...",
 	"./controlplane/assignment/...",
+	"./controlplane/pipeline/...",
 	"./controlplane/snapshot/...",
 	"./controlplane/release/...",
 	"./shared/catalog/...",
 	"./shared/placement/...",
 	"./shared/ident/...",
 	"./shared/manifest/...",
+	"./shared/strictyaml/...",
 }
 
 // inside are the packages that the programs are made of. e2e is outside: it looks at the programs as a stranger does,

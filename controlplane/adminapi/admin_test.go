@@ -67,12 +67,20 @@ func TestApplyBackends(t *testing.T) {
 			t.Error(f.Violations)
 		}
 	})
-	t.Run("keeps the type while namespaces are bound", func(t *testing.T) {
+	t.Run("keeps type and durability while namespaces are bound", func(t *testing.T) {
 		r.create(t, request("orders"))
 		_, err := change(&configv1.Backend{Name: "cache", Type: "memory"}, "")
 		if f := refused(t, err, fault.FailedPrecondition, fault.InUse); !strings.Contains(f.Text, "orders") {
 			t.Error(f.Text)
 		}
+		strong := request("bills", func(n *configv1.Needs) { n.Durability = configv1.Durability_DURABILITY_STRONG })
+		disk := &configv1.Backend{Name: "disk", Type: "sqlite", Endpoints: []string{"/var/lib/prism/disk.db"}}
+		r.backends(t, disk)
+		r.create(t, strong)
+		weaker := proto.CloneOf(disk)
+		weaker.Config = map[string]string{"synchronous": "normal"}
+		_, err = change(weaker, "")
+		refused(t, err, fault.FailedPrecondition, fault.InUse)
 		moved := proto.CloneOf(cache)
 		moved.Endpoints = []string{"elsewhere.example.org:6379"}
 		if _, err := change(moved, ""); err != nil {

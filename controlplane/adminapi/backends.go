@@ -183,8 +183,16 @@ func replaceBackend(base *snapshot.Tree, c *adminv1.BackendChange) ([]byte, erro
 		return nil, changed("backend "+b.GetName(), present.Hash.String())
 	case was.GetType() != b.GetType() && base.Usage(b.GetName()).Namespaces > 0:
 		return nil, inUse(base, b.GetName(), fmt.Sprintf("its type cannot become %s", b.GetType()))
+	case weakens(was, b) && base.Usage(b.GetName()).Namespaces > 0:
+		return nil, inUse(base, b.GetName(), "its settings cannot make it less durable")
 	}
 	return data, nil
+}
+
+// weakens reports whether a change of settings takes from namespaces the durability that they were given.
+func weakens(was, is *configv1.Backend) bool {
+	t, _ := catalog.Type(is.GetType())
+	return t.DurabilityWith(is.GetConfig()) < t.DurabilityWith(was.GetConfig())
 }
 
 // DeleteBackend removes a backend that no namespace is bound to.

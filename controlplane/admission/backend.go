@@ -111,6 +111,8 @@ func backendConfig(b *configv1.Backend, t catalog.BackendType, report report) {
 			if d, err := time.ParseDuration(b.GetConfig()[key]); err != nil || d <= 0 {
 				report(at, "%q: want a duration such as 10s", clip(b.GetConfig()[key]))
 			}
+		case setting.Form == catalog.OneOf && !slices.Contains(setting.Values, b.GetConfig()[key]):
+			report(at, "%q: want one of %s", clip(b.GetConfig()[key]), strings.Join(setting.Values, ", "))
 		}
 	}
 }

@@ -155,6 +155,8 @@ func TestBackends(t *testing.T) {
 		"no number":       {redis(func(b *configv1.Backend) { b.Config = map[string]string{"database": "-1"} }), []want{{`config["database"]`, "backend.config"}}},
 		"two endpoints":   {redis(func(b *configv1.Backend) { b.Endpoints = []string{"a:1", "b:1"} }), []want{{"endpoints", "backend.endpoints"}}},
 		"no duration":     {&configv1.Backend{Name: "scratch", Type: "memory", Config: map[string]string{"sweep": "0s"}}, []want{{`config["sweep"]`, "backend.config"}}},
+		"no such value":   {&configv1.Backend{Name: "disk", Type: "sqlite", Endpoints: []string{"a.db"}, Config: map[string]string{"synchronous": "off"}}, []want{{`config["synchronous"]`, "backend.config"}}},
+		"a value":         {&configv1.Backend{Name: "disk", Type: "sqlite", Endpoints: []string{"a.db"}, Config: map[string]string{"synchronous": "normal"}}, nil},
 		"a duration":      {&configv1.Backend{Name: "scratch", Type: "memory", Config: map[string]string{"sweep": "1m"}}, nil},
 		"a password":      {redis(func(b *configv1.Backend) { b.Config = map[string]string{"Password": "x"} }), []want{{`config["Password"]`, "backend.config"}}},
 		"static credential": {redis(func(b *configv1.Backend) { b.CredentialPath = "hunter2" }),

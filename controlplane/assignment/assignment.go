@@ -211,7 +211,7 @@ func order(rule string) int {
 
 func score(p selection.Pattern, b Backend, held Reserved, was string) candidate {
 	t, _ := catalog.Type(b.GetType())
-	c := candidate{Backend: b, kept: b.GetName() == was, surplus: int(t.Durability - p.Durability), shared: held.Namespaces}
+	c := candidate{Backend: b, kept: b.GetName() == was, surplus: int(t.DurabilityWith(b.GetConfig()) - p.Durability), shared: held.Namespaces}
 	switch {
 	case t.SingleProcess:
 		c.confined = 2
@@ -280,8 +280,11 @@ func refuse(region string, p selection.Pattern, slot selection.Slot, b *configv1
 	if missing := missing(p.Interfaces, t.Interfaces); len(missing) > 0 {
 		return fmt.Sprintf("a %s does not offer %s", t.Name, strings.Join(missing, ", "))
 	}
-	if t.Durability < p.Durability {
-		return fmt.Sprintf("a %s gives durability %s at most, not %s", t.Name, short(t.Durability), short(p.Durability))
+	if has := t.DurabilityWith(b.GetConfig()); has < p.Durability {
+		if has < t.Durability {
+			return fmt.Sprintf("by its settings it gives durability %s at most, not %s", short(has), short(p.Durability))
+		}
+		return fmt.Sprintf("a %s gives durability %s at most, not %s", t.Name, short(has), short(p.Durability))
 	}
 	if t.Consistency < p.Consistency {
 		return fmt.Sprintf("a %s gives consistency %s at most, not %s", t.Name, short(t.Consistency), short(p.Consistency))

@@ -98,6 +98,8 @@ var cases = []struct {
 	},
 	{"durability strong", one(func(p *selection.Pattern) { p.Durability = configv1.Durability_DURABILITY_STRONG }),
 		[]assignment.Backend{store("cache", "redis"), store("disk", "sqlite"), store("scratch", "memory")}, assignment.Current{}},
+	{"durability that settings weaken", one(func(p *selection.Pattern) { p.Durability = configv1.Durability_DURABILITY_STRONG }),
+		[]assignment.Backend{store("fast", "sqlite", func(b *assignment.Backend) { b.Config = map[string]string{"synchronous": "normal"} }), store("safe", "sqlite")}, assignment.Current{}},
 	{"an interface that none offers", one(func(p *selection.Pattern) { p.Interfaces = []string{"keyvalue", "keyvalue.watch"} }),
 		[]assignment.Backend{store("cache", "redis"), store("disk", "sqlite")}, assignment.Current{}},
 	{"a value that is too large", one(func(p *selection.Pattern) { p.MaxValueBytes = 64 << 20 }),

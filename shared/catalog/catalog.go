@@ -47,6 +47,10 @@ type Setting struct {
 	Name string
 	// Form is what its value must look like.
 	Form Form
+	// Values are those that it can have, for OneOf.
+	Values []string
+	// Durability is the strongest that an instance has with a value; values that are not here change nothing.
+	Durability map[string]configv1.Durability
 	// Text says in one line what it does.
 	Text string
 }
@@ -58,6 +62,7 @@ type Form int
 const (
 	Number   Form = iota // a whole number from 0
 	Duration             // a positive duration such as 10s
+	OneOf                // one of Setting.Values
 )
 
 // Address is the form that a type's endpoints have.
@@ -151,6 +156,17 @@ func (t BackendType) Setting(name string) (Setting, bool) {
 		return Setting{}, false
 	}
 	return t.Settings[i], true
+}
+
+// DurabilityWith is the strongest that acknowledged data has on an instance with these settings.
+func (t BackendType) DurabilityWith(config map[string]string) configv1.Durability {
+	d := t.Durability
+	for _, s := range t.Settings {
+		if with, ok := s.Durability[config[s.Name]]; ok {
+			d = min(d, with)
+		}
+	}
+	return d
 }
 
 // Patterns returns the patterns, the most used first.

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	"github.com/prism-gateway/prism/shared/catalog"
 )
 
@@ -19,7 +20,7 @@ func TestBackendTypes(t *testing.T) {
 			t.Errorf("%s: interfaces are not sorted", b.Name)
 		}
 		for _, s := range b.Settings {
-			if got, ok := b.Setting(s.Name); !ok || got != s || s.Text == "" {
+			if got, ok := b.Setting(s.Name); !ok || got.Text != s.Text || s.Text == "" || (s.Form == catalog.OneOf) != (len(s.Values) > 0) {
 				t.Errorf("%s: setting %q", b.Name, s.Name)
 			}
 		}
@@ -46,6 +47,17 @@ func TestBackendTypes(t *testing.T) {
 	}
 	if _, ok := catalog.Type("rediss"); ok {
 		t.Error("rediss is found")
+	}
+}
+
+func TestSettingsWeakenDurability(t *testing.T) {
+	sqlite, _ := catalog.Type("sqlite")
+	for value, want := range map[string]configv1.Durability{
+		"": configv1.Durability_DURABILITY_STRONG, "full": configv1.Durability_DURABILITY_STRONG, "normal": configv1.Durability_DURABILITY_RELAXED,
+	} {
+		if got := sqlite.DurabilityWith(map[string]string{"synchronous": value}); got != want {
+			t.Errorf("synchronous %q: %s, want %s", value, got, want)
+		}
 	}
 }
 

@@ -27,7 +27,7 @@ var types = []BackendType{
 	{
 		Name: "memory", Offered: true, Interfaces: keyvalueAll, Durability: none, Consistency: strong,
 		SingleProcess: true, MaxValueBytes: maxValue, TTLGranularity: time.Millisecond,
-		Settings: []Setting{{"sweep", Duration, "how often expired items are removed; default 10s"}},
+		Settings: []Setting{{Name: "sweep", Form: Duration, Text: "how often expired items are removed; default 10s"}},
 	},
 	{Name: "nats", Durability: durable, Consistency: strong, NeedsEndpoint: true, Address: HostPort},
 	{Name: "postgres", Durability: durable, Consistency: strong, NeedsEndpoint: true, Address: HostPort},
@@ -36,13 +36,21 @@ var types = []BackendType{
 		Name: "redis", Offered: true, Interfaces: keyvalueAll, Durability: relaxed, Consistency: strong,
 		MaxValueBytes: maxValue, TTLGranularity: time.Millisecond, NeedsEndpoint: true, Address: HostPort,
 		MaxEndpoints: 1,
-		Settings:     []Setting{{"database", Number, "the number of the logical database; default 0"}},
+		Settings:     []Setting{{Name: "database", Form: Number, Text: "the number of the logical database; default 0"}},
 	},
 	{Name: "s3", Durability: durable, Consistency: strong, NeedsEndpoint: true, Address: HostPort},
 	{
 		Name: "sqlite", Offered: true, Interfaces: keyvalueAll, Durability: durable, Consistency: strong,
 		SingleMachine: true, MaxValueBytes: maxValue, TTLGranularity: time.Millisecond, NeedsEndpoint: true,
 		Address: FileAddress, MaxEndpoints: 1,
+		Settings: []Setting{
+			{Name: "sweep", Form: Duration, Text: "how often expired items are removed; default 30s"},
+			{
+				Name: "synchronous", Form: OneOf, Values: []string{"full", "normal"},
+				Durability: map[string]configv1.Durability{"normal": relaxed},
+				Text:       "full: what is acknowledged survives a loss of power; normal: only the end of the process; default full",
+			},
+		},
 	},
 }
 
