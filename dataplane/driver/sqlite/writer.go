@@ -282,11 +282,11 @@ func (w *connection) end(ctx context.Context, err error) *fault.Fault {
 		}
 	}
 	f := storeFault(err)
+	if committing && !isBusy(err) {
+		// The log may hold it: what could not be synced may still be read after a crash.
+		f = f.WithOutcome(fault.OutcomeUnknown)
+	}
 	if exec(ctx, w.conn, "ROLLBACK") != nil {
-		// There was no transaction any more: SQLite ended it by itself, which a commit may have been part of.
-		if committing {
-			f = f.WithOutcome(fault.OutcomeUnknown)
-		}
 		w.drop()
 	}
 	return f
