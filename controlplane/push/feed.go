@@ -384,15 +384,19 @@ func (f *feed) fill(p *page, name string) (bool, error) {
 	if sent < len(d.set) {
 		return false, f.hold(h, d, sent)
 	}
-	root := collection.Root()
-	sentinel, err := sentinelResource(name, &configv1.Sentinel{
+	root, shown := collection.Root(), f.session.server.shown.Load()
+	ends := &configv1.Sentinel{
 		Root:            root.Bytes(),
 		SharedRoot:      shared.Bytes(),
 		SnapshotVersion: tree.Version(),
-		StoreRevision:   f.session.server.shown.Load().revision,
+		StoreRevision:   shown.revision,
 		Count:           uint32(collection.Len()),
 		Full:            h.full,
-	}, root)
+	}
+	if shown.tree == tree {
+		ends.CommittedAt = shown.recorded
+	}
+	sentinel, err := sentinelResource(name, ends, root)
 	if err != nil {
 		return false, err
 	}

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	recordv1 "github.com/prism-gateway/prism/protos/prism/record/v1"
@@ -44,6 +45,8 @@ const (
 type store interface {
 	// Head is the newest snapshot, nil until it is loaded and verified.
 	Head() *snapshot.Tree
+	// Recorded is the record of Head, or of a newer one.
+	Recorded() *recordv1.Snapshot
 	// Revision is how far the store's changes have been followed.
 	Revision() int64
 	// Watch signals when Head has moved, until the function is called.
@@ -113,10 +116,11 @@ type Server struct {
 	past       past
 }
 
-// state is a snapshot and the store's revision at which it was the newest.
+// state is a snapshot, the store's revision at which it was the newest, and when it was recorded; nil is not known.
 type state struct {
 	tree     *snapshot.Tree
 	revision int64
+	recorded *timestamppb.Timestamp
 }
 
 // New checks cfg. It does no I/O.
@@ -213,7 +217,11 @@ func (s *Server) publish() {
 	if before != nil && before.tree == tree {
 		return
 	}
-	s.shown.Store(&state{tree: tree, revision: revision})
+	next := &state{tree: tree, revision: revision}
+	if record := s.store.Recorded(); record.GetVersion() == tree.Version() {
+		next.recorded = record.GetRecordedAt()
+	}
+	s.shown.Store(next)
 	if before == nil {
 		return // no stream has been taken yet
 	}

@@ -23,6 +23,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	recordv1 "github.com/prism-gateway/prism/protos/prism/record/v1"
@@ -66,6 +67,10 @@ func (s *source) Revision() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.revision
+}
+
+func (s *source) Recorded() *recordv1.Snapshot {
+	return &recordv1.Snapshot{Version: s.Head().Version(), RecordedAt: timestamppb.New(time.Unix(1, 0))}
 }
 
 func (s *source) Installation() *recordv1.Installation { return &recordv1.Installation{Id: "test"} }

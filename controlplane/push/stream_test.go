@@ -38,7 +38,7 @@ func TestFirstAnswerThenDifferences(t *testing.T) {
 	}
 	for _, collection := range []string{"p/0003", "p/0004"} {
 		e := p.ends[collection]
-		if !e.GetFull() || e.GetSnapshotVersion() != 1 || string(e.GetSharedRoot()) != string(s.Head().Shared().Root().Bytes()) || e.GetStoreRevision() != s.Revision() {
+		if !e.GetFull() || e.GetSnapshotVersion() != 1 || e.GetCommittedAt().GetSeconds() != 1 || string(e.GetSharedRoot()) != string(s.Head().Shared().Root().Bytes()) || e.GetStoreRevision() != s.Revision() {
 			t.Errorf("%s: sentinel %v", collection, e)
 		}
 	}

@@ -173,10 +173,11 @@ func (s *Server) compose(kept *store.Store, ports []net.Listener) ([]lifecycle.P
 		// Whoever asks is told why nothing is ready yet.
 		lifecycle.HTTP("http", telemetry.NewMux(s.registry, s.ready), ports[2]),
 		{Name: "store", Run: kept.Run},
+		// Before push and fleet, so that it stops after them: they end the streams that it waits for.
+		lifecycle.GRPC("fleet api", fleetServer, ports[1]),
 		{Name: "placement", Run: func(ctx context.Context) error { return kept.Lead(ctx, proxies.Place) }},
 		{Name: "fleet", Run: proxies.Run},
 		{Name: "push", Run: pusher.Run},
-		lifecycle.GRPC("fleet api", fleetServer, ports[1]),
 		lifecycle.GRPC("api", people, ports[0]),
 		{Name: "readiness", Run: func(ctx context.Context) error { return s.watch(ctx, kept, api) }},
 	}, nil

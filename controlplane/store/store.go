@@ -147,6 +147,15 @@ func (s *Store) Head() *snapshot.Tree {
 	return nil
 }
 
+// Recorded returns the record of the newest snapshot known, nil until one is loaded and empty at version 0. It may be
+// newer than a Head that was asked for before.
+func (s *Store) Recorded() *recordv1.Snapshot {
+	if st := s.state.Load(); st != nil {
+		return st.record
+	}
+	return nil
+}
+
 // Revision returns the etcd revision at which the head that is known was written, 0 until one is loaded. It only grows.
 func (s *Store) Revision() int64 {
 	if st := s.state.Load(); st != nil {
