@@ -31,14 +31,18 @@ func (w Write) Refusal(current []byte) error {
 // ExpireMillis is t in milliseconds since 1970, rounded up, as stores keep it; 0 for never. Times after the year
 // 140,000 count as that.
 func ExpireMillis(t time.Time) int64 {
+	const last = 1 << 52
 	if t.IsZero() {
 		return 0
+	}
+	if t.Unix() > last/1000 {
+		return last
 	}
 	ms := t.UnixMilli()
 	if t.Nanosecond()%int(time.Millisecond) != 0 {
 		ms++
 	}
-	return min(max(ms, 1), 1<<52)
+	return max(ms, 1)
 }
 
 // ExpireTime is the time of ExpireMillis.

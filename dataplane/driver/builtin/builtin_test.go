@@ -43,27 +43,32 @@ func TestDriversTakeWhatTheCatalogueAdmits(t *testing.T) {
 	endpoints := map[catalog.Address][]string{
 		catalog.NoAddress: nil, catalog.HostPort: {"127.0.0.1:1"}, catalog.FileAddress: {filepath.Join(t.TempDir(), "items.db")},
 	}
-	values := map[catalog.Form]string{catalog.Number: "3", catalog.Duration: "10s"}
+	values := map[catalog.Form][]string{catalog.Number: {"0", "3"}, catalog.Duration: {"10s"}}
 	for _, d := range builtin.Drivers() {
 		typ, ok := catalog.Type(d.Type())
 		if !ok {
 			t.Fatalf("%s is not in the catalogue", d.Type())
 		}
-		settings := map[string]string{}
-		for _, s := range typ.Settings {
-			value, ok := values[s.Form]
-			if !ok {
-				t.Fatalf("%s: this test has no value of the form of setting %s", typ.Name, s.Name)
+		take := func(settings map[string]string) {
+			t.Helper()
+			instance, err := d.Open(driver.Config{Name: "b", Endpoints: endpoints[typ.Address], Settings: settings})
+			if err != nil {
+				t.Errorf("%s with %v: %v", typ.Name, settings, err)
+				return
 			}
-			settings[s.Name] = value
+			if err := instance.Close(); err != nil {
+				t.Errorf("%s: Close: %v", typ.Name, err)
+			}
 		}
-		instance, err := d.Open(driver.Config{Name: "b", Endpoints: endpoints[typ.Address], Settings: settings})
-		if err != nil {
-			t.Errorf("%s: %v", typ.Name, err)
-			continue
-		}
-		if err := instance.Close(); err != nil {
-			t.Errorf("%s: Close: %v", typ.Name, err)
+		take(nil)
+		for _, s := range typ.Settings {
+			admitted := append(values[s.Form], s.Values...)
+			if len(admitted) == 0 {
+				t.Errorf("%s: this test has no value of the form of setting %s", typ.Name, s.Name)
+			}
+			for _, value := range admitted {
+				take(map[string]string{s.Name: value})
+			}
 		}
 	}
 }
