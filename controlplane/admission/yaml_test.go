@@ -282,3 +282,18 @@ func FuzzParseYAML(f *testing.F) {
 		}
 	})
 }
+
+func BenchmarkAdmitOneDocument(b *testing.B) {
+	data, err := os.ReadFile("testdata/good/request.json")
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		docs, err := admission.ParseYAML("b.json", data)
+		if err != nil {
+			b.Fatal(err)
+		}
+		admission.Validate(docs[0].Request)
+	}
+}

@@ -138,7 +138,7 @@ var scores = []struct {
 
 func choose(region string, p selection.Pattern, slot selection.Slot, pool []Backend, own map[string]Reserved, current Current) (Backend, *configv1.Decision, error) {
 	was := current.Bindings[SlotKey(p.Name, slot.Purpose)]
-	var fits []candidate
+	fits := make([]candidate, 0, len(pool))
 	var refusals []*configv1.Refusal
 	for _, b := range pool {
 		held := b.Reserved.Add(own[b.GetName()])
@@ -176,6 +176,9 @@ func choose(region string, p selection.Pattern, slot selection.Slot, pool []Back
 		why += "; the namespace moves there and its data stays on " + was
 	}
 	slices.SortFunc(refusals, func(a, b *configv1.Refusal) int { return strings.Compare(a.GetName(), b.GetName()) })
+	if more := len(refusals) - maxKept; more > 0 {
+		refusals = append(refusals[:maxKept], &configv1.Refusal{Name: "others", Reason: fmt.Sprintf("%d more were not chosen", more)})
+	}
 	return best.Backend, &configv1.Decision{
 		Stage: "assign", Subject: subject, Choice: best.GetName(), Rule: rule, Reason: why, Refusals: refusals,
 	}, nil
@@ -243,10 +246,11 @@ type dimension struct {
 	say      func(uint64) string
 }
 
-func capacities(b *configv1.Backend) []dimension {
-	number := func(n uint64) string { return strconv.FormatUint(n, 10) }
+func number(n uint64) string { return strconv.FormatUint(n, 10) }
+
+func capacities(b *configv1.Backend) [3]dimension {
 	size, _ := admission.ParseSize(b.GetCapacity().GetDataSize()) // admitted with the backend
-	return []dimension{
+	return [3]dimension{
 		{"read_rps", uint64(b.GetCapacity().GetReadRps()), func(r Reserved) uint64 { return r.ReadRPS }, number},
 		{"write_rps", uint64(b.GetCapacity().GetWriteRps()), func(r Reserved) uint64 { return r.WriteRPS }, number},
 		{"data_size", size, func(r Reserved) uint64 { return r.DataBytes }, FormatSize},
@@ -295,7 +299,7 @@ func refuse(region string, p selection.Pattern, slot selection.Slot, b *configv1
 	if have := b.GetLabels()["region"]; region != "" && have != region {
 		return fmt.Sprintf("it is in region %q, not in %q", have, region)
 	}
-	for _, key := range slices.Sorted(maps.Keys(slot.Labels)) {
+	for _, key := range sortedKeys(slot.Labels) {
 		if have := b.GetLabels()[key]; have != slot.Labels[key] {
 			return fmt.Sprintf("its label %s is %q, not %q", key, have, slot.Labels[key])
 		}
@@ -304,6 +308,13 @@ func refuse(region string, p selection.Pattern, slot selection.Slot, b *configv1
 		return "it is in maintenance and takes no new namespaces"
 	}
 	return ""
+}
+
+func sortedKeys(labels map[string]string) []string {
+	if len(labels) == 0 {
+		return nil
+	}
+	return slices.Sorted(maps.Keys(labels))
 }
 
 // refuseCapacity says what a backend has not enough of; empty when it has room.
@@ -335,8 +346,10 @@ func short(e protoreflect.Enum) string {
 	return strictyaml.EnumName(e.Descriptor().Values().ByNumber(e.Number()))
 }
 
-// maxReasons bounds the text of a refusal.
-const maxReasons = 100
+const (
+	maxReasons = 100 // in the text of a refusal
+	maxKept    = 20  // backends not chosen that a decision names: it is stored with every namespace
+)
 
 // noBackend lists every backend with the reason why it was refused.
 func noBackend(subject string, refusals []*configv1.Refusal) error {

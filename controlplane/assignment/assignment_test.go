@@ -187,6 +187,24 @@ func TestCases(t *testing.T) {
 	}
 }
 
+func TestOnlySomeOfManyAreNamed(t *testing.T) {
+	var many []assignment.Backend
+	for i := range 150 {
+		many = append(many, store(fmt.Sprintf("cache-%03d", i), "redis"))
+	}
+	a, err := assignment.Assign(one(), many, assignment.Current{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := a.Decisions[0].Refusals; len(r) != 21 || r[20].Reason != "129 more were not chosen" {
+		t.Errorf("%d refusals, the last %v", len(r), r[len(r)-1])
+	}
+	_, err = assignment.Assign(one(func(p *selection.Pattern) { p.Interfaces = []string{"keyvalue.watch"} }), many, assignment.Current{})
+	if f := fault.From(err); strings.Count(f.Text, "cache-") != 100 || !strings.HasSuffix(f.Text, "and 50 more") {
+		t.Error(f.Text)
+	}
+}
+
 func TestCredentialPathsAreTheSlotsElseTheBackends(t *testing.T) {
 	backends := []assignment.Backend{store("cache", "redis", func(b *assignment.Backend) { b.CredentialPath = "vault://kv/cache" })}
 	for own, want := range map[string]string{"": "vault://kv/cache", "vault://kv/orders": "vault://kv/orders"} {

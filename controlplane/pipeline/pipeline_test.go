@@ -203,3 +203,21 @@ func TestSeveralAtOnceNeverExceedACapacity(t *testing.T) {
 		}
 	})
 }
+
+func BenchmarkPlanOneOf100Backends(b *testing.B) {
+	var backends []*configv1.Backend
+	for i := range 100 {
+		backends = append(backends, redis(fmt.Sprintf("cache-%02d", i), 1_000_000))
+	}
+	base := tree(b, backends...)
+	planner, err := pipeline.New(base, 2)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		if _, err := planner.Plan(pipeline.Input{Request: request(fmt.Sprintf("ns-%d", i), 1), Now: now}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
