@@ -1,0 +1,121 @@
+package push_test
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"testing"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/prism-gateway/prism/controlplane/push"
+	"github.com/prism-gateway/prism/controlplane/snapshot"
+	"github.com/prism-gateway/prism/shared/ident"
+	"github.com/prism-gateway/prism/shared/placement"
+)
+
+// crowd is a fleet of clients that acknowledge everything. Clients and server share the process and its processors.
+type crowd struct {
+	replica *replica
+	source  *source
+	names   []string
+	acks    chan ident.Partition // one for each acknowledged change of a partition
+	owners  placement.Table
+}
+
+// gather connects proxies, each with the partitions that placement gives it, and returns when all have everything.
+// heapPerStream is what a stream takes on both sides, its stacks left out.
+func gather(b *testing.B, proxies, namespaces int) (c *crowd, heapPerStream float64) {
+	const partitions = 1024
+	c = &crowd{source: newSource(partitions), acks: make(chan ident.Partition, 1<<20)}
+	var sets []snapshot.Set
+	for i := range namespaces {
+		name := fmt.Sprintf("ns/team-%05d", i)
+		c.names = append(c.names, name)
+		sets = append(sets, snapshot.Set{Name: name, Data: object(b, name, fmt.Sprintf("%01400d", i))})
+	}
+	c.source.edit(b, sets)
+	c.replica = start(b, c.source)
+	members := make([]placement.Member, proxies)
+	for i := range members {
+		members[i] = placement.Member{ID: fmt.Sprintf("proxy-%04d", i)}
+	}
+	c.owners = placement.Compute(members, partitions, 3)
+	held := make([][]string, proxies)
+	for p := range ident.Partition(partitions) {
+		for _, o := range c.owners.Owners(p) {
+			held[o] = append(held[o], p.String())
+		}
+	}
+	before := heap()
+	for i, names := range held {
+		conn, err := grpc.NewClient("passthrough:///"+c.replica.address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		if err != nil {
+			b.Fatal(err)
+		}
+		stream, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(context.Background())
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() { conn.Close() })
+		stream.Send(&discoveryv3.DeltaDiscoveryRequest{Node: node(members[i].ID, 0), TypeUrl: push.NamespaceType, ResourceNamesSubscribe: names})
+		go c.acknowledge(stream)
+	}
+	for range partitions * 3 {
+		<-c.acks
+	}
+	heapPerStream = float64(heap()-before) / float64(proxies)
+	return c, heapPerStream
+}
+
+func (c *crowd) acknowledge(stream discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesClient) {
+	for {
+		r, err := stream.Recv()
+		if err != nil {
+			return
+		}
+		stream.Send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: r.GetTypeUrl(), ResponseNonce: r.GetNonce()})
+		for _, resource := range r.GetResources() {
+			if p, err := ident.ParsePartition(resource.GetName()); err == nil {
+				c.acks <- p
+			}
+		}
+	}
+}
+
+func heap() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+// BenchmarkUpdate measures one namespace's change, from the publication to the third acknowledgement sent.
+func BenchmarkUpdate(b *testing.B) {
+	for _, size := range []struct{ proxies, namespaces int }{{200, 10_000}, {1000, 10_000}} {
+		b.Run(fmt.Sprintf("%d streams, %d namespaces", size.proxies, size.namespaces), func(b *testing.B) {
+			c, heapPerStream := gather(b, size.proxies, size.namespaces)
+			trees := []*snapshot.Tree{c.source.Head()}
+			name := c.names[0]
+			for i := range 2 { // two states to go between, so that only the push is measured
+				trees = append(trees, c.source.set(b, name, fmt.Sprintf("%01400d", -i-1)))
+				for range 3 {
+					<-c.acks
+				}
+			}
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				c.source.moved(func() {
+					c.source.tree = trees[i%2]
+					c.source.revision++
+				})
+				for range 3 {
+					<-c.acks
+				}
+			}
+			b.ReportMetric(heapPerStream/1024, "KiB/stream")
+		})
+	}
+}
