@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -55,6 +56,20 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
+var (
+	runs     atomic.Int64
+	prefixes sync.Map // of running tests, so that all replicas of one share a store
+)
+
+// prefix is for all replicas of one run of one test.
+func prefix(t *testing.T) string {
+	p, there := prefixes.LoadOrStore(t, fmt.Sprintf("%s-%d", t.Name(), runs.Add(1)))
+	if !there {
+		t.Cleanup(func() { prefixes.Delete(t) })
+	}
+	return p.(string)
+}
+
 func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
 
 // replica is one control plane with everything but the push of configuration.
@@ -74,7 +89,7 @@ func start(t *testing.T, change ...func(*adminapi.Config)) *replica {
 		t.Fatal(err)
 	}
 	s, err := store.New(store.Config{
-		Client: client, Prefix: fmt.Sprintf("%s-%p", t.Name(), t), Name: "replica", Partitions: partitions, LeaderTTL: time.Second, Log: quiet(),
+		Client: client, Prefix: prefix(t), Name: "replica", Partitions: partitions, LeaderTTL: time.Second, Log: quiet(),
 	})
 	if err != nil {
 		t.Fatal(err)
