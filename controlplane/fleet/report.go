@@ -197,18 +197,12 @@ func (r *reports) dropLocked(of *report, p ident.Partition) {
 	r.signalLocked(p)
 }
 
-// update takes what one message says. A report that was replaced or pruned changes nothing.
+// update takes what one message says. A report that was replaced changes nothing.
 func (r *reports) update(of *report, m *controlv1.ReportRequest) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.byProxy[of.proxy] != of {
-		if r.byProxy[of.proxy] != nil {
-			return
-		}
-		r.byProxy[of.proxy] = of // was pruned while its lease was lost
-		for p := range of.cells {
-			r.putLocked(of, p)
-		}
+		return
 	}
 	of.heard = time.Now()
 	of.last = proto.CloneOf(m)

@@ -22,7 +22,8 @@ type crowd struct {
 	source  *source
 	names   []string
 	acks    chan ident.Partition // one for each acknowledged change of a partition
-	owners  placement.Table
+	conns   []*grpc.ClientConn
+	held    [][]string // partitions, by proxy
 }
 
 // gather connects proxies, each with the partitions that placement gives it, and returns when all have everything.
@@ -37,20 +38,20 @@ func gather(b *testing.B, proxies, namespaces int) (c *crowd, heapPerStream floa
 		sets = append(sets, snapshot.Set{Name: name, Data: object(b, name, fmt.Sprintf("%01400d", i))})
 	}
 	c.source.edit(b, sets)
-	c.replica = start(b, c.source)
+	c.replica = start(b, c.source, func(c *push.Config) { c.StreamsPerSecond, c.StreamBurst = 1e6, 1e6 })
 	members := make([]placement.Member, proxies)
 	for i := range members {
 		members[i] = placement.Member{ID: fmt.Sprintf("proxy-%04d", i)}
 	}
-	c.owners = placement.Compute(members, partitions, 3)
-	held := make([][]string, proxies)
+	owners := placement.Compute(members, partitions, 3)
+	c.held = make([][]string, proxies)
 	for p := range ident.Partition(partitions) {
-		for _, o := range c.owners.Owners(p) {
-			held[o] = append(held[o], p.String())
+		for _, o := range owners.Owners(p) {
+			c.held[o] = append(c.held[o], p.String())
 		}
 	}
 	before := heap()
-	for i, names := range held {
+	for i, names := range c.held {
 		conn, err := grpc.NewClient("passthrough:///"+c.replica.address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 		if err != nil {
 			b.Fatal(err)
@@ -60,6 +61,7 @@ func gather(b *testing.B, proxies, namespaces int) (c *crowd, heapPerStream floa
 			b.Fatal(err)
 		}
 		b.Cleanup(func() { conn.Close() })
+		c.conns = append(c.conns, conn)
 		stream.Send(&discoveryv3.DeltaDiscoveryRequest{Node: node(members[i].ID, 0), TypeUrl: push.NamespaceType, ResourceNamesSubscribe: names})
 		go c.acknowledge(stream)
 	}
@@ -118,4 +120,45 @@ func BenchmarkUpdate(b *testing.B) {
 			b.ReportMetric(heapPerStream/1024, "KiB/stream")
 		})
 	}
+}
+
+// BenchmarkReconnect measures that all proxies open new streams with the roots that they have, until each was answered.
+func BenchmarkReconnect(b *testing.B) {
+	c, _ := gather(b, 1000, 10_000)
+	tree := c.source.Head()
+	shared := tree.Shared().Root().String()
+	resources := 0
+	for b.Loop() {
+		answers := make(chan int, len(c.conns))
+		ctx, cancel := context.WithCancel(context.Background())
+		for i, conn := range c.conns {
+			go func() { answers <- c.resume(ctx, conn, i, tree, shared) }()
+		}
+		for range c.conns {
+			resources += <-answers
+		}
+		cancel()
+	}
+	b.ReportMetric(float64(resources)/float64(b.N), "resources")
+}
+
+// resume opens a stream with roots and returns how many resources the first answers hold.
+func (c *crowd) resume(ctx context.Context, conn *grpc.ClientConn, i int, tree *snapshot.Tree, shared string) (resources int) {
+	stream, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx)
+	if err != nil {
+		return 0
+	}
+	initial := map[string]string{}
+	for _, name := range c.held[i] {
+		if p, err := ident.ParsePartition(name); err == nil {
+			initial[name] = tree.Collection(p).Root().String() + "/" + shared
+		}
+	}
+	stream.Send(&discoveryv3.DeltaDiscoveryRequest{
+		Node: node(fmt.Sprintf("proxy-%04d", i), 0), TypeUrl: push.NamespaceType, ResourceNamesSubscribe: c.held[i], InitialResourceVersions: initial,
+	})
+	if r, err := stream.Recv(); err == nil {
+		resources = len(r.GetResources())
+	}
+	return resources
 }
