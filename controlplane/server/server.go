@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
@@ -175,7 +176,14 @@ func (s *Server) compose(kept *store.Store, ports []net.Listener) ([]lifecycle.P
 		{Name: "store", Run: kept.Run},
 		// Before push and fleet, so that it stops after them: they end the streams that it waits for.
 		lifecycle.GRPC("fleet api", fleetServer, ports[1]),
-		{Name: "placement", Run: func(ctx context.Context) error { return kept.Lead(ctx, proxies.Place) }},
+		{Name: "leadership", Run: func(ctx context.Context) error {
+			return kept.Lead(ctx, func(ctx context.Context) error {
+				work, ctx := errgroup.WithContext(ctx)
+				work.Go(func() error { return proxies.Place(ctx) })
+				work.Go(func() error { return kept.Maintain(ctx) })
+				return work.Wait()
+			})
+		}},
 		{Name: "fleet", Run: proxies.Run},
 		{Name: "push", Run: pusher.Run},
 		lifecycle.GRPC("api", people, ports[0]),
