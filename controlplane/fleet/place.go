@@ -62,7 +62,8 @@ type move struct {
 	snapshot uint64 // the newest when it began
 	epoch    uint64
 	view     *view
-	stop     func()
+	ask      func() // asks replicas that were not asked yet
+	stop     func() // ends what asks and waits for it
 }
 
 func (pl *placer) moved() <-chan struct{} {
@@ -223,7 +224,7 @@ func (pl *placer) settled(ctx context.Context, current *recordv1.Placement, now 
 	if pl.move == nil || pl.move.epoch != current.GetEpoch() {
 		pl.begin(ctx, current.GetEpoch(), loading, now)
 	}
-	pl.move.view.ask(ctx)
+	pl.move.ask()
 	left := f.cfg.MoveDeadline - now.Sub(pl.move.since)
 	if left <= 0 {
 		f.log.Warn("partitions move although not all new owners serve them", "epoch", current.GetEpoch())
@@ -266,7 +267,7 @@ func (pl *placer) begin(ctx context.Context, epoch uint64, loading []ident.Parti
 			signal(v.moved)
 		}
 	})
-	pl.move = &move{since: since, epoch: epoch, snapshot: pl.fleet.store.Head().Version(), view: v, stop: func() {
+	pl.move = &move{since: since, epoch: epoch, snapshot: pl.fleet.store.Head().Version(), view: v, ask: func() { v.ask(watching) }, stop: func() {
 		cancel()
 		stopPushed()
 		stopHeard()
