@@ -70,7 +70,8 @@ type Server struct {
 	controlv1.UnimplementedControlPlaneServer
 	adminv1.UnimplementedAdminServiceServer
 
-	cfg Config
+	cfg    Config
+	drafts drafts
 }
 
 // New checks cfg. It does no I/O.

@@ -5,9 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
-	"sync"
 
-	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/prism-gateway/prism/controlplane/admission"
@@ -102,7 +100,8 @@ func (s *Server) apply(ctx context.Context, wants []want, note by) ([]result, sn
 	if err != nil {
 		return nil, snapshot.Commit{}, err
 	}
-	records := newRecords(s.cfg.Store)
+	records := s.records()
+	defer records.end()
 	if err := records.prefetch(ctx, head, wants); err != nil {
 		return nil, snapshot.Commit{}, err
 	}
@@ -153,6 +152,7 @@ func (s *Server) plan(ctx context.Context, base *snapshot.Tree, version uint64, 
 		if err != nil {
 			return nil, nil, named(err, name, len(wants))
 		}
+		records.draft(ident.HashOf(p.RecordData), p.Record)
 		r.config, r.record, r.version = p.Config, p.Record, p.Version()
 		results = append(results, r)
 		sets = append(sets, note.set(snapshot.NamespacePrefix+name, p.Data, p.RecordData))
@@ -186,64 +186,6 @@ func named(err error, name string, of int) error {
 		f.Text = name + ": " + f.Text
 	}
 	return f.With("namespace", name).WithOutcome(fault.NotApplied)
-}
-
-// records reads and keeps NamespaceRecords, which do not change, for the time of one call.
-type records struct {
-	store store
-
-	mu   sync.Mutex // guards seen
-	seen map[ident.Hash]*recordv1.NamespaceRecord
-}
-
-func newRecords(s store) *records {
-	return &records{store: s, seen: map[ident.Hash]*recordv1.NamespaceRecord{}}
-}
-
-const readers = 16
-
-// prefetch reads the records of namespaces that are there already, side by side, so that an edit need not wait for them.
-func (r *records) prefetch(ctx context.Context, tree *snapshot.Tree, wants []want) error {
-	work, ctx := errgroup.WithContext(ctx)
-	work.SetLimit(readers)
-	for _, w := range wants {
-		if o, ok := tree.Namespace(w.request.GetNamespace()); ok {
-			work.Go(func() error {
-				_, _, err := r.of(ctx, o)
-				return err
-			})
-		}
-	}
-	return work.Wait()
-}
-
-// of returns the configuration and the record of a namespace.
-func (r *records) of(ctx context.Context, o snapshot.Object) (*configv1.NamespaceConfig, *recordv1.NamespaceRecord, error) {
-	config, err := read[configv1.NamespaceConfig](o.Name, o.Data)
-	if err != nil {
-		return nil, nil, err
-	}
-	hash, err := ident.HashFrom(config.GetRecordHash())
-	if err != nil {
-		return nil, nil, fmt.Errorf("adminapi: %s: %w", o.Name, err)
-	}
-	r.mu.Lock()
-	record := r.seen[hash]
-	r.mu.Unlock()
-	if record != nil {
-		return config, record, nil
-	}
-	data, err := r.store.Object(ctx, hash)
-	if err != nil {
-		return nil, nil, err
-	}
-	if record, err = read[recordv1.NamespaceRecord](o.Name, data); err != nil {
-		return nil, nil, err
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.seen[hash] = record
-	return config, record, nil
 }
 
 // response is what a team is told of a namespace.

@@ -32,7 +32,8 @@ func (s *Server) PlanNamespaces(ctx context.Context, in *controlv1.PlanNamespace
 	if err != nil {
 		return nil, err
 	}
-	records := newRecords(s.cfg.Store)
+	records := s.records()
+	defer records.end()
 	if err := records.prefetch(ctx, tree, wants); err != nil {
 		return nil, err
 	}
@@ -124,7 +125,7 @@ func (s *Server) GetNamespace(ctx context.Context, in *controlv1.GetNamespaceReq
 	if !ok {
 		return nil, noNamespace(in.GetNamespace())
 	}
-	config, record, err := newRecords(s.cfg.Store).of(ctx, object)
+	config, record, err := s.records().of(ctx, object)
 	if err != nil {
 		return nil, err
 	}

@@ -225,22 +225,24 @@ func TestApply(t *testing.T) {
 			t.Error(diff)
 		}
 	})
-	t.Run("answers many briefly", func(t *testing.T) {
-		var many []*configv1.NamespaceRequest
-		for i := range 2000 {
-			req := request(fmt.Sprintf("many-%04d", i))
-			req.Description = strings.Repeat("x", 1000)
-			many = append(many, req)
-		}
-		out, err := apply(many...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		last := out.Results[len(out.Results)-1]
-		if len(out.Results) != 2000 || last.Namespace.Namespace != "many-1999" || last.Namespace.Version == "" || last.Namespace.Request != nil {
-			t.Errorf("%d results, the last %v", len(out.Results), last)
-		}
-	})
+}
+
+func TestManyAreAnsweredBriefly(t *testing.T) {
+	r := seeded(t)
+	in := &controlv1.PlanNamespacesRequest{}
+	for i := range 2000 {
+		req := request(fmt.Sprintf("many-%04d", i))
+		req.Description = strings.Repeat("x", 1000)
+		in.Requests = append(in.Requests, req)
+	}
+	out, err := r.PlanNamespaces(t.Context(), in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, last := out.Plans[0].Namespace, out.Plans[len(out.Plans)-1].Namespace
+	if len(out.Plans) != 2000 || first.Request == nil || last.Namespace != "many-1999" || last.Version == "" || last.Request != nil {
+		t.Errorf("%d plans, the first %v, the last %v", len(out.Plans), first, last)
+	}
 }
 
 func TestPlan(t *testing.T) {
