@@ -25,12 +25,6 @@ func (k keys) nodes(n snapshot.NodeKind) string { return k.prefix + "/" + string
 
 func (k keys) node(kind snapshot.NodeKind, h ident.Hash) string { return k.nodes(kind) + h.String() }
 
-// isNode reports whether a key is an object's, a manifest's or a group's.
-func (k keys) isNode(key string) bool {
-	return strings.HasPrefix(key, k.nodes(snapshot.ObjectNode)) || strings.HasPrefix(key, k.nodes(snapshot.ManifestNode)) ||
-		strings.HasPrefix(key, k.nodes(snapshot.GroupNode))
-}
-
 // version returns the version in a snapshot's key.
 func (k keys) version(key string) (uint64, error) {
 	v, err := strconv.ParseUint(strings.TrimPrefix(key, k.snapshots()), 10, 64)

@@ -60,7 +60,8 @@ func (s *Store) nodes(ctx context.Context, seen map[string][]byte, kind snapshot
 			out[i] = data
 			continue
 		}
-		ops = append(ops, clientv3.OpGet(key))
+		// Any member may answer, without asking its leader: what has the right hash cannot be out of date.
+		ops = append(ops, clientv3.OpGet(key, clientv3.WithSerializable()))
 		places = append(places, i)
 	}
 	work, ctx := errgroup.WithContext(ctx)
@@ -74,11 +75,19 @@ func (s *Store) nodes(ctx context.Context, seen map[string][]byte, kind snapshot
 			}
 			for i, r := range resp.Responses {
 				h, kvs := hashes[places[first+i]], r.GetResponseRange().Kvs
+				key := s.keys.node(kind, h)
+				if len(kvs) == 0 { // or the member that answered lags behind
+					again, err := s.readTxn(ctx, clientv3.OpGet(key))
+					if err != nil {
+						return err
+					}
+					kvs = again.Responses[0].GetResponseRange().Kvs
+				}
 				if len(kvs) == 0 {
-					return damaged(s.keys.node(kind, h), errMissing)
+					return damaged(key, errMissing)
 				}
 				if ident.HashOf(kvs[0].Value) != h {
-					return damaged(s.keys.node(kind, h), errAltered)
+					return damaged(key, errAltered)
 				}
 				out[places[first+i]] = kvs[0].Value
 			}

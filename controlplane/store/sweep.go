@@ -37,19 +37,14 @@ const keysPage = 5000
 // revision says what is older than they are.
 func (s *Store) Sweep(ctx context.Context) (Swept, error) {
 	var swept Swept
-	st, err := s.loaded()
-	if err != nil {
-		return swept, err
-	}
 	if err := s.Sync(ctx); err != nil {
 		return swept, err
 	}
-	st = s.state.Load()
 	before, err := s.mark(ctx)
 	if err != nil {
 		return swept, err
 	}
-	if swept.Snapshots, err = s.trim(ctx, st.tree.Version()); err != nil {
+	if swept.Snapshots, err = s.trim(ctx, s.Head().Version()); err != nil {
 		return swept, err
 	}
 	if before == 0 {
