@@ -54,6 +54,7 @@ type placer struct {
 	fleet   *Fleet
 	differs map[string]time.Time // since when a proxy is not what the placement says
 	move    *move                // the move under way; nil when settled
+	epoch   uint64               // of the placement that was recorded last
 }
 
 // move is what a leader knows of partitions that move.
@@ -84,6 +85,9 @@ func (pl *placer) stopMove() {
 func (pl *placer) step(ctx context.Context, now time.Time) time.Duration {
 	f := pl.fleet
 	current := f.store.Placement()
+	if current.GetEpoch() < pl.epoch {
+		return retryAfter // what was recorded is on its way, and signals
+	}
 	next, wait := pl.members(current, f.live(), now)
 	if next == nil && len(current.GetPrevious()) > 0 {
 		var settled bool
@@ -102,6 +106,7 @@ func (pl *placer) step(ctx context.Context, now time.Time) time.Duration {
 		f.log.Warn("the placement was not recorded", "epoch", next.Epoch, "error", err)
 		return retryAfter
 	}
+	pl.epoch = next.Epoch
 	f.log.Info("placement", "epoch", next.Epoch, "proxies", len(next.Members), "moving", len(next.Previous) > 0)
 	return wait
 }
