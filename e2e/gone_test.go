@@ -59,23 +59,23 @@ func TestControlPlaneGone(t *testing.T) {
 
 	// What is sent after the restart is counted by the new process from zero: the proxies had everything. The change below
 	// shows that the counter counts, and that all is well.
-	before := metric(c.Get(c.Admins[0].HTTPAddress, "/metrics"), `prism_push_resources_total{type="NamespaceConfig"}`)
+	before := metric(c.Get(c.Admins[0].HTTPAddress, "/metrics"), `prism_push_resources_total{kind="namespace"}`)
 	if before != "0" && before != "" {
-		t.Errorf("%s namespaces were sent again though nothing had changed", before)
+		t.Errorf("%s resources were sent again though nothing had changed", before)
 	}
 	changed := keyvalue("kept-one", "redis-main", "redis")
 	changed.Limits = &configv1.Limits{Concurrency: 77}
 	c.Apply(ctx, changed)
-	if after := metric(c.Get(c.Admins[0].HTTPAddress, "/metrics"), `prism_push_resources_total{type="NamespaceConfig"}`); after != "3" {
-		t.Errorf("after one change %q namespaces were sent, want 3: one to each owner", after)
+	if after := metric(c.Get(c.Admins[0].HTTPAddress, "/metrics"), `prism_push_resources_total{kind="namespace"}`); after != "6" {
+		t.Errorf("after one change %q resources were sent, want 6: the namespace and the sentinel to each owner", after)
 	}
 }
 
-// metric returns the value of the first sample that begins with name.
+// metric returns the value of the sample of that name, with its labels.
 func metric(metrics, name string) string {
 	for line := range strings.Lines(metrics) {
-		if value, ok := strings.CutPrefix(line, name); ok && (value[0] == ' ' || value[0] == '{') {
-			return value[strings.LastIndexByte(strings.TrimSpace(value), ' ')+1 : len(value)-1]
+		if sample, value, ok := strings.Cut(strings.TrimSpace(line), " "); ok && sample == name {
+			return value
 		}
 	}
 	return ""
@@ -200,8 +200,8 @@ func TestDamagedStateIsRefetched(t *testing.T) {
 	if err != nil || string(out.GetItem().GetValue()) != "b" {
 		t.Errorf("get: %v, %v", out, err)
 	}
-	if log := string(p.Log()); !strings.Contains(log, "damaged") {
-		t.Error("the log does not speak of the damage")
+	if log := string(p.Log()); !strings.Contains(log, "is refused and will be fetched anew") {
+		t.Error("the log does not tell that it was refused")
 	}
 }
 

@@ -58,7 +58,7 @@ func TestLocal(t *testing.T) {
 			break
 		}
 	}
-	harness.Eventually(t, 30*time.Second, "the killed proxy is restarted", printed("restart"))
+	harness.Eventually(t, 30*time.Second, "the killed proxy is restarted", printed("runs again"))
 	if !up.Stop(30 * time.Second) {
 		t.Error("prismctl local up did not stop by itself")
 	}

@@ -4,6 +4,8 @@ package harness
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -102,6 +104,15 @@ func Program(t T, path, how string) string {
 // Start starts a cluster and waits until every proxy is ready.
 func Start(t T, o Options) *Cluster {
 	t.Helper()
+	c := StartNoWait(t, o)
+	c.WaitReady(60 * time.Second)
+	c.WaitSettled(60 * time.Second)
+	return c
+}
+
+// StartNoWait starts a cluster and returns at once.
+func StartNoWait(t T, o Options) *Cluster {
+	t.Helper()
 	c := &Cluster{Dir: t.TempDir(), t: t}
 	var endpoints []string
 	if o.Etcd > 0 {
@@ -117,8 +128,43 @@ func Start(t T, o Options) *Cluster {
 	for i := range max(o.Proxies, 3) {
 		c.startProxy(i, fleet)
 	}
-	c.WaitReady(60 * time.Second)
 	return c
+}
+
+// WaitSettled waits until every proxy that runs owns partitions, none move, and all go by the newest assignment.
+func (c *Cluster) WaitSettled(within time.Duration) {
+	c.t.Helper()
+	Eventually(c.t, within, "partitions settled", func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		out, err := c.Admin().Operator.ListProxies(ctx, &adminv1.ListProxiesRequest{PageSize: 1000})
+		if err != nil {
+			return err
+		}
+		if out.GetMoving() {
+			return errors.New("they move")
+		}
+		owning := map[string]bool{}
+		for _, p := range out.GetProxies() {
+			owning[p.GetMember().GetId()] = p.GetOwned() > 0
+		}
+		for _, p := range c.Proxies {
+			if !p.Running() {
+				continue
+			}
+			if !owning[p.ID] {
+				return fmt.Errorf("%s owns none", p.ID)
+			}
+			var dump struct{ Epoch uint64 }
+			if err := json.Unmarshal([]byte(c.Get(p.HTTPAddress, "/config_dump")), &dump); err != nil {
+				return err
+			}
+			if dump.Epoch != out.GetEpoch() {
+				return fmt.Errorf("%s goes by epoch %d, not %d", p.ID, dump.Epoch, out.GetEpoch())
+			}
+		}
+		return nil
+	})
 }
 
 func (c *Cluster) startEtcd(n int) (endpoints []string) {
