@@ -146,7 +146,7 @@ func settings(m map[string]string) string {
 
 func usage(w io.Writer, v *adminv1.BackendView) {
 	capacity, reserved := v.GetBackend().GetCapacity(), v.GetReserved()
-	fmt.Fprintf(w, "%s: %s, %d namespaces\n", terminal.Clean(v.GetBackend().GetName()), state(v), v.GetNamespaces())
+	fmt.Fprintf(w, "%s: %s, namespaces: %d\n", terminal.Clean(v.GetBackend().GetName()), state(v), v.GetNamespaces())
 	g := terminal.NewGrid("", "RESERVED", "CAPACITY")
 	g.Row("reads/s", strconv.Itoa(int(reserved.GetReadRps())), bound(capacity.GetReadRps()))
 	g.Row("writes/s", strconv.Itoa(int(reserved.GetWriteRps())), bound(capacity.GetWriteRps()))

@@ -210,7 +210,7 @@ func (c *Commands) rollback() *cobra.Command {
 						fmt.Fprintf(w, "everything is as it was in snapshot %d already\n", to)
 						return
 					}
-					fmt.Fprintf(w, "everything is as it was in snapshot %d, by snapshot %d; %d namespaces and backends changed\n", to, resp.GetSnapshot().GetVersion(), resp.GetChanged())
+					fmt.Fprintf(w, "everything is as it was in snapshot %d, by snapshot %d; namespaces and backends that changed: %d\n", to, resp.GetSnapshot().GetVersion(), resp.GetChanged())
 				})
 			})
 		},

@@ -25,7 +25,7 @@ func Explain(err error) string {
 		return err.Error()
 	}
 	var b strings.Builder
-	b.WriteString(f.Text)
+	b.WriteString(err.Error()) // the public text, with what was being done
 	for _, v := range f.Violations {
 		b.WriteString("\n  ")
 		if v.Field != "" {

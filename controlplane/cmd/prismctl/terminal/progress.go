@@ -1,6 +1,7 @@
 package terminal
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"strings"
@@ -11,6 +12,7 @@ import (
 type Progress struct {
 	w     io.Writer
 	live  bool
+	width int
 	names []string
 	texts map[string]string
 	drawn int // lines on the screen
@@ -18,7 +20,7 @@ type Progress struct {
 
 // Progress starts a display beside the results.
 func (t *Terminal) Progress() *Progress {
-	return &Progress{w: t.Err, live: t.ErrTTY, texts: map[string]string{}}
+	return &Progress{w: t.Err, live: t.ErrTTY, width: cmp.Or(t.Width, 80), texts: map[string]string{}}
 }
 
 // Show says how far one thing is.
@@ -41,8 +43,16 @@ func (p *Progress) Show(name, text string) {
 		fmt.Fprintf(&out, "\x1b[%dA", p.drawn) // up to the first line
 	}
 	for _, n := range p.names {
-		fmt.Fprintf(&out, "\r\x1b[K%s: %s\n", n, p.texts[n])
+		fmt.Fprintf(&out, "\r\x1b[K%s\n", p.fit(n+": "+p.texts[n]))
 	}
 	p.drawn = len(p.names)
 	_, _ = io.WriteString(p.w, out.String()) // nobody watches any more
+}
+
+// fit cuts a line, because one that wraps would be two when the cursor goes up.
+func (p *Progress) fit(line string) string {
+	if runes := []rune(line); len(runes) >= p.width {
+		return string(runes[:p.width-2]) + "…"
+	}
+	return line
 }

@@ -26,6 +26,8 @@ type Terminal struct {
 	Out, Err io.Writer
 	// OutTTY and ErrTTY tell whether a person watches.
 	OutTTY, ErrTTY bool
+	// Width is how many characters fit into a line of Err; 0 means 80.
+	Width int
 	// Getenv finds environment variables.
 	Getenv func(string) string
 	// Format is how results are written.
