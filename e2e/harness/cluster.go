@@ -49,10 +49,12 @@ type Options struct {
 
 // Cluster is a running Prism.
 type Cluster struct {
-	Dir     string
-	Etcd    []*Process
-	Admins  []*Admin
-	Proxies []*Proxy
+	Dir  string
+	Etcd []*Process
+	// EtcdEndpoints are host:port of the nodes; none when etcd is embedded.
+	EtcdEndpoints []string
+	Admins        []*Admin
+	Proxies       []*Proxy
 
 	t T
 }
@@ -117,6 +119,7 @@ func StartNoWait(t T, o Options) *Cluster {
 	var endpoints []string
 	if o.Etcd > 0 {
 		endpoints = c.startEtcd(o.Etcd)
+		c.EtcdEndpoints = endpoints
 	}
 	fleet := make([]string, max(o.Admins, 1))
 	for i := range fleet {
@@ -262,6 +265,9 @@ func (c *Cluster) WaitReady(within time.Duration) {
 
 // Ready returns nil when the proxy says that it is ready, and what it says otherwise.
 func (p *Proxy) Ready() error { return get("http://" + p.HTTPAddress + "/readyz") }
+
+// Ready returns nil when the replica says that it is ready, and what it says otherwise.
+func (a *Admin) Ready() error { return get("http://" + a.HTTPAddress + "/readyz") }
 
 // Get returns what one of the programs answers over HTTP.
 func (c *Cluster) Get(address, path string) string {
