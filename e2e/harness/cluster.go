@@ -3,6 +3,7 @@
 package harness
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -121,14 +122,14 @@ func StartNoWait(t T, o Options) *Cluster {
 		endpoints = c.startEtcd(o.Etcd)
 		c.EtcdEndpoints = endpoints
 	}
-	fleet := make([]string, max(o.Admins, 1))
+	fleet := make([]string, cmp.Or(o.Admins, 1))
 	for i := range fleet {
 		fleet[i] = FreeAddress(t)
 	}
 	for i := range fleet {
 		c.startAdmin(i, fleet[i], endpoints, o)
 	}
-	for i := range max(o.Proxies, 3) {
+	for i := range cmp.Or(o.Proxies, 3) {
 		c.startProxy(i, fleet)
 	}
 	return c
