@@ -144,7 +144,7 @@ func (a *Assembler) forget(shared map[ident.Hash]map[string]subscribe.Object) {
 // Unready lists the namespaces of a partition in effect whose backends do not answer.
 func (a *Assembler) Unready(n ident.Partition) (out []subscribe.Unready) {
 	p := a.cfg.Routes.Current().Partition(n)
-	if p == nil {
+	if p == nil || a.cfg.Pools.Ready() { // the usual case, asked of every partition in each report
 		return nil
 	}
 	for name, r := range p.Routes {

@@ -176,6 +176,18 @@ func (s *Set) Close() {
 	s.wg.Wait()
 }
 
+// Ready reports whether every backend answers.
+func (s *Set) Ready() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.pools {
+		if p.Unready() != "" {
+			return false
+		}
+	}
+	return true
+}
+
 // Snapshot lists the pools by name and type with their status, in no order.
 func (s *Set) Snapshot() []Info {
 	s.mu.Lock()

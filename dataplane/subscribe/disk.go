@@ -20,6 +20,9 @@ const (
 	setSuffix   = ".members" // after the root of the collection that the file holds
 	tempSuffix  = ".tmp"
 	saveRetries = 30 * time.Second
+	// saveEvery is how long the disk rests after a state was saved. What is on disk is a cache: changes that follow each
+	// other fast are saved once.
+	saveEvery = time.Second
 )
 
 // disk is a directory with the last good state. A file <root>.members holds the members of one collection and is what
@@ -244,12 +247,17 @@ func (s *saver) put(state *saved) {
 func (s *saver) run(ctx context.Context) {
 	swept := false
 	var failed *saved
+	next := s.next              // nil while the disk rests
+	var rested <-chan time.Time // nil while it does not
 	retry := time.NewTimer(saveRetries)
 	defer retry.Stop()
 	for {
 		var state *saved
 		select {
-		case state = <-s.next:
+		case state = <-next:
+			next, rested = nil, time.After(saveEvery)
+		case <-rested:
+			next, rested = s.next, nil
 		case <-retry.C:
 			state = failed
 		case <-ctx.Done():

@@ -56,10 +56,10 @@ func savedFiles(t *testing.T, a, b map[string]members) (before, after map[string
 		cp.serve = h.serve
 		dir := t.TempDir()
 		p := start(t, map[string]*peer{"a": cp}, func(c *subscribe.Config, _ *proxy) { c.StateDir = dir })
-		time.Sleep(time.Second)
+		time.Sleep(3 * time.Second) // the disk rests between two saves
 		before = files(t, dir)
 		h.set(b)
-		time.Sleep(time.Second)
+		time.Sleep(3 * time.Second) // the disk rests between two saves
 		after = files(t, dir)
 		if p.counter("persist_errors_total") != 0 || p.client.Status().PersistError != "" {
 			t.Fatal("the state is not on disk")

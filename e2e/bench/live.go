@@ -60,7 +60,8 @@ func benchLive(r *run) {
 	var accepted, served []time.Duration
 	for n := range changes {
 		req := request(n*7%namespaces, time.Hour+time.Duration(n+1)*time.Second)
-		watch, err := admin.Control.WatchNamespaceStatus(ctx, &controlv1.WatchNamespaceStatusRequest{Namespace: req.GetNamespace()})
+		watching, done := context.WithCancel(ctx)
+		watch, err := admin.Control.WatchNamespaceStatus(watching, &controlv1.WatchNamespaceStatusRequest{Namespace: req.GetNamespace()})
 		if err == nil {
 			_, err = watch.Recv()
 		}
@@ -83,7 +84,7 @@ func benchLive(r *run) {
 			}
 		}
 		served = append(served, time.Since(began))
-		_ = watch.CloseSend()
+		done()
 	}
 	used := (mustCPU(r, admin.Pid()) - cpu) / time.Duration(changes)
 	print := func(name string, d []time.Duration, goal string) {
