@@ -137,9 +137,8 @@ type proxy struct {
 	member *configv1.Member
 	die    func()
 
-	mu     sync.Mutex // guards the stream's sending side and cells
+	mu     sync.Mutex // guards the stream's sending side
 	stream controlv1.FleetService_ReportClient
-	cells  []*controlv1.CellReport
 }
 
 func join(t *testing.T, r *replica, id string) *proxy {

@@ -180,7 +180,6 @@ func ServerOptions() []grpc.ServerOption {
 		}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.MaxConcurrentStreams(64),
-		grpc.SharedWriteBuffer(true),
 	}
 }
 

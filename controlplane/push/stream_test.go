@@ -218,7 +218,7 @@ func TestPages(t *testing.T) {
 	for _, name := range ns {
 		sets = append(sets, big(name, "x"))
 	}
-	tree := s.edit(t, sets) // 5 MiB
+	s.edit(t, sets) // 5 MiB
 	p := connect(t, start(t, s))
 	p.subscribe(push.NamespaceType, nil, "p/0003", "p/0004")
 
@@ -228,7 +228,7 @@ func TestPages(t *testing.T) {
 		t.Errorf("%d resources of 128 KiB in the first page of 1 MiB", n)
 	}
 	// While the first page is under way one member that was sent and one that was not change, and one of each go.
-	tree = s.edit(t, []snapshot.Set{big(ns[0], "y"), big(ns[39], "y"), {Name: ns[1]}, {Name: ns[38]}})
+	tree := s.edit(t, []snapshot.Set{big(ns[0], "y"), big(ns[39], "y"), {Name: ns[1]}, {Name: ns[38]}})
 	p.ack(first)
 	if got := p.until("p/0003", tree.Collection(3).Root()); got > 7 {
 		t.Errorf("%d more pages", got)
