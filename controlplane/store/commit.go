@@ -13,7 +13,6 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/prism-gateway/prism/controlplane/snapshot"
@@ -23,11 +22,13 @@ import (
 )
 
 const (
-	maxBatch   = 1000      // changes in one commit
-	maxRecord  = 900 << 10 // bytes of changes in one snapshot's record
-	maxObject  = 1 << 20   // bytes of one object
-	maxOneTxn  = 90        // nodes that are written together with head
-	maxRetries = 100       // lost compare-and-swaps of one commit
+	maxBatch   = 1000       // changes in one commit
+	maxRecord  = 1450 << 10 // bytes of changes in one snapshot's record, which must fit into one request
+	maxObject  = 1 << 20    // bytes of one object
+	maxOneTxn  = 90         // nodes that are written together with head
+	maxRetries = 100        // lost compare-and-swaps of one commit
+	minRetries = 3          // of them whatever time they take
+	maxShort   = 128 << 10  // bytes of a request that is not given more time
 	writers    = 4
 )
 
@@ -134,12 +135,17 @@ func (s *Store) evaluate(st *state, batch []*request) *plan {
 	for i, r := range batch {
 		e, err := r.apply(p.tree, version)
 		added := 0
+		var before *recordv1.Change
+		if n := len(p.changes); n > 0 {
+			before = p.changes[n-1]
+		}
 		for _, c := range e.changes {
-			data, bad := proto.Marshal(c)
+			n, bad := storedSize(before, c)
 			if bad != nil && err == nil {
 				err = fault.Wrap(bad, fault.Invalid, fault.Field, "author, message and request id must be UTF-8")
 			}
-			added += len(data) + 8
+			added += n
+			before = c
 		}
 		if err == nil && added > maxRecord {
 			err = fault.Newf(fault.Invalid, fault.TooLarge, "%d changes are too many for one snapshot: make several of them", len(e.changes))
@@ -186,7 +192,7 @@ func (s *Store) commit(ctx context.Context, batch []*request) []*request {
 				r.answer <- answer{commit: Commit{Tree: next.tree, Snapshot: next.record, Revision: next.revision, Changed: p.changed[r]}}
 			}
 			return p.rest
-		case errors.Is(err, errLost) && attempt < maxRetries && time.Since(began) < readFactor*s.cfg.Timeout:
+		case errors.Is(err, errLost) && attempt < maxRetries && (attempt < minRetries || time.Since(began) < longFactor*s.cfg.Timeout):
 			continue
 		case errors.Is(err, errLost):
 			err = fault.Wrap(err, fault.Unavailable, fault.TxConflict,
@@ -236,12 +242,13 @@ func (s *Store) record(ctx context.Context, st *state, p *plan, written map[iden
 	if len(p.changes) == 0 {
 		return st, s.confirm(ctx, st)
 	}
-	rec := p.tree.Record(st.tree.Version(), p.changes)
+	rec := p.tree.Record(st.tree.Version(), nil)
 	rec.RecordedAt, rec.CommitId = timestamppb.New(s.cfg.Now()), rand.Text()
-	recData, err := encode(rec)
+	recData, err := encodeRecord(rec, p.changes)
 	if err != nil {
 		return nil, fault.From(err)
 	}
+	rec.Changes = p.changes
 	headData, err := encode(&recordv1.Head{Version: rec.Version, Root: rec.Root})
 	if err != nil {
 		return nil, fault.From(err)
@@ -258,7 +265,7 @@ func (s *Store) record(ctx context.Context, st *state, p *plan, written map[iden
 		if err := s.write(ctx, puts); err != nil {
 			return nil, err
 		}
-		puts = nil
+		puts, size = nil, len(recData)
 		for _, h := range hashes {
 			written[h] = true
 		}
@@ -272,9 +279,13 @@ func (s *Store) record(ctx context.Context, st *state, p *plan, written map[iden
 	next := &state{tree: p.tree, record: rec}
 	s.pending.Store(next)
 	defer s.pending.Store(nil)
-	short, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
+	timeout := s.cfg.Timeout
+	if size > maxShort {
+		timeout *= longFactor
+	}
+	bounded, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	resp, err := s.etcd.Txn(short).If(conditions...).Then(puts...).Else(clientv3.OpGet(s.keys.head())).Commit()
+	resp, err := s.etcd.Txn(bounded).If(conditions...).Then(puts...).Else(clientv3.OpGet(s.keys.head())).Commit()
 	switch {
 	case err != nil:
 		revision, err := s.resolve(ctx, st, rec, err)
@@ -334,9 +345,9 @@ func (s *Store) write(ctx context.Context, puts []clientv3.Op) error {
 		part := puts[:n]
 		puts = puts[n:]
 		work.Go(func() error {
-			short, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
+			long, cancel := context.WithTimeout(ctx, longFactor*s.cfg.Timeout)
 			defer cancel()
-			_, err := s.etcd.Txn(short).Then(part...).Commit()
+			_, err := s.etcd.Txn(long).Then(part...).Commit()
 			return err
 		})
 	}
@@ -365,7 +376,7 @@ func (s *Store) lost(ctx context.Context, head []*mvccpb.KeyValue) error {
 	if len(head) == 0 {
 		return fault.From(damaged(s.keys.head(), errMissing)).WithOutcome(fault.NotApplied)
 	}
-	ctx, cancel := context.WithTimeout(ctx, readFactor*s.cfg.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, longFactor*s.cfg.Timeout)
 	defer cancel()
 	if err := s.catchUp(ctx, head[0]); err != nil {
 		return fault.From(down(err)).WithOutcome(fault.NotApplied)
@@ -413,7 +424,7 @@ func (s *Store) resolve(ctx context.Context, st *state, rec *recordv1.Snapshot, 
 		return 0, errLost
 	}
 	if kvs := resp.Responses[1].GetResponseRange().Kvs; len(kvs) > 0 {
-		stored, err := decode[recordv1.Snapshot](string(kvs[0].Key), kvs[0].Value)
+		stored, err := decodeRecord(string(kvs[0].Key), kvs[0].Value)
 		if err != nil {
 			return 0, err
 		}

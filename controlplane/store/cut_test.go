@@ -5,6 +5,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -21,6 +22,7 @@ type wire struct {
 	target       string
 	loseRequests atomic.Bool
 	loseAnswers  atomic.Bool
+	pace         atomic.Int64  // what 64 KiB take to etcd, in nanoseconds
 	lost         chan struct{} // of one: something was lost
 
 	mu      sync.Mutex // guards all below
@@ -62,13 +64,13 @@ func (w *wire) accept() {
 			continue
 		}
 		w.conns[in], w.conns[out] = struct{}{}, struct{}{}
-		w.copies.Go(func() { w.copy(out, in, &w.loseRequests) })
-		w.copies.Go(func() { w.copy(in, out, &w.loseAnswers) })
+		w.copies.Go(func() { w.copy(out, in, &w.loseRequests, &w.pace) })
+		w.copies.Go(func() { w.copy(in, out, &w.loseAnswers, new(atomic.Int64)) })
 		w.mu.Unlock()
 	}
 }
 
-func (w *wire) copy(to, from net.Conn, lose *atomic.Bool) {
+func (w *wire) copy(to, from net.Conn, lose *atomic.Bool, pace *atomic.Int64) {
 	defer to.Close()
 	defer from.Close()
 	buffer := make([]byte, 64<<10)
@@ -84,6 +86,7 @@ func (w *wire) copy(to, from net.Conn, lose *atomic.Bool) {
 			}
 			continue
 		}
+		time.Sleep(time.Duration(pace.Load() * int64(n) / int64(len(buffer))))
 		if _, err := to.Write(buffer[:n]); err != nil {
 			return
 		}

@@ -175,7 +175,7 @@ func (s *Store) create(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, readFactor*s.cfg.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, longFactor*s.cfg.Timeout)
 	defer cancel()
 	_, err = s.etcd.Txn(ctx).If(
 		clientv3.Compare(clientv3.CreateRevision(s.keys.install()), "=", 0),

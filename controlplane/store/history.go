@@ -48,7 +48,7 @@ func (s *Store) snapshotAt(ctx context.Context, version uint64, seen map[string]
 		}
 		data, revision = kvs[0].Value, kvs[0].ModRevision
 	}
-	rec, err := decode[recordv1.Snapshot](key, data)
+	rec, err := decodeRecord(key, data)
 	if err == nil && rec.Version != version {
 		err = damaged(key, errAltered)
 	}
@@ -78,7 +78,7 @@ func (s *Store) Snapshots(ctx context.Context, before uint64, limit int) ([]*rec
 	}
 	var out []*recordv1.Snapshot
 	for _, kv := range slices.Backward(resp.Responses[0].GetResponseRange().Kvs) {
-		rec, err := decode[recordv1.Snapshot](string(kv.Key), kv.Value)
+		rec, err := decodeRecord(string(kv.Key), kv.Value)
 		if err != nil {
 			return nil, err
 		}

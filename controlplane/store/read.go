@@ -22,7 +22,7 @@ const (
 	maxOps     = 100
 	maxBytes   = 1 << 20
 	readers    = 8
-	readFactor = 5 // how much longer than a write a read may take
+	longFactor = 5 // how much longer than a small write a request that moves much may take
 )
 
 // down is a fault for an etcd that did not answer a read.
@@ -98,7 +98,7 @@ func (s *Store) nodes(ctx context.Context, seen map[string][]byte, kind snapshot
 }
 
 func (s *Store) readTxn(ctx context.Context, ops ...clientv3.Op) (*clientv3.TxnResponse, error) {
-	ctx, cancel := context.WithTimeout(ctx, readFactor*s.cfg.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, longFactor*s.cfg.Timeout)
 	defer cancel()
 	resp, err := s.etcd.Txn(ctx).Then(ops...).Commit()
 	if err != nil {

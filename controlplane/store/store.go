@@ -31,8 +31,8 @@ type Config struct {
 	// Partitions is for the creation of an installation; default 1,024. When it is set and the installation has
 	// another number, Run fails.
 	Partitions uint32
-	// Timeout bounds one write; default 1.5 s. A commit that etcd does not answer fails within a third more.
-	// Requests that read much are given five times as long.
+	// Timeout bounds one small write; default 1.5 s. A commit that etcd does not answer fails within a third more.
+	// Requests that read or write much are given five times as long.
 	Timeout time.Duration
 	// Name tells replicas apart in an election; required.
 	Name string

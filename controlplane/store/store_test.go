@@ -292,7 +292,7 @@ func TestACommitOfManyObjectsIsOne(t *testing.T) {
 func TestWhatIsTooLargeIsRefusedAlone(t *testing.T) {
 	a := open(t, store.Config{})
 	var many []snapshot.Set
-	for i := range 20_000 {
+	for i := range 30_000 {
 		many = append(many, snapshot.Set{Name: fmt.Sprintf("ns/orders-%d", i), Data: marshal(t, &configv1.NamespaceConfig{Namespace: fmt.Sprintf("orders-%d", i)})})
 	}
 	for name, sets := range map[string][]snapshot.Set{

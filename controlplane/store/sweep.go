@@ -272,7 +272,7 @@ func (s *Store) deleteUnwritten(ctx context.Context, dead []*mvccpb.KeyValue) (i
 		conditions = append(conditions, clientv3.Compare(clientv3.ModRevision(string(kv.Key)), "=", kv.ModRevision))
 		deletes = append(deletes, clientv3.OpDelete(string(kv.Key)))
 	}
-	ctx, cancel := context.WithTimeout(ctx, readFactor*s.cfg.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, longFactor*s.cfg.Timeout)
 	defer cancel()
 	resp, err := s.etcd.Txn(ctx).If(conditions...).Then(deletes...).Commit()
 	if err != nil {
@@ -294,7 +294,7 @@ func (s *Store) Compact(ctx context.Context, before int64) (int64, error) {
 		}
 		return resp.Header.Revision, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, readFactor*s.cfg.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, longFactor*s.cfg.Timeout)
 	defer cancel()
 	if _, err := s.etcd.Compact(ctx, before); err != nil && !errors.Is(err, rpctypes.ErrCompacted) {
 		return 0, down(err)

@@ -217,7 +217,7 @@ type EtcdConfig struct {
 	Prefix string `protobuf:"bytes,2,opt,name=prefix,proto3" json:"prefix,omitempty"`
 	// Where the embedded etcd keeps its data; default prism-admin.etcd in the working directory.
 	DataDir string `protobuf:"bytes,3,opt,name=data_dir,json=dataDir,proto3" json:"data_dir,omitempty"`
-	// How long one write may take; default 1.5 s. Loading is given five times as long.
+	// How long one small write may take; default 1.5 s. Loading and large writes are given five times as long.
 	RequestTimeout *durationpb.Duration `protobuf:"bytes,4,opt,name=request_timeout,json=requestTimeout,proto3" json:"request_timeout,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache

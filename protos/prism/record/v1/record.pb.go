@@ -423,7 +423,9 @@ type Change struct {
 	// The request's id, as in the logs.
 	RequestId string `protobuf:"bytes,7,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// For a rollback: the version that was gone back to.
-	ToVersion     uint64 `protobuf:"varint,8,opt,name=to_version,json=toVersion,proto3" json:"to_version,omitempty"`
+	ToVersion uint64 `protobuf:"varint,8,opt,name=to_version,json=toVersion,proto3" json:"to_version,omitempty"`
+	// As stored: author, message and request id are those of the change before, and are left out here.
+	SameNote      bool `protobuf:"varint,9,opt,name=same_note,json=sameNote,proto3" json:"same_note,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -512,6 +514,13 @@ func (x *Change) GetToVersion() uint64 {
 		return x.ToVersion
 	}
 	return 0
+}
+
+func (x *Change) GetSameNote() bool {
+	if x != nil {
+		return x.SameNote
+	}
+	return false
 }
 
 // Head names the newest snapshot.
@@ -824,7 +833,7 @@ const file_prism_record_v1_record_proto_rawDesc = "" +
 	"\tcommit_id\x18\b \x01(\tR\bcommitId\x12\x1e\n" +
 	"\n" +
 	"namespaces\x18\t \x01(\x04R\n" +
-	"namespaces\"\xeb\x01\n" +
+	"namespaces\"\x88\x02\n" +
 	"\x06Change\x12/\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1b.prism.record.v1.ChangeKindR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -835,7 +844,8 @@ const file_prism_record_v1_record_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\a \x01(\tR\trequestId\x12\x1d\n" +
 	"\n" +
-	"to_version\x18\b \x01(\x04R\ttoVersion\"4\n" +
+	"to_version\x18\b \x01(\x04R\ttoVersion\x12\x1b\n" +
+	"\tsame_note\x18\t \x01(\bR\bsameNote\"4\n" +
 	"\x04Head\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x12\n" +
 	"\x04root\x18\x02 \x01(\fR\x04root\"\xb5\x01\n" +
