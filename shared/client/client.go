@@ -72,10 +72,14 @@ type Control struct {
 	router *router
 }
 
+// maxControl bounds an answer of the control plane in bytes: what differs between two snapshots may be much.
+const maxControl = 32 << 20
+
 // DialControl makes a client of the control plane; Config.Owners is not used. It connects when it is first used. The
 // caller closes it.
 func DialControl(cfg Config) (*Control, error) {
 	cfg.Owners = nil
+	cfg.Options = append([]grpc.DialOption{grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxControl))}, cfg.Options...)
 	r, err := newRouter(cfg)
 	if err != nil {
 		return nil, err

@@ -301,6 +301,22 @@ func TestAClosedClientSaysSo(t *testing.T) {
 	}
 }
 
+func TestTheControlPlaneMayAnswerMuch(t *testing.T) {
+	p := serve(t)
+	for range 100_000 {
+		p.owners = append(p.owners, "proxy-1.fleet.prism.svc.cluster.local:8980")
+	}
+	c, err := client.DialControl(client.Config{Endpoints: []string{p.address}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	out, err := c.Admin.GetOwners(t.Context(), &adminv1.GetOwnersRequest{Namespace: "abc"})
+	if err != nil || len(out.GetOwners()) != 100_000 {
+		t.Errorf("%d owners, %v", len(out.GetOwners()), err)
+	}
+}
+
 func TestEndpointsAreChecked(t *testing.T) {
 	for _, endpoints := range [][]string{nil, {"localhost"}, {"http://a:1"}, {":8980"}} {
 		if _, err := client.Dial(client.Config{Endpoints: endpoints}); err == nil {
