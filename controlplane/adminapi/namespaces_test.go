@@ -245,6 +245,34 @@ func TestManyAreAnsweredBriefly(t *testing.T) {
 	}
 }
 
+func TestApplyOfAsManyAsAreAllowed(t *testing.T) {
+	const many = 10_000
+	r := seeded(t)
+	in := &controlv1.ApplyNamespacesRequest{Note: note("alice", strings.Repeat("w", 4096))}
+	for i := range many {
+		in.Changes = append(in.Changes, &controlv1.NamespaceChange{Request: request(fmt.Sprintf("many-%05d-%s", i, strings.Repeat("x", 50)))})
+	}
+	out, err := r.ApplyNamespaces(t.Context(), in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(out.Results); n != many || out.Results[many-1].Action != controlv1.PlanAction_PLAN_ACTION_CREATE {
+		t.Errorf("%d results, the last %v", n, out.Results[n-1])
+	}
+	got, err := r.GetSnapshot(t.Context(), &adminv1.GetSnapshotRequest{Version: out.SnapshotVersion})
+	if err != nil {
+		t.Fatal(err)
+	}
+	changes := got.Snapshot.Changes
+	if len(changes) != many {
+		t.Fatalf("%d changes are told", len(changes))
+	}
+	first, last := changes[0], changes[many-1]
+	if first.Author != "alice" || first.Message != in.Note.Message || last.Kind != "create" || last.Name == "" || last.After == "" || last.Message != "" {
+		t.Errorf("the first change is %v, the last %v", first, last)
+	}
+}
+
 func TestPlan(t *testing.T) {
 	r := seeded(t)
 	r.create(t, request("orders", reads(10)))

@@ -76,8 +76,13 @@ func snapshotOf(r *recordv1.Snapshot, head *snapshot.Tree) *adminv1.Snapshot {
 		Version: r.GetVersion(), Root: hexOf(r.GetRoot()), Parent: r.GetParent(), RecordedAt: r.GetRecordedAt(),
 		Namespaces: r.GetNamespaces(), Head: r.GetVersion() == head.Version(),
 	}
+	bytes := 0
 	for _, c := range r.GetChanges() {
-		out.Changes = append(out.Changes, changeOf(c))
+		one := changeOf(c)
+		if bytes += proto.Size(one); bytes > maxAnswer {
+			one = &adminv1.SnapshotChange{Kind: one.GetKind(), Name: one.GetName(), After: one.GetAfter()}
+		}
+		out.Changes = append(out.Changes, one)
 	}
 	return out
 }

@@ -725,7 +725,7 @@ type Snapshot struct {
 	Parent uint64 `protobuf:"varint,3,opt,name=parent,proto3" json:"parent,omitempty"`
 	// When it was recorded.
 	RecordedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=recorded_at,json=recordedAt,proto3" json:"recorded_at,omitempty"`
-	// What changed.
+	// What changed. When that is too much for one answer, changes at the end are told by kind, name and after only.
 	Changes []*SnapshotChange `protobuf:"bytes,5,rep,name=changes,proto3" json:"changes,omitempty"`
 	// How many namespaces there are.
 	Namespaces uint64 `protobuf:"varint,6,opt,name=namespaces,proto3" json:"namespaces,omitempty"`
