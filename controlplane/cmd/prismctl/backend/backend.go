@@ -223,6 +223,9 @@ func (c *Commands) read(file string) ([]admission.BackendDocument, error) {
 	}
 	docs, err := admission.ParseBackendsYAML(shown, data)
 	if err != nil {
+		if _, other := admission.ParseYAML(shown, data); other == nil {
+			return nil, fmt.Errorf("%s holds requests for namespaces; they go to: prismctl namespace apply", shown)
+		}
 		return nil, err
 	}
 	var problems admission.Problems
@@ -268,6 +271,9 @@ func (c *Commands) delete() *cobra.Command {
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: c.names,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := terminal.CheckVersion(version, "prismctl backend get"); err != nil {
+				return err
+			}
 			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
 				resp, err := control.Admin.DeleteBackend(ctx, &adminv1.DeleteBackendRequest{Name: args[0], Version: version, Note: note.Proto(c.term)})
 				if err != nil {
@@ -279,7 +285,7 @@ func (c *Commands) delete() *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().StringVar(&version, "version", "", "delete only if the backend still has this version")
+	cmd.Flags().StringVar(&version, "version", "", "delete only if the backend still has this version (as backend get shows it)")
 	note.Register(cmd)
 	return cmd
 }

@@ -132,10 +132,12 @@ func describe(w io.Writer, resp *adminv1.GetProxyResponse) {
 		"partitions", fmt.Sprintf("%d owned, %d of them current, %d loading", p.GetOwned(), p.GetCurrent(), p.GetLoading()),
 	)
 	fmt.Fprintln(w)
+	empty := 0
 	g := terminal.NewGrid("PARTITION", "RANK", "WANTED", "ACCEPTED", "SERVED", "REFUSED")
 	for _, part := range resp.GetPartitions() {
 		// An installation has many partitions: those that are as they ought to be and empty say nothing.
 		if part.GetWantRoot() == "" && part.GetServingRoot() == "" && len(part.GetRejections()) == 0 && !part.GetLoading() {
+			empty++
 			continue
 		}
 		rank := count(part.GetRank())
@@ -149,12 +151,15 @@ func describe(w io.Writer, resp *adminv1.GetProxyResponse) {
 		g.Row(count(part.GetPartition()), rank, terminal.Short(part.GetWantRoot()), terminal.Short(part.GetAcceptedRoot()), terminal.Short(part.GetServingRoot()), strings.Join(refused, "; "))
 	}
 	g.Write(w)
+	if empty > 0 {
+		fmt.Fprintf(w, "empty partitions, not listed: %d\n", empty)
+	}
 }
 
 func (c *Commands) owners() *cobra.Command {
 	return &cobra.Command{
 		Use:     "owners NAMESPACE",
-		Short:   "Show which proxies own a namespace",
+		Short:   "Show which proxies own a namespace, or would own one of that name",
 		Example: "  prismctl fleet owners user-profiles",
 		Args:    cobra.ExactArgs(1),
 		ValidArgsFunction: func(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {

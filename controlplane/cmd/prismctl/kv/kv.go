@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -83,17 +82,17 @@ func (c *Commands) decode(text string) ([]byte, error) {
 	case "hex":
 		b, err := hex.DecodeString(strings.TrimPrefix(text, "0x"))
 		if err != nil {
-			return nil, fmt.Errorf("%q is not hexadecimal (--encoding)", text)
+			return nil, terminal.Misusef("%q is not hexadecimal (--encoding)", text)
 		}
 		return b, nil
 	case "base64":
 		b, err := base64.StdEncoding.DecodeString(text)
 		if err != nil {
-			return nil, fmt.Errorf("%q is not base64 (--encoding)", text)
+			return nil, terminal.Misusef("%q is not base64 (--encoding)", text)
 		}
 		return b, nil
 	}
-	return nil, fmt.Errorf("--encoding %q: want text, hex or base64", c.encoding)
+	return nil, terminal.Misusef("--encoding %q: want text, hex or base64", c.encoding)
 }
 
 // show writes an id, a key or a version in the encoding asked for; text that cannot be shown is written in hex.
@@ -157,7 +156,9 @@ func (c *Commands) put() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "put NAMESPACE ID [KEY] VALUE",
 		Short: "Write an item",
-		Long:  "Write an item. VALUE is the text itself, - for standard input, or @FILE for the bytes of a file.",
+		Long: `Write an item. VALUE is the text itself, - for standard input, or @FILE for the bytes of a file.
+
+Text that begins with @ goes through standard input; text that begins with - follows after --.`,
 		Example: "  prismctl kv put user-profiles alice name Alice --ttl 24h\n" +
 			"  prismctl kv put user-profiles alice photo @alice.jpg --content-type image/jpeg\n" +
 			"  date | prismctl kv put user-profiles alice seen -",
@@ -176,7 +177,10 @@ func (c *Commands) put() *cobra.Command {
 			if req.Condition, err = condition(ifAbsent, ifPresent, ifVersion); err != nil {
 				return err
 			}
-			if ttl != 0 {
+			if cmd.Flags().Changed("ttl") {
+				if ttl <= 0 {
+					return terminal.Misusef("--ttl %v: want more than 0, or leave it out for the namespace's", ttl)
+				}
 				req.Expiry = &datav1.Expiry{Is: &datav1.Expiry_Ttl{Ttl: durationpb.New(ttl)}}
 			}
 			return c.call(cmd, func(ctx context.Context, kv datav1.KeyValueClient) error {
@@ -212,7 +216,7 @@ func condition(absent, present bool, version string) (*datav1.Condition, error) 
 	case version != "":
 		b, err := base64.StdEncoding.DecodeString(version)
 		if err != nil {
-			return nil, fmt.Errorf("--if-version %q is not base64", version)
+			return nil, terminal.Misusef("--if-version %q is not base64", version)
 		}
 		return &datav1.Condition{Is: &datav1.Condition_Version{Version: b}}, nil
 	}
@@ -244,7 +248,7 @@ func (c *Commands) delete() *cobra.Command {
 			}
 			if all {
 				if len(args) == 3 {
-					return errors.New("--all removes every key of the id: leave the key out")
+					return terminal.Misusef("--all removes every key of the id: leave the key out")
 				}
 				return c.deleteAll(cmd, args[0], id)
 			}
@@ -304,6 +308,9 @@ func (c *Commands) touch() *cobra.Command {
 			id, key, err := c.name(args[1:])
 			if err != nil {
 				return err
+			}
+			if ttl <= 0 && !never {
+				return terminal.Misusef("--ttl %v: want more than 0, or --never", ttl)
 			}
 			expiry := &datav1.Expiry{Is: &datav1.Expiry_Ttl{Ttl: durationpb.New(ttl)}}
 			if never {

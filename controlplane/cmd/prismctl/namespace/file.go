@@ -57,25 +57,35 @@ func (c *Commands) plan() *cobra.Command {
 }
 
 func (c *Commands) apply() *cobra.Command {
-	var file string
+	var file, version string
 	var note terminal.Note
 	var wait bool
 	waitFor := 2 * time.Minute
 	cmd := &cobra.Command{
-		Use:     "apply -f FILE",
-		Short:   "Create or change the namespaces of a file as one change: all or none",
+		Use:   "apply -f FILE",
+		Short: "Create or change the namespaces of a file as one change: all or none",
+		Long: `Create or change the namespaces of a file as one change: all or none.
+
+Whoever applies last wins. To change only what you have read, give --version as "namespace get" showed it: apply then
+refuses when somebody else changed the namespace since.`,
 		Example: "  prismctl namespace apply -f user-profiles.yaml --wait -m 'keep profiles a day'",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := terminal.CheckVersion(version, "prismctl namespace get"); err != nil {
+				return err
+			}
 			docs, err := c.read(file)
 			if err != nil {
 				return err
+			}
+			if version != "" && len(docs) != 1 {
+				return terminal.Misusef("--version is of one namespace, and %s holds %d", file, len(docs))
 			}
 			var resp *controlv1.ApplyNamespacesResponse
 			err = c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
 				req := &controlv1.ApplyNamespacesRequest{Note: note.Proto(c.term)}
 				for _, d := range docs {
-					req.Changes = append(req.Changes, &controlv1.NamespaceChange{Request: d.Request})
+					req.Changes = append(req.Changes, &controlv1.NamespaceChange{Request: d.Request, Version: version})
 				}
 				resp, err = control.Namespaces.ApplyNamespaces(ctx, req)
 				return locate(docs, err)
@@ -91,6 +101,7 @@ func (c *Commands) apply() *cobra.Command {
 		},
 	}
 	fileFlag(cmd, &file)
+	cmd.Flags().StringVar(&version, "version", "", "apply only if the namespace still has this version (as namespace get shows it)")
 	waitFlags(cmd, &wait, &waitFor)
 	note.Register(cmd)
 	return cmd
@@ -115,6 +126,9 @@ func (c *Commands) read(file string) ([]admission.Document, error) {
 	}
 	docs, err := admission.ParseYAML(shown, data)
 	if err != nil {
+		if _, other := admission.ParseBackendsYAML(shown, data); other == nil {
+			return nil, fmt.Errorf("%s holds backends; they go to: prismctl backend apply", shown)
+		}
 		return nil, err
 	}
 	var problems admission.Problems

@@ -40,7 +40,7 @@ func (c *Commands) status() *cobra.Command {
 					return err
 				}
 				status := resp.GetNamespace().GetStatus()
-				return c.term.Print(status, func(w io.Writer) { owners(w, status) })
+				return c.term.Print(status, func(w io.Writer) { owners(w, status, resp.GetNamespace().GetDraining()) })
 			})
 		},
 	}
@@ -128,8 +128,10 @@ func (c *Commands) waitLive(ctx context.Context, limit time.Duration, snapshot u
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	progress := c.term.Progress()
+	var waiting string
 	err := c.target.WithoutLimit(ctx, func(ctx context.Context, control *client.Control) error {
 		for _, name := range names {
+			waiting = name
 			if err := c.follow(ctx, control, progress, name, snapshot); err != nil {
 				return err
 			}
@@ -137,7 +139,7 @@ func (c *Commands) waitLive(ctx context.Context, limit time.Duration, snapshot u
 		return nil
 	})
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return fmt.Errorf("the change is recorded, but not every owner served it within %v (--wait-for)\n  see what is in the way with: prismctl namespace status NAME", limit)
+		return fmt.Errorf("the change is recorded, but not every owner of %s served it within %v (--wait-for)\n  see what is in the way with: prismctl namespace status %[1]s", waiting, limit)
 	}
 	return err
 }
@@ -173,8 +175,8 @@ func summary(s *configv1.NamespaceStatus) string {
 			continue
 		}
 		text := o.GetProxy() + " " + stage(o.GetStage())
-		if o.GetReason() != "" {
-			text += " (" + o.GetReason() + ")"
+		if reason := reason(o); reason != "" {
+			text += " (" + reason + ")"
 		}
 		waiting = append(waiting, text)
 	}
@@ -185,6 +187,14 @@ func summary(s *configv1.NamespaceStatus) string {
 		text += "; " + s.GetSummary()
 	}
 	return text
+}
+
+// reason says why an owner does not serve, without its name, which stands beside it.
+func reason(o *configv1.OwnerStatus) string {
+	if r := o.GetRejection(); r != nil {
+		return strings.TrimPrefix(r.GetField()+": "+r.GetReason(), ": ")
+	}
+	return strings.TrimPrefix(o.GetReason(), o.GetProxy()+" ")
 }
 
 func stage(s configv1.Stage) string {
@@ -203,9 +213,12 @@ func stage(s configv1.Stage) string {
 	return "unknown"
 }
 
-func owners(w io.Writer, s *configv1.NamespaceStatus) {
+func owners(w io.Writer, s *configv1.NamespaceStatus, draining bool) {
 	live := "live"
-	if !s.GetLive() {
+	switch {
+	case draining:
+		live = "being deleted: its owners refuse calls"
+	case !s.GetLive():
 		live = "not live"
 		if s.GetSummary() != "" {
 			live += ": " + s.GetSummary()
@@ -214,11 +227,7 @@ func owners(w io.Writer, s *configv1.NamespaceStatus) {
 	fmt.Fprintf(w, "%s, snapshot %d: %s\n", terminal.Clean(s.GetNamespace()), s.GetSnapshotVersion(), terminal.Clean(live))
 	g := terminal.NewGrid("OWNER", "RANK", "STAGE", "ADDRESS", "LAST SEEN", "REASON")
 	for _, o := range s.GetOwners() {
-		reason := o.GetReason()
-		if r := o.GetRejection(); r != nil {
-			reason = strings.TrimPrefix(r.GetField()+": "+r.GetReason(), ": ")
-		}
-		g.Row(o.GetProxy(), strconv.Itoa(int(o.GetRank())), stage(o.GetStage()), o.GetAddress(), terminal.Time(o.GetLastSeen()), reason)
+		g.Row(o.GetProxy(), strconv.Itoa(int(o.GetRank())), stage(o.GetStage()), o.GetAddress(), terminal.Time(o.GetLastSeen()), reason(o))
 	}
 	g.Write(w)
 }

@@ -142,6 +142,9 @@ func (c *Commands) delete() *cobra.Command {
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: c.names,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := terminal.CheckVersion(version, "prismctl namespace get"); err != nil {
+				return err
+			}
 			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
 				resp, err := control.Namespaces.DeleteNamespace(ctx, &controlv1.DeleteNamespaceRequest{
 					Namespace: args[0], Version: version, Note: note.Proto(c.term)})
@@ -155,7 +158,7 @@ func (c *Commands) delete() *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().StringVar(&version, "version", "", "delete only if the namespace still has this version")
+	cmd.Flags().StringVar(&version, "version", "", "delete only if the namespace still has this version (as namespace get shows it)")
 	note.Register(cmd)
 	return cmd
 }
@@ -216,7 +219,7 @@ func describe(w io.Writer, n *configv1.NamespaceResponse) {
 	decisions(w, n.GetDecisions())
 	if s := n.GetStatus(); s != nil {
 		io.WriteString(w, "\n")
-		owners(w, s)
+		owners(w, s, n.GetDraining())
 	}
 }
 

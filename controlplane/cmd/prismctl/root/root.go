@@ -2,6 +2,7 @@
 package root
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,15 +29,6 @@ const (
 	misused   = 2 // the command line itself is wrong
 )
 
-// usageError is a mistake on the command line.
-type usageError struct {
-	error
-	command string
-}
-
-// Unwrap returns the mistake.
-func (e usageError) Unwrap() error { return e.error }
-
 // Run runs one command line and returns the exit code: 0 only on success. Errors go to term.Err, in one message.
 func Run(ctx context.Context, term *terminal.Terminal, args []string) int {
 	cmd := New(term)
@@ -44,17 +36,13 @@ func Run(ctx context.Context, term *terminal.Terminal, args []string) int {
 	cmd.SetIn(term.In)
 	cmd.SetOut(term.Out)
 	cmd.SetErr(term.Err)
-	err := cmd.ExecuteContext(ctx)
+	ran, err := cmd.ExecuteContextC(ctx)
 	if err == nil {
 		return succeeded
 	}
 	fmt.Fprintf(term.Err, "prismctl: %s\n", terminal.Explain(err))
-	usage, misuse := errors.AsType[usageError](err)
-	if misuse {
-		fmt.Fprintf(term.Err, "see: %s --help\n", usage.command)
-		return misused
-	}
-	if strings.HasPrefix(err.Error(), "unknown command") {
+	if _, misuse := errors.AsType[terminal.Misuse](err); misuse || strings.HasPrefix(err.Error(), "unknown command") {
+		fmt.Fprintf(term.Err, "see: %s --help\n", ran.CommandPath())
 		return misused
 	}
 	return failed
@@ -104,11 +92,20 @@ func version(term *terminal.Terminal) *cobra.Command {
 // strict makes mistakes on the command line errors of their own kind, in every command, and a group without a known
 // command below it an error.
 func strict(cmd *cobra.Command) {
-	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usageError{err, c.CommandPath()} })
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return terminal.Misuse{Err: err} })
+	if cmd.Runnable() {
+		// cobra would check these too, but return errors that nothing tells from others.
+		cmd.PreRunE = func(c *cobra.Command, _ []string) error {
+			if err := cmp.Or(c.ValidateRequiredFlags(), c.ValidateFlagGroups()); err != nil {
+				return terminal.Misuse{Err: err}
+			}
+			return nil
+		}
+	}
 	if check := cmd.Args; check != nil {
 		cmd.Args = func(c *cobra.Command, args []string) error {
 			if err := check(c, args); err != nil {
-				return usageError{fmt.Errorf("%w; usage: %s", err, c.UseLine()), c.CommandPath()}
+				return terminal.Misuse{Err: fmt.Errorf("%w; usage: %s", err, c.UseLine())}
 			}
 			return nil
 		}
@@ -118,7 +115,7 @@ func strict(cmd *cobra.Command) {
 			if len(args) == 0 {
 				return c.Help()
 			}
-			return usageError{fmt.Errorf("unknown command %q for %q", args[0], c.CommandPath()), c.CommandPath()}
+			return terminal.Misusef("unknown command %q for %q", args[0], c.CommandPath())
 		}
 	}
 	for _, sub := range cmd.Commands() {

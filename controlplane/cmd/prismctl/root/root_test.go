@@ -9,16 +9,19 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/root"
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/terminal"
 	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
+	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
 	datav1 "github.com/prism-gateway/prism/protos/prism/data/v1"
 )
@@ -112,6 +115,14 @@ func TestOutputs(t *testing.T) {
 		"misuse-flag":              {args: "namespace list --frobnicate"},
 		"misuse-arguments":         {args: "kv get user-profiles"},
 		"misuse-format":            {args: "namespace list -o xml"},
+		"misuse-required":          {args: "namespace plan"},
+		"misuse-group":             {args: "kv put user-profiles alice v --if-absent --if-present"},
+		"misuse-ttl":               {args: "kv put user-profiles alice v --ttl 0s"},
+		"misuse-timeout":           {args: "namespace list --timeout 0s"},
+		"misuse-short-version":     {args: "namespace delete user-profiles --version 0123456789ab"},
+		"misuse-version-of-many":   {args: "namespace apply -f - --version 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", in: request + "---\n" + strings.Replace(request, "user-", "other-", 1)},
+		"namespace-plan-backends":  {args: "namespace plan -f -", in: "name: local-sqlite\ntype: sqlite\nendpoints: [data.db]\n"},
+		"backend-apply-namespaces": {args: "backend apply -f -", in: request},
 	} {
 		used[name+".golden"] = true
 		t.Run(name, func(t *testing.T) {
@@ -159,19 +170,23 @@ func TestCommandsAskForWhatTheLineSays(t *testing.T) {
 		t.Fatal(err)
 	}
 	note := &controlv1.ChangeNote{Author: "tester", Message: "because"}
+	version := strings.Repeat("0123456789abcdef", 4)
 	for name, tc := range map[string]struct {
 		args string
 		in   string
 		want proto.Message
 	}{
-		"a value from a file":      {"kv put ns-a id key @" + file, "", &datav1.PutRequest{Namespace: "ns-a", Id: []byte("id"), Key: []byte("key"), Value: []byte{0, 0xff}}},
-		"a value from the input":   {"kv put ns-a id -", "\x00in", &datav1.PutRequest{Namespace: "ns-a", Id: []byte("id"), Value: []byte("\x00in")}},
-		"an id in hex":             {"kv get ns-a 0xff00 --encoding hex", "", &datav1.GetRequest{Namespace: "ns-a", Id: []byte{0xff, 0}}},
-		"an id in base64":          {"kv get ns-a /w== --encoding base64", "", &datav1.GetRequest{Namespace: "ns-a", Id: []byte{0xff}}},
-		"a condition":              {"kv delete ns-a id --if-version AAE=", "", &datav1.DeleteRequest{Namespace: "ns-a", Id: []byte("id"), Condition: &datav1.Condition{Is: &datav1.Condition_Version{Version: []byte{0, 1}}}}},
-		"a write if absent":        {"kv put ns-a id v --if-absent", "", &datav1.PutRequest{Namespace: "ns-a", Id: []byte("id"), Value: []byte("v"), Condition: &datav1.Condition{Is: &datav1.Condition_Absent{Absent: true}}}},
-		"a range of a scan":        {"kv scan ns-a id --prefix p --start a --end b --reverse --keys-only --limit 1", "", &datav1.ScanRequest{Namespace: "ns-a", Id: []byte("id"), Prefix: []byte("p"), Start: []byte("a"), End: []byte("b"), Reverse: true, KeysOnly: true, Limit: 1}},
-		"who deletes and why":      {"namespace delete ns-a --version abc -m because", "", &controlv1.DeleteNamespaceRequest{Namespace: "ns-a", Version: "abc", Note: note}},
+		"a value from a file":    {"kv put ns-a id key @" + file, "", &datav1.PutRequest{Namespace: "ns-a", Id: []byte("id"), Key: []byte("key"), Value: []byte{0, 0xff}}},
+		"a value from the input": {"kv put ns-a id -", "\x00in", &datav1.PutRequest{Namespace: "ns-a", Id: []byte("id"), Value: []byte("\x00in")}},
+		"an id in hex":           {"kv get ns-a 0xff00 --encoding hex", "", &datav1.GetRequest{Namespace: "ns-a", Id: []byte{0xff, 0}}},
+		"an id in base64":        {"kv get ns-a /w== --encoding base64", "", &datav1.GetRequest{Namespace: "ns-a", Id: []byte{0xff}}},
+		"a condition":            {"kv delete ns-a id --if-version AAE=", "", &datav1.DeleteRequest{Namespace: "ns-a", Id: []byte("id"), Condition: &datav1.Condition{Is: &datav1.Condition_Version{Version: []byte{0, 1}}}}},
+		"a write if absent":      {"kv put ns-a id v --if-absent", "", &datav1.PutRequest{Namespace: "ns-a", Id: []byte("id"), Value: []byte("v"), Condition: &datav1.Condition{Is: &datav1.Condition_Absent{Absent: true}}}},
+		"a range of a scan":      {"kv scan ns-a id --prefix p --start a --end b --reverse --keys-only --limit 1", "", &datav1.ScanRequest{Namespace: "ns-a", Id: []byte("id"), Prefix: []byte("p"), Start: []byte("a"), End: []byte("b"), Reverse: true, KeysOnly: true, Limit: 1}},
+		"an apply of what was read": {"namespace apply -f - --version " + version + " -m because", request, &controlv1.ApplyNamespacesRequest{Note: note,
+			Changes: []*controlv1.NamespaceChange{{Version: version, Request: &configv1.NamespaceRequest{Namespace: "user-profiles", Team: "accounts", Pattern: "keyvalue",
+				Needs: &configv1.Needs{Durability: configv1.Durability_DURABILITY_STRONG, Ttl: durationpb.New(24 * time.Hour)}}}}}},
+		"who deletes and why":      {"namespace delete ns-a --version " + version + " -m because", "", &controlv1.DeleteNamespaceRequest{Namespace: "ns-a", Version: version, Note: note}},
 		"a rollback of one":        {"namespace rollback ns-a --to 3 -m because", "", &adminv1.RollbackSnapshotRequest{ToVersion: 3, Namespace: "ns-a", Note: note}},
 		"a rollback of everything": {"snapshot rollback 3 --allow-shrink -m because", "", &adminv1.RollbackSnapshotRequest{ToVersion: 3, AllowShrink: true, Note: note}},
 		"a diff to the newest":     {"snapshot diff 3", "", &adminv1.DiffSnapshotsRequest{FromVersion: 3}},

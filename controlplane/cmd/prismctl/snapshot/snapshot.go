@@ -3,6 +3,7 @@ package snapshot
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -14,6 +15,7 @@ import (
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/terminal"
 	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
 	"github.com/prism-gateway/prism/shared/client"
+	"github.com/prism-gateway/prism/shared/fault"
 )
 
 // Commands are the commands and what they share.
@@ -38,7 +40,7 @@ func New(term *terminal.Terminal, t *target.Flags) *cobra.Command {
 func number(s string) (uint64, error) {
 	n, err := strconv.ParseUint(s, 10, 64)
 	if err != nil || n == 0 {
-		return 0, fmt.Errorf("snapshot %q: want a number from 1", s)
+		return 0, terminal.Misusef("snapshot %q: want a number from 1", s)
 	}
 	return n, nil
 }
@@ -200,7 +202,7 @@ func (c *Commands) rollback() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
+			err = c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
 				resp, err := control.Admin.RollbackSnapshot(ctx, &adminv1.RollbackSnapshotRequest{ToVersion: to, AllowShrink: allowShrink, Note: note.Proto(c.term)})
 				if err != nil {
 					return err
@@ -213,6 +215,10 @@ func (c *Commands) rollback() *cobra.Command {
 					fmt.Fprintf(w, "everything is as it was in snapshot %d, by snapshot %d; namespaces and backends that changed: %d\n", to, resp.GetSnapshot().GetVersion(), resp.GetChanged())
 				})
 			})
+			if f, ok := errors.AsType[*fault.Fault](err); ok && f.Metadata["guard"] == "allow_shrink" {
+				return fmt.Errorf("%w\n  that is the flag --allow-shrink", err)
+			}
+			return err
 		},
 	}
 	cmd.Flags().BoolVar(&allowShrink, "allow-shrink", false, "also when more than half of the namespaces go by it")

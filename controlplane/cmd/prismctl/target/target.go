@@ -60,7 +60,7 @@ func (f *Flags) Register(cmd *cobra.Command) {
 	flags := cmd.PersistentFlags()
 	flags.StringSliceVar(&f.Admin, "admin", nil, "host:port of the control plane, several separated by commas (environment: PRISM_ADMIN_ENDPOINT)")
 	flags.StringSliceVar(&f.Data, "data", nil, "host:port of proxies, several separated by commas (environment: PRISM_DATA_ENDPOINT)")
-	flags.StringVar(&f.Context, "context", "", "which Prism of the context file to use (environment: PRISM_CONTEXT)")
+	flags.StringVar(&f.Context, "context", "", "which Prism to use, of those in ~/.config/prism/context.yaml, or local (environment: PRISM_CONTEXT)")
 	flags.DurationVar(&f.Timeout, "timeout", f.Timeout, "how long one call may take")
 	_ = cmd.RegisterFlagCompletionFunc("context", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) { // fails only for an unknown flag
 		file, _, err := f.file()
@@ -123,7 +123,7 @@ func (f *Flags) explain(err error, who, flag string) error {
 		return err
 	}
 	got := faultgrpc.FromStatus(err)
-	if got.Reason != "" {
+	if got.Reason != "" && (got.Reason != fault.Method || flag == "--data") {
 		return got
 	}
 	c, resolveErr := f.resolve()
@@ -148,6 +148,9 @@ func (f *Flags) explain(err error, who, flag string) error {
 
 // resolve finds the Prism: what flags and environment say, and for the rest the context.
 func (f *Flags) resolve() (Context, error) {
+	if f.Timeout <= 0 {
+		return Context{}, terminal.Misusef("--timeout %v: want more than 0", f.Timeout)
+	}
 	c := Context{
 		Admin: firstList(f.Admin, split(f.term.Getenv("PRISM_ADMIN_ENDPOINT"))),
 		Data:  firstList(f.Data, split(f.term.Getenv("PRISM_DATA_ENDPOINT"))),
@@ -179,7 +182,7 @@ func (f *Flags) named() (Context, error) {
 		return Context{Admin: firstList(c.Admin, standard.Admin), Data: firstList(c.Data, standard.Data)}, nil
 	}
 	if name != "" && name != "local" {
-		return Context{}, fmt.Errorf("there is no context %q in %s; it has: %s", name, path,
+		return Context{}, fmt.Errorf("there is no context %q in %s; it has: %s; the local Prism of this directory is called local", name, path,
 			cmp.Or(strings.Join(slices.Sorted(maps.Keys(file.Contexts)), ", "), "none"))
 	}
 	local, err := Read(LocalContext)

@@ -27,11 +27,17 @@ func Explain(err error) string {
 	var b strings.Builder
 	b.WriteString(err.Error()) // the public text, with what was being done
 	for _, v := range f.Violations {
+		if len(f.Violations) == 1 && strings.Contains(err.Error(), v.Text) {
+			break // the public text has said it
+		}
 		b.WriteString("\n  ")
 		if v.Field != "" {
 			b.WriteString(v.Field + ": ")
 		}
 		b.WriteString(v.Text)
+	}
+	if name := f.Metadata["interface"]; f.Reason == fault.InterfaceMissing && name != "" {
+		fmt.Fprintf(&b, "\n  ask for it in the namespace's request: needs: {interfaces: [%s]}", name)
 	}
 	if f.RetryAfter > 0 {
 		fmt.Fprintf(&b, "\n  try again in %v", f.RetryAfter)
