@@ -43,8 +43,8 @@ type store interface {
 // fleet is what the API tells of the proxies.
 type fleet interface {
 	Assignment() *configv1.Assignment
-	Proxies() []*adminv1.Proxy // by id
-	Proxy(id string) (*adminv1.Proxy, []*adminv1.ProxyPartition, bool)
+	Proxies(ctx context.Context) []*adminv1.Proxy // by id
+	Proxy(ctx context.Context, id string) (*adminv1.Proxy, []*adminv1.ProxyPartition, bool)
 	Owners(p ident.Partition) (owners, loading []*configv1.Member, epoch uint64)
 	Status(ctx context.Context, namespace string) (*configv1.NamespaceStatus, error)
 	WatchStatus(ctx context.Context, namespace string, each func(*configv1.NamespaceStatus) (done bool)) error

@@ -9,7 +9,7 @@ import (
 )
 
 // ListProxies returns a page of the fleet by id.
-func (s *Server) ListProxies(_ context.Context, in *adminv1.ListProxiesRequest) (*adminv1.ListProxiesResponse, error) {
+func (s *Server) ListProxies(ctx context.Context, in *adminv1.ListProxiesRequest) (*adminv1.ListProxiesResponse, error) {
 	if err := check(in); err != nil {
 		return nil, err
 	}
@@ -17,7 +17,7 @@ func (s *Server) ListProxies(_ context.Context, in *adminv1.ListProxiesRequest) 
 	if err != nil {
 		return nil, err
 	}
-	all, assignment := s.cfg.Fleet.Proxies(), s.cfg.Fleet.Assignment()
+	all, assignment := s.cfg.Fleet.Proxies(ctx), s.cfg.Fleet.Assignment()
 	out := &adminv1.ListProxiesResponse{TotalCount: uint64(len(all)), Epoch: assignment.GetEpoch()}
 	for _, p := range assignment.GetPartitions() {
 		if len(p.GetLoading()) > 0 {
@@ -40,11 +40,11 @@ func (s *Server) ListProxies(_ context.Context, in *adminv1.ListProxiesRequest) 
 }
 
 // GetProxy returns one proxy with its partitions.
-func (s *Server) GetProxy(_ context.Context, in *adminv1.GetProxyRequest) (*adminv1.GetProxyResponse, error) {
+func (s *Server) GetProxy(ctx context.Context, in *adminv1.GetProxyRequest) (*adminv1.GetProxyResponse, error) {
 	if err := check(in); err != nil {
 		return nil, err
 	}
-	proxy, partitions, ok := s.cfg.Fleet.Proxy(in.GetId())
+	proxy, partitions, ok := s.cfg.Fleet.Proxy(ctx, in.GetId())
 	if !ok {
 		return nil, fault.Newf(fault.NotFound, fault.Object, "there is no proxy %q", in.GetId())
 	}

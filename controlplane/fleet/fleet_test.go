@@ -59,6 +59,12 @@ type replica struct {
 // start runs a replica that stands for election. The installation is an hour old, so that debounces hold.
 func start(t *testing.T, server *embedded.Server, name string, change ...func(*fleet.Config)) *replica {
 	t.Helper()
+	return startOf(t, partitions, server, name, change...)
+}
+
+// startOf is start for an installation of so many partitions.
+func startOf(t *testing.T, partitions uint32, server *embedded.Server, name string, change ...func(*fleet.Config)) *replica {
+	t.Helper()
 	client, err := server.Client()
 	if err != nil {
 		t.Fatal(err)
@@ -185,7 +191,7 @@ func (p *proxy) send(cells ...*controlv1.CellReport) {
 // serve reports that everything of a tree is served.
 func (p *proxy) serve(tree *snapshot.Tree, change ...func(*controlv1.CellReport)) {
 	var cells []*controlv1.CellReport
-	for i := range ident.Partition(partitions) {
+	for i := range ident.Partition(tree.Partitions()) {
 		cell := &controlv1.CellReport{Partition: uint32(i), Root: tree.Collection(i).Root().Bytes(), SnapshotVersion: tree.Version()}
 		for _, c := range change {
 			c(cell)
@@ -509,7 +515,7 @@ func TestProxies(t *testing.T) {
 	if err := r.fleet.WatchStatus(t.Context(), "alpha", heard); err != nil {
 		t.Fatal(err)
 	}
-	proxies := r.fleet.Proxies()
+	proxies := r.fleet.Proxies(t.Context())
 	if len(proxies) != 1 {
 		t.Fatalf("proxies %v", proxies)
 	}
@@ -517,7 +523,7 @@ func TestProxies(t *testing.T) {
 		p.GetCurrent() != partitions || p.GetBuild() != "build-1" || p.GetReplica() != "replica-1" || p.GetLastSeen() == nil {
 		t.Errorf("proxy %v", p)
 	}
-	_, list, ok := r.fleet.Proxy("a")
+	_, list, ok := r.fleet.Proxy(t.Context(), "a")
 	if !ok || len(list) != partitions {
 		t.Fatalf("%d partitions, %v", len(list), ok)
 	}
@@ -526,7 +532,7 @@ func TestProxies(t *testing.T) {
 			t.Errorf("partition %v", p)
 		}
 	}
-	if _, _, ok := r.fleet.Proxy("b"); ok {
+	if _, _, ok := r.fleet.Proxy(t.Context(), "b"); ok {
 		t.Error("there is a proxy that never was")
 	}
 	if owners, loading, epoch := r.fleet.Owners(3); len(owners) != 1 || len(loading) != 0 || epoch == 0 {

@@ -1,76 +1,161 @@
 package fleet
 
 import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
+	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
 
 	"github.com/prism-gateway/prism/shared/ident"
 )
 
-// Proxies returns the fleet by id: all that are alive, and what is known of each. How ready a proxy is and how far it is
-// with its partitions is known by the replica that it reports to.
-func (f *Fleet) Proxies() []*adminv1.Proxy {
-	reports := f.reports.known()
-	places := f.places()
-	tree := f.store.Head()
-	var proxies []*adminv1.Proxy
+// ListReports tells another replica what proxies have told this one.
+func (f *Fleet) ListReports(context.Context, *controlv1.ListReportsRequest) (*controlv1.ListReportsResponse, error) {
+	return &controlv1.ListReportsResponse{Reports: f.heard()}, nil
+}
+
+// heard is what proxies that are alive have told this replica.
+func (f *Fleet) heard() []*controlv1.ProxyReport {
+	reports, tree := f.reports.known(), f.store.Head()
+	var all []*controlv1.ProxyReport
 	for _, lease := range f.store.Members() {
 		id := lease.GetMember().GetId()
-		p := &adminv1.Proxy{
-			Member: lease.GetMember(), Build: lease.GetBuild(), Replica: lease.GetReplica(), LastSeen: lease.GetSince(),
-			Owned: places[id].owned, Loading: places[id].loading,
-		}
-		refused := map[string]bool{}
+		rejected := map[string]bool{}
 		for _, r := range f.tracker.Rejections(id) {
-			refused[r.GetResource()] = true
+			rejected[r.GetResource()] = true
 		}
-		if r, ok := reports[id]; ok {
-			p.Ready, p.Reasons, p.CallsPerSecond = r.last.GetReady() && !r.ended, r.last.GetReasons(), r.last.GetCallsPerSecond()
-			p.LastSeen = timestamppb.New(r.heard)
+		p := &controlv1.ProxyReport{Proxy: id}
+		r, known := reports[id]
+		if known {
+			p.LastSeen, p.Reasons, p.Connected = timestamppb.New(r.heard), r.last.GetReasons(), !r.ended
+		}
+		if p.GetConnected() {
+			p.Ready, p.CallsPerSecond = r.last.GetReady(), r.last.GetCallsPerSecond()
 			for partition, cell := range r.cells {
 				if root, err := ident.HashFrom(cell.GetRoot()); err == nil && tree != nil && root == tree.Collection(partition).Root() {
 					p.Current++
 				}
 				for _, rejection := range cell.GetRejections() {
-					refused[rejection.GetResource()] = true
+					rejected[rejection.GetResource()] = true
 				}
 			}
 		}
-		p.Rejected = uint32(len(refused))
+		p.Rejected = slices.Sorted(maps.Keys(rejected))
+		if known || len(rejected) > 0 {
+			all = append(all, p)
+		}
+	}
+	return all
+}
+
+// heardOf is what proxies have told any replica, by proxy, and the replicas that said so, by id.
+func (f *Fleet) heardOf(ctx context.Context) (map[string]*controlv1.ProxyReport, map[string]bool) {
+	ctx, cancel := context.WithTimeout(ctx, peerPatience)
+	defer cancel()
+	var asking sync.WaitGroup
+	var mu sync.Mutex // guards merged and answered
+	merged, answered := map[string]*controlv1.ProxyReport{}, map[string]bool{f.cfg.Replica.GetId(): true}
+	for _, r := range f.others() {
+		asking.Go(func() {
+			reports, err := f.reportsOf(ctx, r.GetFleetAddress())
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				f.log.Warn("another replica does not tell what it knows", "replica", r.GetId(), "error", err)
+				return
+			}
+			answered[r.GetId()] = true
+			mergeReports(merged, reports)
+		})
+	}
+	asking.Wait()
+	mergeReports(merged, f.heard())
+	return merged, answered
+}
+
+func (f *Fleet) reportsOf(ctx context.Context, address string) ([]*controlv1.ProxyReport, error) {
+	conn, err := f.dial(address)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	out, err := controlv1.NewFleetServiceClient(conn).ListReports(ctx, &controlv1.ListReportsRequest{})
+	return out.GetReports(), err
+}
+
+// mergeReports joins what replicas know of the same proxies: the one that heard of it last tells, but all tell what it
+// refuses.
+func mergeReports(merged map[string]*controlv1.ProxyReport, reports []*controlv1.ProxyReport) {
+	for _, r := range reports {
+		before := merged[r.GetProxy()]
+		rejected := slices.Concat(before.GetRejected(), r.GetRejected())
+		slices.Sort(rejected)
+		if before.GetLastSeen().AsTime().After(r.GetLastSeen().AsTime()) {
+			r = before
+		}
+		r.Rejected = slices.Compact(rejected)
+		merged[r.GetProxy()] = r
+	}
+}
+
+// Proxies returns the fleet by id: all that are alive, and what any replica knows of each. Where the replica that a proxy
+// reports to does not answer, its reasons say so.
+func (f *Fleet) Proxies(ctx context.Context) []*adminv1.Proxy {
+	reports, answered := f.heardOf(ctx)
+	places := f.places()
+	var proxies []*adminv1.Proxy
+	for _, lease := range f.store.Members() {
+		id := lease.GetMember().GetId()
+		r := reports[id]
+		p := &adminv1.Proxy{
+			Member: lease.GetMember(), Build: lease.GetBuild(), Replica: lease.GetReplica(), LastSeen: lease.GetSince(),
+			Owned: places[id].owned, Loading: places[id].loading,
+			Ready: r.GetReady(), Reasons: r.GetReasons(), Current: r.GetCurrent(), Rejected: uint32(len(r.GetRejected())),
+			CallsPerSecond: r.GetCallsPerSecond(),
+		}
+		if r.GetLastSeen() != nil {
+			p.LastSeen = r.GetLastSeen()
+		}
+		switch {
+		case r.GetConnected():
+		case answered[lease.GetReplica()]:
+			p.Reasons = append(p.Reasons, "its reports have ended")
+		default:
+			p.Reasons = append(p.Reasons, fmt.Sprintf("reports to %s, which does not answer", lease.GetReplica()))
+		}
 		proxies = append(proxies, p)
 	}
 	return proxies
 }
 
 // Proxy returns one proxy with its partitions by number, and whether there is such a proxy.
-func (f *Fleet) Proxy(id string) (*adminv1.Proxy, []*adminv1.ProxyPartition, bool) {
-	for _, p := range f.Proxies() {
+func (f *Fleet) Proxy(ctx context.Context, id string) (*adminv1.Proxy, []*adminv1.ProxyPartition, bool) {
+	for _, p := range f.Proxies(ctx) {
 		if p.GetMember().GetId() == id {
-			return p, f.partitionsOf(id), true
+			return p, f.partitionsOf(ctx, id), true
 		}
 	}
 	return nil, nil, false
 }
 
-func (f *Fleet) partitionsOf(id string) []*adminv1.ProxyPartition {
+func (f *Fleet) partitionsOf(ctx context.Context, id string) []*adminv1.ProxyPartition {
 	tree, a := f.store.Head(), f.Assignment()
-	var list []*adminv1.ProxyPartition
 	if tree == nil {
 		return nil
 	}
+	var list []*adminv1.ProxyPartition
+	var held []ident.Partition
 	add := func(p ident.Partition, rank int, loading bool) {
-		c := f.local(p)[id]
-		root := func(data []byte) string {
-			h, err := ident.HashFrom(data)
-			if err != nil {
-				return ""
-			}
-			return h.String()
-		}
+		held = append(held, p)
 		list = append(list, &adminv1.ProxyPartition{
 			Partition: uint32(p), Rank: uint32(rank), Loading: loading, WantRoot: tree.Collection(p).Root().String(),
-			AcceptedRoot: root(c.GetAcceptedRoot()), ServingRoot: root(c.GetServingRoot()), Rejections: c.GetRejections(),
 		})
 	}
 	for i, entry := range a.GetPartitions() {
@@ -85,7 +170,39 @@ func (f *Fleet) partitionsOf(id string) []*adminv1.ProxyPartition {
 			}
 		}
 	}
+	v := f.newView(held...)
+	ctx, cancel := context.WithCancel(ctx)
+	defer v.running.Wait()
+	defer cancel()
+	v.ask(ctx)
+	v.await(ctx)
+	root := func(data []byte) string {
+		h, err := ident.HashFrom(data)
+		if err != nil {
+			return ""
+		}
+		return h.String()
+	}
+	for i, p := range held {
+		c := v.cells(p)[id]
+		list[i].AcceptedRoot, list[i].ServingRoot, list[i].Rejections = root(c.GetAcceptedRoot()), root(c.GetServingRoot()), c.GetRejections()
+	}
 	return list
+}
+
+// await returns when every replica that was asked has answered, or after the patience for that.
+func (v *view) await(ctx context.Context) {
+	patience := time.NewTimer(peerPatience)
+	defer patience.Stop()
+	for !v.complete() {
+		select {
+		case <-v.moved:
+		case <-patience.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // place is how many partitions one proxy was given.

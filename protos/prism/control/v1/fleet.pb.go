@@ -599,6 +599,198 @@ func (x *CellState) GetAcceptedSharedRoot() []byte {
 	return nil
 }
 
+// ListReportsRequest asks what proxies have told a replica.
+type ListReportsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListReportsRequest) Reset() {
+	*x = ListReportsRequest{}
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListReportsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListReportsRequest) ProtoMessage() {}
+
+func (x *ListReportsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListReportsRequest.ProtoReflect.Descriptor instead.
+func (*ListReportsRequest) Descriptor() ([]byte, []int) {
+	return file_prism_control_v1_fleet_proto_rawDescGZIP(), []int{7}
+}
+
+// ListReportsResponse is what proxies have told a replica.
+type ListReportsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One for each proxy that has told anything.
+	Reports       []*ProxyReport `protobuf:"bytes,1,rep,name=reports,proto3" json:"reports,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListReportsResponse) Reset() {
+	*x = ListReportsResponse{}
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListReportsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListReportsResponse) ProtoMessage() {}
+
+func (x *ListReportsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListReportsResponse.ProtoReflect.Descriptor instead.
+func (*ListReportsResponse) Descriptor() ([]byte, []int) {
+	return file_prism_control_v1_fleet_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ListReportsResponse) GetReports() []*ProxyReport {
+	if x != nil {
+		return x.Reports
+	}
+	return nil
+}
+
+// ProxyReport is what one replica knows of one proxy.
+type ProxyReport struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The proxy.
+	Proxy string `protobuf:"bytes,1,opt,name=proxy,proto3" json:"proxy,omitempty"`
+	// Whether its report stream is here. Without it, only what it refuses is known here.
+	Connected bool `protobuf:"varint,2,opt,name=connected,proto3" json:"connected,omitempty"`
+	// When it was last heard of.
+	LastSeen *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=last_seen,json=lastSeen,proto3" json:"last_seen,omitempty"`
+	// Whether it takes calls.
+	Ready bool `protobuf:"varint,4,opt,name=ready,proto3" json:"ready,omitempty"`
+	// Why it does not, for people.
+	Reasons []string `protobuf:"bytes,5,rep,name=reasons,proto3" json:"reasons,omitempty"`
+	// In how many partitions it serves what this replica knows as the newest.
+	Current uint32 `protobuf:"varint,6,opt,name=current,proto3" json:"current,omitempty"`
+	// Names of the resources that it refuses, sorted.
+	Rejected []string `protobuf:"bytes,7,rep,name=rejected,proto3" json:"rejected,omitempty"`
+	// Calls per second over its last interval.
+	CallsPerSecond float64 `protobuf:"fixed64,8,opt,name=calls_per_second,json=callsPerSecond,proto3" json:"calls_per_second,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ProxyReport) Reset() {
+	*x = ProxyReport{}
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProxyReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProxyReport) ProtoMessage() {}
+
+func (x *ProxyReport) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProxyReport.ProtoReflect.Descriptor instead.
+func (*ProxyReport) Descriptor() ([]byte, []int) {
+	return file_prism_control_v1_fleet_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ProxyReport) GetProxy() string {
+	if x != nil {
+		return x.Proxy
+	}
+	return ""
+}
+
+func (x *ProxyReport) GetConnected() bool {
+	if x != nil {
+		return x.Connected
+	}
+	return false
+}
+
+func (x *ProxyReport) GetLastSeen() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastSeen
+	}
+	return nil
+}
+
+func (x *ProxyReport) GetReady() bool {
+	if x != nil {
+		return x.Ready
+	}
+	return false
+}
+
+func (x *ProxyReport) GetReasons() []string {
+	if x != nil {
+		return x.Reasons
+	}
+	return nil
+}
+
+func (x *ProxyReport) GetCurrent() uint32 {
+	if x != nil {
+		return x.Current
+	}
+	return 0
+}
+
+func (x *ProxyReport) GetRejected() []string {
+	if x != nil {
+		return x.Rejected
+	}
+	return nil
+}
+
+func (x *ProxyReport) GetCallsPerSecond() float64 {
+	if x != nil {
+		return x.CallsPerSecond
+	}
+	return 0
+}
+
 var File_prism_control_v1_fleet_proto protoreflect.FileDescriptor
 
 const file_prism_control_v1_fleet_proto_rawDesc = "" +
@@ -654,11 +846,24 @@ const file_prism_control_v1_fleet_proto_rawDesc = "" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\blastSeen\x12\x12\n" +
 	"\x04gone\x18\v \x01(\bR\x04gone\x12.\n" +
 	"\x13serving_shared_root\x18\f \x01(\fR\x11servingSharedRoot\x120\n" +
-	"\x14accepted_shared_root\x18\r \x01(\fR\x12acceptedSharedRoot2\xba\x01\n" +
+	"\x14accepted_shared_root\x18\r \x01(\fR\x12acceptedSharedRoot\"\x14\n" +
+	"\x12ListReportsRequest\"N\n" +
+	"\x13ListReportsResponse\x127\n" +
+	"\areports\x18\x01 \x03(\v2\x1d.prism.control.v1.ProxyReportR\areports\"\x8a\x02\n" +
+	"\vProxyReport\x12\x14\n" +
+	"\x05proxy\x18\x01 \x01(\tR\x05proxy\x12\x1c\n" +
+	"\tconnected\x18\x02 \x01(\bR\tconnected\x127\n" +
+	"\tlast_seen\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\blastSeen\x12\x14\n" +
+	"\x05ready\x18\x04 \x01(\bR\x05ready\x12\x18\n" +
+	"\areasons\x18\x05 \x03(\tR\areasons\x12\x18\n" +
+	"\acurrent\x18\x06 \x01(\rR\acurrent\x12\x1a\n" +
+	"\brejected\x18\a \x03(\tR\brejected\x12(\n" +
+	"\x10calls_per_second\x18\b \x01(\x01R\x0ecallsPerSecond2\x96\x02\n" +
 	"\fFleetService\x12O\n" +
 	"\x06Report\x12\x1f.prism.control.v1.ReportRequest\x1a .prism.control.v1.ReportResponse(\x010\x01\x12Y\n" +
 	"\n" +
-	"WatchCells\x12#.prism.control.v1.WatchCellsRequest\x1a$.prism.control.v1.WatchCellsResponse0\x01B\xc6\x01\n" +
+	"WatchCells\x12#.prism.control.v1.WatchCellsRequest\x1a$.prism.control.v1.WatchCellsResponse0\x01\x12Z\n" +
+	"\vListReports\x12$.prism.control.v1.ListReportsRequest\x1a%.prism.control.v1.ListReportsResponseB\xc6\x01\n" +
 	"\x14com.prism.control.v1B\n" +
 	"FleetProtoP\x01Z@github.com/prism-gateway/prism/protos/prism/control/v1;controlv1\xa2\x02\x03PCX\xaa\x02\x10Prism.Control.V1\xca\x02\x10Prism\\Control\\V1\xe2\x02\x1cPrism\\Control\\V1\\GPBMetadata\xea\x02\x12Prism::Control::V1b\x06proto3"
 
@@ -674,7 +879,7 @@ func file_prism_control_v1_fleet_proto_rawDescGZIP() []byte {
 	return file_prism_control_v1_fleet_proto_rawDescData
 }
 
-var file_prism_control_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_prism_control_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_prism_control_v1_fleet_proto_goTypes = []any{
 	(*ReportRequest)(nil),         // 0: prism.control.v1.ReportRequest
 	(*CellReport)(nil),            // 1: prism.control.v1.CellReport
@@ -683,32 +888,39 @@ var file_prism_control_v1_fleet_proto_goTypes = []any{
 	(*WatchCellsRequest)(nil),     // 4: prism.control.v1.WatchCellsRequest
 	(*WatchCellsResponse)(nil),    // 5: prism.control.v1.WatchCellsResponse
 	(*CellState)(nil),             // 6: prism.control.v1.CellState
-	(*v1.Member)(nil),             // 7: prism.config.v1.Member
-	(*durationpb.Duration)(nil),   // 8: google.protobuf.Duration
-	(*v1.Rejection)(nil),          // 9: prism.config.v1.Rejection
-	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
+	(*ListReportsRequest)(nil),    // 7: prism.control.v1.ListReportsRequest
+	(*ListReportsResponse)(nil),   // 8: prism.control.v1.ListReportsResponse
+	(*ProxyReport)(nil),           // 9: prism.control.v1.ProxyReport
+	(*v1.Member)(nil),             // 10: prism.config.v1.Member
+	(*durationpb.Duration)(nil),   // 11: google.protobuf.Duration
+	(*v1.Rejection)(nil),          // 12: prism.config.v1.Rejection
+	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
 }
 var file_prism_control_v1_fleet_proto_depIdxs = []int32{
-	7,  // 0: prism.control.v1.ReportRequest.member:type_name -> prism.config.v1.Member
+	10, // 0: prism.control.v1.ReportRequest.member:type_name -> prism.config.v1.Member
 	1,  // 1: prism.control.v1.ReportRequest.cells:type_name -> prism.control.v1.CellReport
-	8,  // 2: prism.control.v1.ReportRequest.stale:type_name -> google.protobuf.Duration
+	11, // 2: prism.control.v1.ReportRequest.stale:type_name -> google.protobuf.Duration
 	2,  // 3: prism.control.v1.CellReport.unready:type_name -> prism.control.v1.Unready
-	9,  // 4: prism.control.v1.CellReport.rejections:type_name -> prism.config.v1.Rejection
-	8,  // 5: prism.control.v1.ReportResponse.heartbeat:type_name -> google.protobuf.Duration
-	8,  // 6: prism.control.v1.ReportResponse.lease:type_name -> google.protobuf.Duration
+	12, // 4: prism.control.v1.CellReport.rejections:type_name -> prism.config.v1.Rejection
+	11, // 5: prism.control.v1.ReportResponse.heartbeat:type_name -> google.protobuf.Duration
+	11, // 6: prism.control.v1.ReportResponse.lease:type_name -> google.protobuf.Duration
 	6,  // 7: prism.control.v1.WatchCellsResponse.cells:type_name -> prism.control.v1.CellState
-	9,  // 8: prism.control.v1.CellState.rejections:type_name -> prism.config.v1.Rejection
+	12, // 8: prism.control.v1.CellState.rejections:type_name -> prism.config.v1.Rejection
 	2,  // 9: prism.control.v1.CellState.unready:type_name -> prism.control.v1.Unready
-	10, // 10: prism.control.v1.CellState.last_seen:type_name -> google.protobuf.Timestamp
-	0,  // 11: prism.control.v1.FleetService.Report:input_type -> prism.control.v1.ReportRequest
-	4,  // 12: prism.control.v1.FleetService.WatchCells:input_type -> prism.control.v1.WatchCellsRequest
-	3,  // 13: prism.control.v1.FleetService.Report:output_type -> prism.control.v1.ReportResponse
-	5,  // 14: prism.control.v1.FleetService.WatchCells:output_type -> prism.control.v1.WatchCellsResponse
-	13, // [13:15] is the sub-list for method output_type
-	11, // [11:13] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	13, // 10: prism.control.v1.CellState.last_seen:type_name -> google.protobuf.Timestamp
+	9,  // 11: prism.control.v1.ListReportsResponse.reports:type_name -> prism.control.v1.ProxyReport
+	13, // 12: prism.control.v1.ProxyReport.last_seen:type_name -> google.protobuf.Timestamp
+	0,  // 13: prism.control.v1.FleetService.Report:input_type -> prism.control.v1.ReportRequest
+	4,  // 14: prism.control.v1.FleetService.WatchCells:input_type -> prism.control.v1.WatchCellsRequest
+	7,  // 15: prism.control.v1.FleetService.ListReports:input_type -> prism.control.v1.ListReportsRequest
+	3,  // 16: prism.control.v1.FleetService.Report:output_type -> prism.control.v1.ReportResponse
+	5,  // 17: prism.control.v1.FleetService.WatchCells:output_type -> prism.control.v1.WatchCellsResponse
+	8,  // 18: prism.control.v1.FleetService.ListReports:output_type -> prism.control.v1.ListReportsResponse
+	16, // [16:19] is the sub-list for method output_type
+	13, // [13:16] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_prism_control_v1_fleet_proto_init() }
@@ -722,7 +934,7 @@ func file_prism_control_v1_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_prism_control_v1_fleet_proto_rawDesc), len(file_prism_control_v1_fleet_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   7,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

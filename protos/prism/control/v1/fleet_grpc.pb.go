@@ -19,8 +19,9 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	FleetService_Report_FullMethodName     = "/prism.control.v1.FleetService/Report"
-	FleetService_WatchCells_FullMethodName = "/prism.control.v1.FleetService/WatchCells"
+	FleetService_Report_FullMethodName      = "/prism.control.v1.FleetService/Report"
+	FleetService_WatchCells_FullMethodName  = "/prism.control.v1.FleetService/WatchCells"
+	FleetService_ListReports_FullMethodName = "/prism.control.v1.FleetService/ListReports"
 )
 
 // FleetServiceClient is the client API for FleetService service.
@@ -34,6 +35,8 @@ type FleetServiceClient interface {
 	Report(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ReportRequest, ReportResponse], error)
 	// WatchCells streams what the proxies connected to this replica have of some partitions. Replicas call each other.
 	WatchCells(ctx context.Context, in *WatchCellsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchCellsResponse], error)
+	// ListReports returns what proxies have told this replica. Replicas call each other.
+	ListReports(ctx context.Context, in *ListReportsRequest, opts ...grpc.CallOption) (*ListReportsResponse, error)
 }
 
 type fleetServiceClient struct {
@@ -76,6 +79,16 @@ func (c *fleetServiceClient) WatchCells(ctx context.Context, in *WatchCellsReque
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type FleetService_WatchCellsClient = grpc.ServerStreamingClient[WatchCellsResponse]
 
+func (c *fleetServiceClient) ListReports(ctx context.Context, in *ListReportsRequest, opts ...grpc.CallOption) (*ListReportsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListReportsResponse)
+	err := c.cc.Invoke(ctx, FleetService_ListReports_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // FleetServiceServer is the server API for FleetService service.
 // All implementations must embed UnimplementedFleetServiceServer
 // for forward compatibility.
@@ -87,6 +100,8 @@ type FleetServiceServer interface {
 	Report(grpc.BidiStreamingServer[ReportRequest, ReportResponse]) error
 	// WatchCells streams what the proxies connected to this replica have of some partitions. Replicas call each other.
 	WatchCells(*WatchCellsRequest, grpc.ServerStreamingServer[WatchCellsResponse]) error
+	// ListReports returns what proxies have told this replica. Replicas call each other.
+	ListReports(context.Context, *ListReportsRequest) (*ListReportsResponse, error)
 	mustEmbedUnimplementedFleetServiceServer()
 }
 
@@ -102,6 +117,9 @@ func (UnimplementedFleetServiceServer) Report(grpc.BidiStreamingServer[ReportReq
 }
 func (UnimplementedFleetServiceServer) WatchCells(*WatchCellsRequest, grpc.ServerStreamingServer[WatchCellsResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchCells not implemented")
+}
+func (UnimplementedFleetServiceServer) ListReports(context.Context, *ListReportsRequest) (*ListReportsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListReports not implemented")
 }
 func (UnimplementedFleetServiceServer) mustEmbedUnimplementedFleetServiceServer() {}
 func (UnimplementedFleetServiceServer) testEmbeddedByValue()                      {}
@@ -142,13 +160,36 @@ func _FleetService_WatchCells_Handler(srv interface{}, stream grpc.ServerStream)
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type FleetService_WatchCellsServer = grpc.ServerStreamingServer[WatchCellsResponse]
 
+func _FleetService_ListReports_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListReportsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).ListReports(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_ListReports_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).ListReports(ctx, req.(*ListReportsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // FleetService_ServiceDesc is the grpc.ServiceDesc for FleetService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
 var FleetService_ServiceDesc = grpc.ServiceDesc{
 	ServiceName: "prism.control.v1.FleetService",
 	HandlerType: (*FleetServiceServer)(nil),
-	Methods:     []grpc.MethodDesc{},
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "ListReports",
+			Handler:    _FleetService_ListReports_Handler,
+		},
+	},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "Report",
