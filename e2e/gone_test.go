@@ -29,11 +29,17 @@ func TestControlPlaneGone(t *testing.T) {
 	for _, n := range names {
 		c.Apply(ctx, keyvalue(n, "redis-main", "redis"))
 	}
+	third := c.Proxies[2]
+	harness.Eventually(t, 10*time.Second, "what the proxies have is on disk", func() error {
+		if got := metric(c.Get(third.HTTPAddress, "/metrics"), "prism_subscribe_unsaved"); got != "0" {
+			return fmt.Errorf("unsaved is %q", got)
+		}
+		return nil
+	})
 	c.Admins[0].Kill()
 
 	traffic := harness.StartTraffic(ctx, 4, harness.Traffic{Proxies: clients(c)[:2], Namespaces: names, Exact: true})
 	waitCalls(ctx, t, traffic, 300)
-	third := c.Proxies[2]
 	third.Kill()
 	third.Start()
 	harness.Eventually(t, 20*time.Second, "a proxy restarted without a control plane is ready", third.Ready)

@@ -22,7 +22,7 @@ const (
 	saveRetries = 30 * time.Second
 	// saveEvery is how long the disk rests after a state was saved. What is on disk is a cache: changes that follow each
 	// other fast are saved once.
-	saveEvery = time.Second
+	saveEvery = 200 * time.Millisecond
 )
 
 // disk is a directory with the last good state. A file <root>.members holds the members of one collection and is what
@@ -237,6 +237,7 @@ type saver struct {
 
 // put has s written soon. It does not block. It is called from one goroutine.
 func (s *saver) put(state *saved) {
+	s.client.metrics.unsaved.Set(1)
 	select {
 	case <-s.next:
 	default:
@@ -272,7 +273,9 @@ func (s *saver) run(ctx context.Context) {
 			continue
 		}
 		failed = nil
+		s.client.metrics.unsaved.Set(0) // first, so that a state that comes meanwhile counts
 		if err := s.write(state); err != nil {
+			s.client.metrics.unsaved.Set(1)
 			failed = state
 			retry.Reset(saveRetries)
 		} else if !swept {

@@ -15,6 +15,7 @@ type metrics struct {
 	reconnects    prometheus.Counter
 	applySeconds  prometheus.Histogram
 	persistErrors prometheus.Counter
+	unsaved       prometheus.Gauge
 }
 
 func newMetrics(r prometheus.Registerer, c *Client) (*metrics, error) {
@@ -40,6 +41,9 @@ func newMetrics(r prometheus.Registerer, c *Client) (*metrics, error) {
 			Name: "prism_subscribe_persist_errors_total", Help: "Parts of the state that could not be written to disk, or were damaged there.",
 		}),
 	}
+	m.unsaved = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "prism_subscribe_unsaved", Help: "1 while the newest state is not on disk yet.",
+	})
 	if r == nil {
 		return m, nil
 	}
@@ -47,7 +51,7 @@ func newMetrics(r prometheus.Registerer, c *Client) (*metrics, error) {
 		Name: "prism_subscribe_staleness_seconds", Help: "For how long no control plane has answered; 0 while connected.",
 	}, func() float64 { return c.Staleness().Seconds() })
 	for _, collector := range []prometheus.Collector{
-		m.connected, m.updates, m.nacks, m.resyncs, m.timeouts, m.reconnects, m.applySeconds, m.persistErrors, stale,
+		m.connected, m.updates, m.nacks, m.resyncs, m.timeouts, m.reconnects, m.applySeconds, m.persistErrors, m.unsaved, stale,
 	} {
 		if err := r.Register(collector); err != nil {
 			return nil, fmt.Errorf("subscribe: %w", err)
