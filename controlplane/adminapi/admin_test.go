@@ -295,6 +295,10 @@ func TestRollbackOfOneNamespace(t *testing.T) {
 	t.Run("does not go back to draining", func(t *testing.T) {
 		_, err := r.RollbackSnapshot(t.Context(), rollback(6, "orders"))
 		refused(t, err, fault.FailedPrecondition, fault.NamespaceDraining)
+		_, err = r.RollbackSnapshot(t.Context(), rollback(6, "")) // nor does everything with it
+		if f := refused(t, err, fault.FailedPrecondition, fault.NamespaceDraining); !strings.Contains(f.Text, `"orders"`) || !strings.Contains(f.Text, "such as 5") {
+			t.Error(f.Text)
+		}
 	})
 	t.Run("does not go back to nothing", func(t *testing.T) {
 		_, err := r.RollbackSnapshot(t.Context(), rollback(1, "orders"))

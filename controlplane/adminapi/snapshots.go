@@ -228,6 +228,9 @@ func (s *Server) rollbackAll(ctx context.Context, in *adminv1.RollbackSnapshotRe
 			if d.Kind() == recordv1.ChangeKind_CHANGE_KIND_DELETE && strings.HasPrefix(d.Name, snapshot.NamespacePrefix) {
 				lost++
 			}
+			if err := refuseDraining(target, d.Name, in.GetToVersion()); err != nil {
+				return err
+			}
 		}
 		if !in.GetAllowShrink() && 2*lost > base.Len() {
 			return fault.Newf(fault.FailedPrecondition, fault.CheckFailed,
@@ -241,6 +244,25 @@ func (s *Server) rollbackAll(ctx context.Context, in *adminv1.RollbackSnapshotRe
 		return snapshot.Commit{}, 0, err
 	}
 	return commit, count, nil
+}
+
+// refuseDraining finds a namespace that was being deleted in the snapshot that is gone back to: nobody would finish its
+// deletion.
+func refuseDraining(target *snapshot.Tree, name string, version uint64) error {
+	then, ok := target.Object(name)
+	if !ok || !strings.HasPrefix(name, snapshot.NamespacePrefix) {
+		return nil
+	}
+	config, err := read[configv1.NamespaceConfig](name, then.Data)
+	if err != nil {
+		return err
+	}
+	if config.GetDraining() {
+		return fault.Newf(fault.FailedPrecondition, fault.NamespaceDraining,
+			"in snapshot %d namespace %q was being deleted; name an earlier one, such as %d", version, then.ShortName(), version-1).
+			WithOutcome(fault.NotApplied)
+	}
+	return nil
 }
 
 // rollbackOne brings one namespace back, with the record that it had. Its backends must still be there: unlike the
