@@ -130,7 +130,7 @@ var scores = []struct {
 		}
 		return 1
 	}},
-	{"assign.reach", "more proxies can reach it", "it fits too, but fewer proxies can reach it", func(c candidate) uint64 { return uint64(c.confined) }},
+	{"assign.reach", "more proxies can use a backend of its type", "it fits too, but fewer proxies can use a backend of its type", func(c candidate) uint64 { return uint64(c.confined) }},
 	{"assign.durability", "it is as durable as asked for, and no more", "it fits too, but it is more durable than asked for", func(c candidate) uint64 { return uint64(c.surplus) }},
 	{"assign.load", "it has the most room", "it fits too, but it has less room", func(c candidate) uint64 { return c.load }},
 	{"assign.spread", "the fewest namespaces are on it", "it fits too, but more namespaces are on it", func(c candidate) uint64 { return c.shared }},

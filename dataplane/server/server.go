@@ -91,6 +91,7 @@ func New(cfg Config) (*Server, error) {
 		ready: lifecycle.NewReadiness(conditionAssignment, conditionPartitions, conditionServing), health: health.NewServer(),
 		registry: telemetry.NewRegistry(),
 	}
+	s.ready.NotReady(conditionAssignment, "no control plane has answered yet, and no state is on disk")
 	s.health.SetServingStatus("", healthv1.HealthCheckResponse_NOT_SERVING)
 	var err error
 	if s.pools, err = pool.New(pool.Config{Drivers: cfg.Drivers, Changed: func() { s.client.Notify() }}); err != nil {

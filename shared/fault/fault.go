@@ -33,6 +33,19 @@ const (
 	Unauthenticated    Code = 16
 )
 
+// String returns the code as gRPC spells it.
+func (c Code) String() string {
+	names := [...]string{
+		"OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED",
+		"RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE",
+		"DATA_LOSS", "UNAUTHENTICATED",
+	}
+	if int(c) < len(names) {
+		return names[c]
+	}
+	return fmt.Sprintf("CODE(%d)", uint32(c))
+}
+
 // Reason is a stable name for why: a value of prism.common.v1.Reason without its prefix.
 type Reason string
 

@@ -49,13 +49,13 @@ func splitAddress(address string) (host, port string, err error) {
 	}
 	host, port, err = net.SplitHostPort(address)
 	if err != nil {
-		return "", "", fmt.Errorf("address %q: want host:port, such as 127.0.0.1:8981", address)
+		return "", "", fmt.Errorf("address %q: want host:port, such as 127.0.0.1:9000", address)
 	}
 	if n, err := strconv.ParseUint(port, 10, 16); err != nil || strconv.FormatUint(n, 10) != port {
 		return "", "", fmt.Errorf("address %q: the port must be from 0 to 65535", address)
 	}
 	if strings.ContainsAny(host, " \t/@") {
-		return "", "", fmt.Errorf("address %q: want host:port, such as 127.0.0.1:8981", address)
+		return "", "", fmt.Errorf("address %q: want host:port, such as 127.0.0.1:9000", address)
 	}
 	return host, port, nil
 }

@@ -85,7 +85,7 @@ Environment:
 Exit codes: 0 stopped as asked, 1 failed while running, 2 wrong flags or configuration.`,
 		Example: `  prism-proxy
   prism-proxy --config /etc/prism/proxy.yaml
-  prism-proxy --id proxy-1 --listen 127.0.0.1:8981 --http-listen 127.0.0.1:9902 --state-dir /var/lib/prism/proxy-1
+  prism-proxy --id proxy-1 --listen 127.0.0.1:8990 --http-listen 127.0.0.1:9902 --state-dir /var/lib/prism/proxy-1
   prism-proxy --config /etc/prism/proxy.yaml --check`,
 		Args:          cobra.NoArgs,
 		Version:       telemetry.Build(),
