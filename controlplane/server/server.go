@@ -161,7 +161,14 @@ func (s *Server) compose(kept *store.Store, ports []net.Listener) ([]lifecycle.P
 	if err != nil {
 		return nil, err
 	}
-	people := grpc.NewServer(s.options(grpc.MaxRecvMsgSize(maxRequest))...)
+	if err := observe(s.registry, kept); err != nil {
+		return nil, err
+	}
+	counted, err := requests(s.registry)
+	if err != nil {
+		return nil, err
+	}
+	people := grpc.NewServer(s.options(grpc.MaxRecvMsgSize(maxRequest), grpc.ChainUnaryInterceptor(counted))...)
 	controlv1.RegisterControlPlaneServer(people, api)
 	adminv1.RegisterAdminServiceServer(people, api)
 	healthv1.RegisterHealthServer(people, s.health)

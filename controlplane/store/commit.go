@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -185,6 +186,7 @@ func (s *Store) commit(ctx context.Context, batch []*request) []*request {
 		switch {
 		case err == nil:
 			s.publish(next)
+			s.logCommit(p, next)
 			for r, a := range p.answers {
 				r.answer <- a
 			}
@@ -211,6 +213,24 @@ func (s *Store) commit(ctx context.Context, batch []*request) []*request {
 		}
 		return nil
 	}
+}
+
+// logCommit logs who changed what: the log is where one looks first.
+func (s *Store) logCommit(p *plan, next *state) {
+	if len(p.changes) == 0 {
+		return
+	}
+	const most = 5
+	var names []string
+	for _, c := range p.changes[:min(len(p.changes), most)] {
+		name := c.GetName()
+		if name == "" {
+			name = fmt.Sprintf("everything, to snapshot %d", c.GetToVersion())
+		}
+		names = append(names, strings.ToLower(strings.TrimPrefix(c.GetKind().String(), "CHANGE_KIND_"))+" "+name)
+	}
+	s.log.Info("snapshot recorded", "snapshot", next.record.GetVersion(), "count", len(p.changes), "changes", names,
+		"author", p.changes[0].GetAuthor(), "request_id", p.changes[0].GetRequestId())
 }
 
 // dropGuarded answers the rollbacks to a version that has left the history.
