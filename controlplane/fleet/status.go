@@ -3,6 +3,7 @@ package fleet
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -159,15 +160,22 @@ func (a *assessment) owner(ctx context.Context, tree *snapshot.Tree, o *configv1
 		stage(configv1.Stage_STAGE_UNSPECIFIED, fmt.Sprintf("has not been heard of for %d s", int(silent.Seconds())))
 		return
 	}
-	if r := a.rejection(c); r != nil {
+	refused := func(r *configv1.Rejection) {
 		o.Rejection = r
 		where := r.GetResource()
 		if r.GetField() != "" {
 			where += ": " + r.GetField()
 		}
 		stage(configv1.Stage_STAGE_REJECTED, fmt.Sprintf("refused %s: %s", where, r.GetReason()))
-		return
 	}
+	wants := a.wants(tree)
+	for _, r := range c.GetRejections() {
+		if hash, ok := wants[r.GetResource()]; ok && (r.GetVersion() == "" || r.GetVersion() == hash.String()) {
+			refused(r)
+			return
+		}
+	}
+	whole := slices.IndexFunc(c.GetRejections(), func(r *configv1.Rejection) bool { return r.GetResource() == a.partition.String() })
 	switch {
 	case a.has(ctx, tree, c.GetServingRoot()):
 		for _, u := range c.GetUnready() {
@@ -177,6 +185,8 @@ func (a *assessment) owner(ctx context.Context, tree *snapshot.Tree, o *configv1
 			}
 		}
 		o.Stage = configv1.Stage_STAGE_SERVING
+	case whole >= 0:
+		refused(c.GetRejections()[whole])
 	case a.has(ctx, tree, c.GetAcceptedRoot()):
 		stage(configv1.Stage_STAGE_ACCEPTED, "has accepted it and does not report that it serves it")
 	case a.has(ctx, tree, c.GetSentRoot()):
@@ -188,14 +198,23 @@ func (a *assessment) owner(ctx context.Context, tree *snapshot.Tree, o *configv1
 	}
 }
 
-// rejection is why the owner refuses the version, nil when it does not.
-func (a *assessment) rejection(c *controlv1.CellState) *configv1.Rejection {
-	for _, r := range c.GetRejections() {
-		if r.GetResource() == snapshot.NamespacePrefix+a.namespace && (r.GetVersion() == a.version.String() || r.GetVersion() == "") {
-			return r
+// wants is what an owner must have to serve the namespace: the namespace and the backends that it is bound to, by name.
+func (a *assessment) wants(tree *snapshot.Tree) map[string]ident.Hash {
+	wants := map[string]ident.Hash{}
+	object, _ := tree.Namespace(a.namespace)
+	wants[object.Name] = object.Hash
+	config := &configv1.NamespaceConfig{}
+	if err := proto.Unmarshal(object.Data, config); err != nil {
+		return wants // no tree holds such a thing
+	}
+	for _, p := range config.GetPatterns() {
+		for _, b := range p.GetBindings() {
+			if backend, ok := tree.Backend(b.GetBackend()); ok {
+				wants[backend.Name] = backend.Hash
+			}
 		}
 	}
-	return nil
+	return wants
 }
 
 // reported tells whether the proxy reports the cell, whatever it serves of it.

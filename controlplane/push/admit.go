@@ -16,11 +16,12 @@ import (
 )
 
 var (
-	errNoNode    = refuse(fault.New(fault.Invalid, fault.Field, "node.id: the first request must name the proxy"))
-	errNotLoaded = refuse(fault.New(fault.Unavailable, fault.NotLoaded, "this replica has not loaded the configuration yet").WithRetry(time.Second))
-	errStopping  = refuse(fault.New(fault.Unavailable, fault.Draining, "this replica is stopping").WithRetry(time.Second))
-	errNotServed = refuse(fault.New(fault.Unimplemented, fault.Method, "state of the world is not served here"))
-	errBehind    = refuse(fault.New(fault.Unavailable, fault.NotLoaded, "this replica is behind what the proxy has seen").WithRetry(time.Second))
+	errNoNode     = refuse(fault.New(fault.Invalid, fault.Field, "node.id: the first request must name the proxy"))
+	errTooStrange = refuse(fault.New(fault.Invalid, fault.Field, "type_url, resource_names_subscribe: too many that this control plane does not know"))
+	errNotLoaded  = refuse(fault.New(fault.Unavailable, fault.NotLoaded, "this replica has not loaded the configuration yet").WithRetry(time.Second))
+	errStopping   = refuse(fault.New(fault.Unavailable, fault.Draining, "this replica is stopping").WithRetry(time.Second))
+	errNotServed  = refuse(fault.New(fault.Unimplemented, fault.Method, "state of the world is not served here"))
+	errBehind     = refuse(fault.New(fault.Unavailable, fault.NotLoaded, "this replica is behind what the proxy has seen").WithRetry(time.Second))
 )
 
 // refusal ends a stream. It is a fault for an interceptor and a status for gRPC where there is none.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
@@ -24,6 +25,7 @@ type feed struct {
 
 	have     map[string]*holding // what is subscribed to
 	gone     []string            // subscribed to and not there, to be told
+	strange  int                 // how many such names there were
 	started  bool                // whether there was a request
 	inFlight string              // nonce of the response that waits for its acknowledgement
 	ends     []end               // what that response completes
@@ -108,7 +110,7 @@ func (f *feed) acknowledge(request *cache.DeltaRequest) {
 	}
 	f.inFlight = ""
 	s := f.session
-	rejections, whole := rejectionsOf(request.GetErrorDetail(), f.typeURL)
+	rejections, whole := rejectionsOf(request.GetErrorDetail())
 	if request.GetErrorDetail() != nil {
 		s.server.metrics.nacks.WithLabelValues(f.label()).Inc()
 		s.server.log.Warn("a proxy refuses configuration",
@@ -118,25 +120,38 @@ func (f *feed) acknowledge(request *cache.DeltaRequest) {
 	f.ends = nil
 }
 
-// rejected sorts rejections by the collections they belong to.
+// rejected sorts rejections by the collections they belong to. What is neither a namespace nor a partition that the
+// stream has, such as a backend that partitions came to use, belongs to the partitions that the response completed.
 func (f *feed) rejected(rejections []*configv1.Rejection) map[cell][]*configv1.Rejection {
 	if len(rejections) == 0 {
 		return nil
 	}
+	completed := []cell{sharedCell}
+	if f.typeURL == NamespaceType && len(f.ends) > 0 {
+		completed = nil
+		for _, e := range f.ends {
+			completed = append(completed, e.cell)
+		}
+	}
 	by := map[cell][]*configv1.Rejection{}
 	for _, r := range rejections {
-		c := sharedCell
-		if f.typeURL == NamespaceType {
-			name := strings.TrimPrefix(r.GetResource(), snapshot.NamespacePrefix)
-			c = cell(ident.PartitionOf(name, f.session.server.shown.Load().tree.Partitions()))
-			if p, err := ident.ParsePartition(r.GetResource()); err == nil {
-				c = cell(p)
-			}
+		collection := r.GetResource()
+		if namespace, ok := strings.CutPrefix(collection, snapshot.NamespacePrefix); ok {
+			collection = ident.PartitionOf(namespace, f.session.server.shown.Load().tree.Partitions()).String()
 		}
-		by[c] = append(by[c], r)
+		to := completed
+		if f.have[collection] != nil {
+			to = []cell{cellOf(collection)}
+		}
+		for _, c := range to {
+			by[c] = append(by[c], r)
+		}
 	}
 	return by
 }
+
+// readingTime is how long the states that a proxy comes with are looked for in all; what is not found is sent whole.
+const readingTime = 2 * time.Second
 
 // subscribe takes what a request wants and no longer wants. A name that is in both, or is wanted already, is sent anew.
 func (f *feed) subscribe(request *cache.DeltaRequest) {
@@ -152,8 +167,11 @@ func (f *feed) subscribe(request *cache.DeltaRequest) {
 	}
 	names := request.GetResourceNamesSubscribe()
 	members := f.members(initial)
+	// States of long ago are read from the store. Without it, a proxy that comes with many is not kept waiting for each.
+	reading, cancel := context.WithTimeout(f.session.ctx, readingTime)
+	defer cancel()
 	for _, name := range names {
-		f.add(name, initial, members)
+		f.add(reading, name, initial, members)
 	}
 	f.session.mu.Lock()
 	defer f.session.mu.Unlock()
@@ -185,7 +203,7 @@ func (f *feed) drop(name string) {
 }
 
 // add subscribes to a name. initial is what the proxy came with, members the part of it that is single resources.
-func (f *feed) add(name string, initial map[string]string, members map[string][]manifest.Entry) {
+func (f *feed) add(ctx context.Context, name string, initial map[string]string, members map[string][]manifest.Entry) {
 	s := f.session
 	known := false
 	var partition ident.Partition
@@ -201,9 +219,10 @@ func (f *feed) add(name string, initial map[string]string, members map[string][]
 	}
 	if !known {
 		f.gone = append(f.gone, name)
+		f.strange++
 		return
 	}
-	f.have[name] = f.resume(name, initial, members[name])
+	f.have[name] = f.resume(ctx, name, initial, members[name])
 	s.server.mu.Lock()
 	switch f.typeURL {
 	case AssignmentType:
@@ -224,12 +243,12 @@ func (f *feed) add(name string, initial map[string]string, members map[string][]
 
 // resume says what the proxy came with of a collection: the state of a root, or single resources, or nothing that is
 // known here, so that all is sent and what is not sent is gone.
-func (f *feed) resume(name string, initial map[string]string, members []manifest.Entry) *holding {
+func (f *feed) resume(ctx context.Context, name string, initial map[string]string, members []manifest.Entry) *holding {
 	if f.typeURL == AssignmentType {
 		return &holding{version: initial[name]}
 	}
 	if version, ok := initial[name]; ok {
-		if h := f.resumeRoot(name, version); h != nil {
+		if h := f.resumeRoot(ctx, name, version); h != nil {
 			return h
 		}
 	}
@@ -242,7 +261,7 @@ func (f *feed) resume(name string, initial map[string]string, members []manifest
 // resumeRoot takes the version that a proxy has of a collection: its root in hex. A partition's may be followed by a slash
 // and the shared root it is in effect with; else that is the one that the proxy came with, and if it came with none, the
 // sentinel is sent again. It returns nil when the root is not known.
-func (f *feed) resumeRoot(name, version string) *holding {
+func (f *feed) resumeRoot(ctx context.Context, name, version string) *holding {
 	s := f.session
 	text, sharedText, explicit := strings.Cut(version, "/")
 	root, ok := parseRoot(text)
@@ -250,7 +269,7 @@ func (f *feed) resumeRoot(name, version string) *holding {
 	if !ok || now == nil {
 		return nil
 	}
-	m, ok := s.server.manifestOf(s.ctx, now, root)
+	m, ok := s.server.manifestOf(ctx, now, root)
 	if !ok {
 		return nil
 	}

@@ -304,8 +304,6 @@ func (s *Server) manifestOf(ctx context.Context, now *snapshot.Collection, root 
 	if m != nil {
 		return m, true
 	}
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-	defer cancel()
 	m, err := s.store.Manifest(ctx, root)
 	return m, err == nil
 }

@@ -182,6 +182,7 @@ type replica struct {
 	source  *source
 	tracker *push.Tracker
 	address string
+	quit    func() // ends Run, and leaves the gRPC server to itself
 	stop    func()
 }
 
@@ -207,6 +208,7 @@ func start(t testing.TB, s *source, change ...func(*push.Config)) *replica {
 	var running sync.WaitGroup
 	running.Go(func() { server.Run(ctx) })
 	running.Go(func() { g.Serve(listener) })
+	r.quit = cancel
 	r.stop = sync.OnceFunc(func() {
 		cancel()
 		g.Stop()

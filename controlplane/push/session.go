@@ -16,6 +16,12 @@ import (
 	"github.com/prism-gateway/prism/shared/ident"
 )
 
+// What of the unknown one stream may ask for: a later build knows other types and names, but not without end.
+const (
+	maxUnknownTypes = 256
+	maxUnknownNames = 16_384
+)
+
 const (
 	// revisionKey is in a proxy's node metadata: the highest store revision that it was sent, in decimal.
 	revisionKey = "prism.store_revision"
@@ -51,7 +57,7 @@ func (s *Server) DeltaAggregatedResources(stream discoveryv3.AggregatedDiscovery
 	if err := stream.SetHeader(metadata.Pairs(installationHeader, s.store.Installation().GetId())); err != nil {
 		return err
 	}
-	first, err := stream.Recv()
+	first, err := s.firstOf(stream)
 	if err != nil {
 		return err
 	}
@@ -77,6 +83,23 @@ func (s *Server) DeltaAggregatedResources(stream discoveryv3.AggregatedDiscovery
 		return context.Cause(s.closing)
 	}
 	return err
+}
+
+// firstOf reads the first request of a stream. It may never come, and does not keep the server from stopping.
+func (s *Server) firstOf(stream discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) (*discoveryv3.DeltaDiscoveryRequest, error) {
+	var first *discoveryv3.DeltaDiscoveryRequest
+	read := make(chan error, 1)
+	go func() { // ends with the stream
+		var err error
+		first, err = stream.Recv()
+		read <- err
+	}()
+	select {
+	case err := <-read:
+		return first, err
+	case <-s.closing.Done():
+		return nil, errStopping
+	}
 }
 
 func (s *Server) newSession(ctx context.Context, stream discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer, first *discoveryv3.DeltaDiscoveryRequest) (*session, error) {
@@ -161,6 +184,9 @@ func (s *session) CreateDeltaWatch(request *cache.DeltaRequest, _ cache.Subscrip
 	f := s.feed(request.GetTypeUrl())
 	f.acknowledge(request)
 	f.subscribe(request)
+	if len(s.unknown) > maxUnknownTypes || f.strange > maxUnknownNames {
+		return nil, errTooStrange
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f.responses = responses

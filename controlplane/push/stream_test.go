@@ -14,6 +14,7 @@ import (
 
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
+	recordv1 "github.com/prism-gateway/prism/protos/prism/record/v1"
 
 	"github.com/prism-gateway/prism/controlplane/push"
 	"github.com/prism-gateway/prism/controlplane/snapshot"
@@ -250,64 +251,6 @@ func TestOneResourceLargerThanAPage(t *testing.T) {
 	p.until("p/0003", tree.Collection(3).Root())
 }
 
-func TestRejectionStandsUntilTheNextGoodVersion(t *testing.T) {
-	s := newSource(partitions)
-	ns := inPartition(3, partitions, 2)
-	s.set(t, ns[0], "one", ns[1], "one")
-	r := start(t, s)
-	p := connect(t, r)
-	p.subscribe(push.NamespaceType, nil, "p/0003")
-	p.next()
-
-	tree := s.set(t, ns[0], "bad")
-	bad := p.receive()
-	p.apply(bad)
-	rejection := &configv1.Rejection{
-		Resource: ns[0], Version: bad.GetResources()[0].GetVersion(), Field: "patterns[0].bindings[0]", Reason: "no such backend",
-	}
-	p.nack(bad, "1 refused", rejection)
-	refused := func(cells map[string]cellState) bool {
-		c := cells["proxy-1"]
-		return len(c.GetRejections()) == 1 && c.GetRejections()[0].GetField() == rejection.GetField() &&
-			c.GetRejections()[0].GetReason() == rejection.GetReason() && c.GetRejections()[0].GetVersion() == rejection.GetVersion()
-	}
-	r.await(t, 3, "the NACK with its rest in effect", func(cells map[string]cellState) bool {
-		return refused(cells) && string(cells["proxy-1"].GetAcceptedRoot()) == string(tree.Collection(3).Root().Bytes())
-	})
-	if got := r.tracker.Rejections("proxy-1"); len(got) != 1 {
-		t.Errorf("the proxy refuses %v", got)
-	}
-
-	tree = s.set(t, ns[1], "two")
-	p.next()
-	r.await(t, 3, "another's change leaves it standing", func(cells map[string]cellState) bool {
-		return refused(cells) && string(cells["proxy-1"].GetAcceptedRoot()) == string(tree.Collection(3).Root().Bytes())
-	})
-	s.set(t, ns[0], "good")
-	p.next()
-	r.await(t, 3, "the next good version clears it", func(cells map[string]cellState) bool {
-		return len(cells["proxy-1"].GetRejections()) == 0
-	})
-}
-
-func TestRefusingAllAdvancesNothing(t *testing.T) {
-	s := newSource(partitions)
-	ns := inPartition(3, partitions, 1)
-	first := s.set(t, ns[0], "one")
-	r := start(t, s)
-	p := connect(t, r)
-	p.subscribe(push.NamespaceType, nil, "p/0003")
-	p.next()
-	second := s.set(t, ns[0], "two")
-	p.nack(p.receive(), "the root does not hold")
-	r.await(t, 3, "refused as a whole", func(cells map[string]cellState) bool {
-		c := cells["proxy-1"]
-		return len(c.GetRejections()) == 1 && c.GetRejections()[0].GetReason() == "the root does not hold" &&
-			string(c.GetAcceptedRoot()) == string(first.Collection(3).Root().Bytes()) &&
-			string(c.GetSentRoot()) == string(second.Collection(3).Root().Bytes())
-	})
-}
-
 func TestTrackerFollowsAStream(t *testing.T) {
 	s := newSource(partitions)
 	tree := s.set(t, inPartition(3, partitions, 1)[0], "one")
@@ -374,6 +317,33 @@ func TestUnknownNamesAndTypesAreKnownToBeEmpty(t *testing.T) {
 	}
 	p.subscribe(push.SharedType, nil, "shared") // the stream goes on
 	p.until("shared", ident.Hash{})
+}
+
+func TestTheUnknownIsBounded(t *testing.T) {
+	for name, ask := range map[string]func(p *proxy, i int){
+		"types": func(p *proxy, i int) {
+			p.stream.Send(&discoveryv3.DeltaDiscoveryRequest{Node: node("proxy-1", 0), TypeUrl: fmt.Sprintf("type.example/%d", i)})
+		},
+		"names": func(p *proxy, i int) {
+			var names []string
+			for n := range 100 {
+				names = append(names, fmt.Sprintf("p/%d-%d", i, n))
+			}
+			p.stream.Send(&discoveryv3.DeltaDiscoveryRequest{Node: node("proxy-1", 0), TypeUrl: push.NamespaceType, ResourceNamesSubscribe: names})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSource(partitions)
+			s.set(t)
+			p := connect(t, start(t, s))
+			for i := range 300 {
+				ask(p, i)
+			}
+			if err := p.end(); status.Code(err) != codes.InvalidArgument {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
 }
 
 func TestStateOfTheWorldIsKnownToBeEmpty(t *testing.T) {
@@ -503,6 +473,28 @@ func TestStopEndsStreamsForAnotherReplica(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 	r.stop()
+}
+
+func TestStopEndsAStreamThatSaysNothing(t *testing.T) {
+	s := newSource(partitions)
+	s.set(t)
+	taken := make(chan struct{}, 1)
+	r := start(t, s, func(c *push.Config) { c.Store = doorkeeper{s, taken} })
+	p := connect(t, r)
+	<-taken
+	r.quit()
+	unavailable(t, p.end())
+}
+
+// doorkeeper tells when a stream has been taken, which is told of its installation.
+type doorkeeper struct {
+	*source
+	taken chan struct{}
+}
+
+func (d doorkeeper) Installation() *recordv1.Installation {
+	d.taken <- struct{}{}
+	return d.source.Installation()
 }
 
 // unavailable checks that a stream is told to come back, and when.

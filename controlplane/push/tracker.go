@@ -1,6 +1,7 @@
 package push
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"strings"
@@ -21,6 +22,14 @@ import (
 type cell int64
 
 const sharedCell cell = -1
+
+// String is the name of the cell's collection.
+func (c cell) String() string {
+	if c == sharedCell {
+		return sharedName
+	}
+	return ident.Partition(c).String()
+}
 
 func cellOf(name string) cell {
 	if p, err := ident.ParsePartition(name); err == nil {
@@ -79,7 +88,7 @@ func (t *Tracker) Cells(p ident.Partition) []*controlv1.CellState {
 			SentRoot:           progress.sent.root.Bytes(),
 			AcceptedRoot:       progress.accepted.root.Bytes(),
 			AcceptedSharedRoot: progress.accepted.shared.Bytes(),
-			Rejections:         slices.Clone(progress.rejections),
+			Rejections:         progress.stream.refused(progress),
 			Build:              progress.stream.build,
 			LastSeen:           timestamppb.New(progress.stream.heard),
 		})
@@ -87,7 +96,7 @@ func (t *Tracker) Cells(p ident.Partition) []*controlv1.CellState {
 	return states
 }
 
-// Rejections returns what a proxy refuses, in all its partitions and in what all share, by resource.
+// Rejections returns what a proxy refuses, in all its partitions and in what all share, by resource, each once.
 func (t *Tracker) Rejections(proxy string) []*configv1.Rejection {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -100,7 +109,7 @@ func (t *Tracker) Rejections(proxy string) []*configv1.Rejection {
 		all = append(all, progress.rejections...)
 	}
 	slices.SortFunc(all, func(a, b *configv1.Rejection) int { return strings.Compare(a.GetResource(), b.GetResource()) })
-	return all
+	return slices.CompactFunc(all, func(a, b *configv1.Rejection) bool { return a.GetResource() == b.GetResource() })
 }
 
 // Streams returns the proxies that have a stream here, sorted.
@@ -134,10 +143,16 @@ func (t *Tracker) Watch(partitions ...ident.Partition) (<-chan struct{}, func())
 	}
 }
 
-func (t *Tracker) signalLocked(c cell) {
-	if c == sharedCell {
-		return
+// refused is what a stream refuses of a partition, and of what all share.
+func (s *tracked) refused(of *progress) []*configv1.Rejection {
+	all := slices.Clone(of.rejections)
+	if shared := s.cells[sharedCell]; shared != nil {
+		all = append(all, shared.rejections...)
 	}
+	return all
+}
+
+func (t *Tracker) signalLocked(c cell) {
 	for signal := range t.watches[ident.Partition(c)] {
 		select {
 		case signal <- struct{}{}:
@@ -240,34 +255,49 @@ func (t *Tracker) sent(s *session, proxy string, ends []end) {
 	}
 }
 
-// answered notes an acknowledgement. What was refused by name leaves the rest in effect; whole says that nothing is.
-func (t *Tracker) answered(s *session, proxy string, ends []end, rejected map[cell][]*configv1.Rejection, whole *configv1.Rejection) {
+// answered notes an acknowledgement. What was refused by name leaves the rest in effect, unless it is the name of the
+// collection; whole, which is empty for an acknowledgement, says why nothing is.
+func (t *Tracker) answered(s *session, proxy string, ends []end, rejected map[cell][]*configv1.Rejection, whole string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	stream := t.streamLocked(s, proxy)
 	if stream == nil {
 		return
 	}
+	shared := t.progressLocked(stream, proxy, sharedCell)
+	before := len(shared.rejections)
+	defer func() {
+		if _, refused := rejected[sharedCell]; refused || before != len(shared.rejections) {
+			for c := range stream.cells { // it is told of each of them
+				t.signalLocked(c)
+			}
+		}
+	}()
 	for _, e := range ends {
 		progress := t.progressLocked(stream, proxy, e.cell)
 		progress.rejections = standing(progress.rejections, e.manifest)
-		if whole == nil {
+		if whole != "" {
+			progress.rejections = append(progress.rejections, &configv1.Rejection{Resource: e.cell.String(), Reason: whole})
+		} else if !names(rejected[e.cell], e.cell.String()) {
 			progress.accepted = pair{root: e.manifest.Root(), shared: e.shared}
-		} else {
-			progress.rejections = append(progress.rejections, whole)
 		}
 		t.signalLocked(e.cell)
 	}
 	for c, list := range rejected {
 		progress := t.progressLocked(stream, proxy, c)
+		again := map[string]bool{}
 		for _, r := range list {
-			progress.rejections = slices.DeleteFunc(slices.Clone(progress.rejections), func(old *configv1.Rejection) bool {
-				return old.GetResource() == r.GetResource()
-			})
-			progress.rejections = append(progress.rejections, r)
+			again[r.GetResource()] = true
 		}
+		progress.rejections = append(list, slices.DeleteFunc(progress.rejections, func(old *configv1.Rejection) bool {
+			return again[old.GetResource()]
+		})...)
 		t.signalLocked(c)
 	}
+}
+
+func names(rejections []*configv1.Rejection, resource string) bool {
+	return slices.ContainsFunc(rejections, func(r *configv1.Rejection) bool { return r.GetResource() == resource })
 }
 
 // standing are the rejections whose version is still the collection's: others were overtaken by a good one or by a
@@ -291,20 +321,22 @@ func (t *Tracker) dropped(s *session, proxy string, c cell) {
 	}
 }
 
-// rejectionsOf reads a NACK. Without details that name resources the whole response is refused.
-func rejectionsOf(detail *statuspb.Status, typeURL string) ([]*configv1.Rejection, *configv1.Rejection) {
+// maxRejections bounds what is kept of one NACK.
+const maxRejections = 1000
+
+// rejectionsOf reads a NACK. Without details that name resources the whole response is refused, for the reason returned.
+func rejectionsOf(detail *statuspb.Status) (rejections []*configv1.Rejection, whole string) {
 	if detail == nil {
-		return nil, nil
+		return nil, ""
 	}
-	var rejections []*configv1.Rejection
-	for _, any := range detail.GetDetails() {
+	for _, any := range detail.GetDetails()[:min(len(detail.GetDetails()), maxRejections)] {
 		r := &configv1.Rejection{}
 		if any.UnmarshalTo(r) == nil && r.GetResource() != "" {
 			rejections = append(rejections, r)
 		}
 	}
 	if len(rejections) > 0 {
-		return rejections, nil
+		return rejections, ""
 	}
-	return nil, &configv1.Rejection{Resource: typeURL, Reason: detail.GetMessage()}
+	return nil, cmp.Or(detail.GetMessage(), "no reason was given")
 }
