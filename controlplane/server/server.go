@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
@@ -29,6 +30,7 @@ import (
 	bootstrapv1 "github.com/prism-gateway/prism/protos/prism/bootstrap/v1"
 	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
 	recordv1 "github.com/prism-gateway/prism/protos/prism/record/v1"
+	"github.com/prism-gateway/prism/shared/fault"
 	"github.com/prism-gateway/prism/shared/fault/faultgrpc"
 	"github.com/prism-gateway/prism/shared/lifecycle"
 	"github.com/prism-gateway/prism/shared/telemetry"
@@ -210,16 +212,25 @@ func (s *Server) options(more ...grpc.ServerOption) []grpc.ServerOption {
 func (s *Server) watch(ctx context.Context, kept *store.Store, api *adminapi.Server) error {
 	moved, stop := kept.Watch()
 	defer stop()
-	for kept.Head() == nil {
-		s.notReady(kept.Ready())
+	again := time.NewTicker(time.Second) // what is in the way makes no signal
+	defer again.Stop()
+	for {
+		err := kept.Ready()
+		if kept.Head() != nil {
+			if err = api.Seed(ctx); err == nil {
+				break
+			}
+			if fault.From(err).Code != fault.Unavailable && ctx.Err() == nil {
+				return fmt.Errorf("initial backends: %w", err)
+			}
+		}
+		s.notReady(err)
 		select {
 		case <-moved:
+		case <-again.C:
 		case <-ctx.Done():
 			return nil
 		}
-	}
-	if err := api.Seed(ctx); err != nil && ctx.Err() == nil {
-		return fmt.Errorf("initial backends: %w", err)
 	}
 	s.ready.Ready(conditionStore)
 	s.health.SetServingStatus("", healthv1.HealthCheckResponse_SERVING)

@@ -43,12 +43,24 @@ func (s *Store) Lead(ctx context.Context, work func(context.Context) error) erro
 
 // lead stands for election once.
 func (s *Store) lead(ctx context.Context, work func(context.Context) error) (elected bool, err error) {
-	// The session's context must outlive ctx, so that the lease can be given back.
-	session, err := concurrency.NewSession(s.etcd, concurrency.WithTTL(int(max(1, s.cfg.LeaderTTL/time.Second))))
+	granting, cancelGrant := context.WithTimeout(ctx, longFactor*s.cfg.Timeout)
+	defer cancelGrant()
+	lease, err := s.etcd.Grant(granting, int64(max(1, s.cfg.LeaderTTL/time.Second)))
 	if err != nil {
 		return false, err
 	}
-	defer func() { err = errors.Join(err, session.Close()) }()
+	// The session's context must outlive ctx, so that the leadership can be given back.
+	session, err := concurrency.NewSession(s.etcd, concurrency.WithLease(lease.ID))
+	if err != nil {
+		return false, err
+	}
+	defer func() {
+		session.Orphan()
+		revoking, cancelRevoke := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.Timeout)
+		defer cancelRevoke()
+		_, revoked := s.etcd.Revoke(revoking, lease.ID)
+		err = errors.Join(err, revoked)
+	}()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stop := make(chan struct{})
