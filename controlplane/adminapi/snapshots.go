@@ -32,26 +32,28 @@ func (s *Server) ListSnapshots(ctx context.Context, in *adminv1.ListSnapshotsReq
 		return nil, err
 	}
 	size := pageSize(in.GetPageSize())
-	records, err := s.cfg.Store.Snapshots(ctx, before, size+1)
-	if err != nil {
-		return nil, err
-	}
 	total, err := s.cfg.Store.CountSnapshots(ctx)
 	if err != nil {
 		return nil, err
 	}
 	out := &adminv1.ListSnapshotsResponse{TotalCount: total}
 	bytes := 0
-	for _, r := range records {
-		view := snapshotOf(r, tree)
-		bytes += proto.Size(view)
-		if n := len(out.Snapshots); n == size || n > 0 && bytes > maxAnswer {
-			out.NextPageToken = versionToken(out.Snapshots[n-1].GetVersion(), "snapshots")
-			break
+	for {
+		records, err := s.cfg.Store.Snapshots(ctx, before, min(historyStep, size+1-len(out.Snapshots)))
+		if err != nil || len(records) == 0 {
+			return out, err
 		}
-		out.Snapshots = append(out.Snapshots, view)
+		for _, r := range records {
+			before = r.GetVersion()
+			view := snapshotOf(r, tree)
+			bytes += proto.Size(view)
+			if n := len(out.Snapshots); n == size || n > 0 && bytes > maxAnswer {
+				out.NextPageToken = versionToken(out.Snapshots[n-1].GetVersion(), "snapshots")
+				return out, nil
+			}
+			out.Snapshots = append(out.Snapshots, view)
+		}
 	}
-	return out, nil
 }
 
 func versionToken(last uint64, query ...string) string {
@@ -337,8 +339,8 @@ func backendsStand(base *snapshot.Tree, config *configv1.NamespaceConfig) error 
 		config.GetNamespace(), strings.Join(slices.Compact(wrong), "; ")).WithOutcome(fault.NotApplied)
 }
 
-// historyStep is how many snapshots are looked at in one reading.
-const historyStep = 100
+// historyStep is how many snapshots are looked at in one reading. They may be large.
+const historyStep = 20
 
 // NamespaceHistory returns the snapshots in which a namespace changed, newest first.
 func (s *Server) NamespaceHistory(ctx context.Context, in *adminv1.NamespaceHistoryRequest) (*adminv1.NamespaceHistoryResponse, error) {
