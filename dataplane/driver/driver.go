@@ -162,9 +162,13 @@ type Scanner interface {
 	Scan(ctx context.Context, space Space, r Range) (items []Item, more bool, err error)
 }
 
+// MaxCursor bounds the cursors of ListIDs, in bytes: a page token, which is not longer than 8 KiB, holds one.
+const MaxCursor = 8000
+
 // Lister is the capability keyvalue.list.
 type Lister interface {
 	// ListIDs returns ids that have items, in no order, each at least once over all pages. A nil cursor begins; a nil
-	// next ends.
+	// next ends. A page has at most limit ids, unless the rest of what the store gave would make a cursor longer than
+	// MaxCursor.
 	ListIDs(ctx context.Context, space Space, cursor []byte, limit int) (ids [][]byte, next []byte, err error)
 }

@@ -43,6 +43,7 @@ var refusals = []struct {
 	{"CLUSTERDOWN", fault.Unavailable, fault.BackendDown, "the backend's cluster is down"},
 	{"NOREPLICAS", fault.Unavailable, fault.BackendDown, "the backend has too few replicas for a write"},
 	{"MISCONF", fault.Unavailable, fault.BackendDown, "the backend cannot write to its disk"},
+	{"MOVED", fault.Unavailable, fault.BackendDown, "the backend keeps the data elsewhere"},
 	{"TRYAGAIN", fault.Unavailable, fault.BackendDown, "the backend is moving the data"},
 	{"BUSY", fault.Unavailable, fault.BackendDown, "the backend is busy"},
 	{"max number of clients", fault.Unavailable, fault.BackendDown, "the backend takes no more connections"},
@@ -63,6 +64,9 @@ func answer(err error) *fault.Fault {
 	}
 	if e, ok := errors.AsType[redis.Error](err); ok {
 		text := strings.TrimPrefix(e.Error(), "ERR ")
+		if strings.HasPrefix(text, "WRONGTYPE") { // a script may have written before it met the value
+			return fault.Wrap(err, fault.DataLoss, fault.Checksum, "the backend holds something that is no item").WithOutcome(fault.OutcomeUnknown)
+		}
 		for _, r := range refusals {
 			if strings.HasPrefix(text, r.begins) {
 				f := fault.Wrap(err, r.code, r.reason, r.text).WithOutcome(fault.NotApplied)

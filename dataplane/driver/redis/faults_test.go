@@ -265,3 +265,81 @@ func TestFewConnections(t *testing.T) {
 		s.Close()
 	}
 }
+
+// TestRefusedConnectionFailsEachCommand has many commands wait for a connection that the server refuses: none may be taken
+// for answered.
+func TestRefusedConnectionFailsEachCommand(t *testing.T) {
+	server := redisserver.Start(t, redisserver.Options{Args: []string{"--requirepass", "right"}})
+	s := open(t, driver.Config{Endpoints: []string{server.Addr()}, Password: secret.New("wrong"), MaxConnections: 1})
+	names, writes := make([]driver.Name, 100), make([]driver.Write, 100)
+	for n := range names {
+		writes[n] = put("a", fmt.Sprint(n), "v")
+		names[n] = writes[n].Name
+	}
+	for n, r := range s.BatchGet(t.Context(), "s", names, false) {
+		if err := is(r.Err, fault.Unavailable, fault.BackendDown, ""); err != nil {
+			t.Fatalf("read %d: item %v, %v", n, r.Item, err)
+		}
+	}
+	for n, r := range s.BatchWrite(t.Context(), "s", writes) {
+		if err := is(r.Err, fault.Unavailable, fault.BackendDown, fault.NotApplied); err != nil {
+			t.Fatalf("write %d: %v", n, err)
+		}
+	}
+}
+
+// TestPeerThatIsNoRedis answers whatever it is asked with something else.
+func TestPeerThatIsNoRedis(t *testing.T) {
+	for name, says := range map[string]string{
+		"a string longer than any":   "$9223372036854775807\r\n",
+		"a list longer than any":     "*9223372036854775807\r\n",
+		"a negative length":          "$-7\r\n",
+		"another protocol":           "HTTP/1.1 400 Bad Request\r\n\r\n",
+		"a number":                   ":1\r\n",
+		"a list of something else":   "*4\r\n$1\r\nx\r\n:1\r\n:1\r\n:1\r\n",
+		"a write that it cannot say": "*4\r\n:0\r\n$0\r\n\r\n$1\r\n0\r\n$0\r\n\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := open(t, driver.Config{Endpoints: []string{liar(t, says)}})
+			if it, err := s.Get(t.Context(), "s", put("a", "k", "").Name, false); err == nil {
+				t.Errorf("read %v", it)
+			}
+			if _, err := s.Write(t.Context(), "s", put("a", "k", "v")); err == nil || fault.From(err).Outcome != fault.OutcomeUnknown {
+				t.Errorf("write: %#v", err)
+			}
+			if items, _, err := s.Scan(t.Context(), "s", driver.Range{ID: []byte("a"), Limit: 10, MaxBytes: 1 << 20}); err == nil && len(items) > 0 {
+				t.Errorf("scan: %v", items)
+			}
+		})
+	}
+}
+
+// liar refuses the SDK's greeting, then answers each read of a connection with the same bytes. It returns its address.
+func liar(t *testing.T, says string) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				buffer := make([]byte, 1<<16)
+				for say := "-ERR unknown command\r\n"; ; say = says {
+					if _, err := c.Read(buffer); err != nil {
+						return
+					}
+					if _, err := c.Write([]byte(say)); err != nil {
+						return
+					}
+				}
+			}()
+		}
+	}()
+	return l.Addr().String()
+}

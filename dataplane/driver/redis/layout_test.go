@@ -169,6 +169,70 @@ func TestWhatIsNoItem(t *testing.T) {
 	if _, err := s.Write(t.Context(), "s.1", put("a", "k", "w")); is(err, fault.DataLoss, fault.Checksum, fault.NotApplied) != nil {
 		t.Errorf("write: %v", err)
 	}
+
+	// A value of another type under the item's key, then under the index's.
+	raw.Del(t.Context(), items[0])
+	raw.LPush(t.Context(), items[0], "x")
+	foreign := func(what string, err error, outcome fault.Outcome) {
+		t.Helper()
+		if err := is(err, fault.DataLoss, fault.Checksum, outcome); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	get := func(key string, headOnly bool) error {
+		_, err := s.Get(t.Context(), "s.1", put("a", key, "").Name, headOnly)
+		return err
+	}
+	scan := func() error {
+		_, _, err := s.Scan(t.Context(), "s.1", driver.Range{ID: []byte("a"), Limit: 5, MaxBytes: 1 << 20})
+		return err
+	}
+	write := func(key string) error {
+		_, err := s.Write(t.Context(), "s.1", put("a", key, "w"))
+		return err
+	}
+	foreign("get of a list", get("k", false), "")
+	foreign("head of a list", get("k", true), "")
+	foreign("put over a list", write("k"), fault.OutcomeUnknown)
+	foreign("scan over a list", scan(), "")
+	indexes, _ := keys(t, raw)
+	raw.Del(t.Context(), items[0], indexes[0])
+	raw.Set(t.Context(), indexes[0], "x", 0)
+	foreign("put beside a foreign index", write("other"), fault.OutcomeUnknown)
+	foreign("scan of a foreign index", scan(), "")
+	_, _, err := s.ListIDs(t.Context(), "s.1", nil, 10)
+	foreign("list of a foreign index", err, "")
+	if err := get("other", false); err != nil {
+		t.Errorf("get beside a foreign index: %v", err)
+	}
+}
+
+// TestPagesOfOneLongID lists ids one by one although the server gives them in larger parts.
+func TestPagesOfOneLongID(t *testing.T) {
+	server := redisserver.Start(t, redisserver.Options{})
+	s := open(t, driver.Config{Endpoints: []string{server.Addr()}})
+	want := map[string]bool{}
+	for n := range 40 {
+		id := fmt.Sprintf("%04d", n) + strings.Repeat("x", 1020)
+		want[id] = true
+		mustWrite(t, s, "s.1", put(id, "k", "v"))
+	}
+	var cursor []byte
+	for range 200 {
+		ids, next, err := s.ListIDs(t.Context(), "s.1", cursor, 1)
+		if err != nil || len(ids) > 1 || len(next) > driver.MaxCursor {
+			t.Fatalf("%d ids, a cursor of %d bytes, %v", len(ids), len(next), err)
+		}
+		for _, id := range ids {
+			delete(want, string(id))
+		}
+		if cursor = next; next == nil {
+			break
+		}
+	}
+	if len(want) > 0 || cursor != nil {
+		t.Errorf("%d ids were not listed", len(want))
+	}
 }
 
 func TestDatabasesAreApart(t *testing.T) {

@@ -2,6 +2,8 @@ package redis
 
 import (
 	"context"
+	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -129,6 +131,7 @@ func (q *queue) wait(ctx context.Context, r *request) *fault.Fault {
 	case <-r.done:
 	case <-ctx.Done():
 		if r.state.CompareAndSwap(queued, abandoned) {
+			r.cmd = nil // the value does not stay until a line comes by
 			return unsent(ctx.Err())
 		}
 		f := fault.From(ctx.Err())
@@ -183,6 +186,12 @@ func take(batch []*request, r *request) []*request {
 
 // perform sends a batch and reads its answers. The wait ends with the latest deadline of the batch.
 func (q *queue) perform(batch []*request) {
+	defer func() {
+		// The SDK panics at lengths that no value has.
+		if p := recover(); p != nil {
+			fail(batch, fmt.Errorf("an answer that cannot be read: %v", p))
+		}
+	}()
 	ctx := until{Context: context.Background()}
 	for _, r := range batch {
 		if r.deadline.IsZero() {
@@ -202,7 +211,20 @@ func (q *queue) perform(batch []*request) {
 		for _, r := range batch {
 			pipe.Process(ctx, r.cmd)
 		}
-		pipe.Exec(ctx)
+		_, err := pipe.Exec(ctx)
+		if err != nil && !slices.ContainsFunc(batch, func(r *request) bool { return r.cmd.Err() != nil }) {
+			// The server refused the connection: the SDK leaves the commands as if they had been answered.
+			fail(batch, err)
+		}
+	}
+}
+
+// fail gives an error to the commands that have none.
+func fail(batch []*request, err error) {
+	for _, r := range batch {
+		if r.cmd.Err() == nil {
+			r.cmd.SetErr(err)
+		}
 	}
 }
 

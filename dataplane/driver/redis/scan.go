@@ -58,7 +58,7 @@ func (i *Instance) ListIDs(ctx context.Context, space driver.Space, cursor []byt
 	// A page ends after a bounded walk, also when it met little.
 	for rounds := 0; rounds < 100 && (first || at != 0) && len(met) < limit; rounds++ {
 		first = false
-		cmd := redis.NewScanCmd(ctx, nil, "scan", strconv.FormatUint(at, 10), "match", pattern, "count", max(limit-len(met), 10))
+		cmd := redis.NewScanCmd(ctx, nil, "scan", strconv.FormatUint(at, 10), "match", pattern, "count", limit-len(met))
 		if err := i.read(ctx, cmd); err != nil {
 			return nil, nil, err
 		}
@@ -71,6 +71,9 @@ func (i *Instance) ListIDs(ctx context.Context, space driver.Space, cursor []byt
 		}
 	}
 	page := met[:min(limit, len(met))]
+	for len(formatCursor(at, met[len(page):])) > driver.MaxCursor { // one step of SCAN may meet many
+		page = met[:len(page)+1]
+	}
 	alive, err := i.alive(ctx, space, page)
 	if err != nil {
 		return nil, nil, err

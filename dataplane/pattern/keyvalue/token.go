@@ -17,7 +17,7 @@ const (
 	tokenHead   = 1 + 8 + digestSize
 	digestSize  = 16
 	macSize     = 16
-	maxPosition = 4096
+	maxPosition = driver.MaxCursor
 	tokenLife   = 24 * time.Hour
 )
 
