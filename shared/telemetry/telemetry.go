@@ -29,6 +29,7 @@ const (
 	KeyDuration  = "duration"
 	KeyEpoch     = "epoch"
 	KeyError     = "error"
+	KeyLeftOut   = "left_out"
 	KeyMethod    = "method"
 	KeyName      = "name"
 	KeyNamespace = "namespace"

@@ -9,6 +9,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -140,7 +141,7 @@ func TestServerTellsTheFaultAndLogsTheCause(t *testing.T) {
 		},
 		"a panic is told by its request id only": {
 			fail: func(context.Context) error { panic("secret state") },
-			want: fault.New(fault.Internal, fault.Bug, "internal error"),
+			want: fault.New(fault.Internal, fault.Bug, "internal error").WithOutcome(fault.OutcomeUnknown),
 			log:  []string{"call panicked", "secret state", "faultgrpc_test.go", `"request_id":"mine-1"`},
 		},
 		"the handler knows the id": {
@@ -272,4 +273,38 @@ func serve(t *testing.T, fail func(context.Context) error, log *bytes.Buffer) da
 		}
 	})
 	return datav1.NewKeyValueClient(conn)
+}
+
+// TestManyFailuresOfOneReasonAreFewLines has calls fail as fast as they can.
+func TestManyFailuresOfOneReasonAreFewLines(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		intercept := faultgrpc.Unary(slog.New(slog.NewJSONHandler(&log, nil)))
+		lines := func(calls int, reason fault.Reason) int {
+			t.Helper()
+			log.Reset()
+			for range calls {
+				_, err := intercept(t.Context(), nil, &grpc.UnaryServerInfo{FullMethod: "/s/m"}, func(context.Context, any) (any, error) {
+					return nil, fault.Wrap(errors.New("cause"), fault.Unavailable, reason, "down")
+				})
+				if faultgrpc.FromStatus(err).Reason != reason {
+					t.Fatalf("answered %v", err)
+				}
+			}
+			return strings.Count(log.String(), "call failed")
+		}
+		if n := lines(1000, fault.BackendDown); n < 1 || n > 10 {
+			t.Fatalf("%d lines of 1000 calls in no time, want a few", n)
+		}
+		if n := lines(1, fault.Draining); n != 1 {
+			t.Errorf("%d lines of another reason, want 1", n)
+		}
+		time.Sleep(time.Second)
+		if n := lines(1, fault.BackendDown); n != 1 || !strings.Contains(log.String(), `"left_out":995`) {
+			t.Errorf("a second later: %s", log.String())
+		}
+		if lines(1, fault.BackendDown); strings.Contains(log.String(), "left_out") {
+			t.Errorf("counted twice: %s", log.String())
+		}
+	})
 }

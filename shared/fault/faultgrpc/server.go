@@ -1,6 +1,7 @@
 package faultgrpc
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -10,6 +11,7 @@ import (
 	"reflect"
 	"runtime/debug"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -31,6 +33,7 @@ const (
 	attrReason    = "reason"
 	attrError     = "error"
 	attrStack     = "stack"
+	attrLeftOut   = "left_out"
 )
 
 // callKey finds the call in a context.
@@ -88,9 +91,11 @@ func wellFormed(id string) bool {
 	return true
 }
 
-// Unary turns the error of a handler into a status, once, and logs its cause. It belongs outside of all interceptors
-// whose errors must reach the caller.
+// Unary turns the error of a handler into a status, once, and logs its cause. Of many causes with one reason a few are
+// logged each second, and the next line says how many were left out. It belongs outside of all interceptors whose errors
+// must reach the caller.
 func Unary(log *slog.Logger) grpc.UnaryServerInterceptor {
+	lines := newRation()
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
 		c := &call{Context: ctx}
 		defer func() {
@@ -102,7 +107,7 @@ func Unary(log *slog.Logger) grpc.UnaryServerInterceptor {
 			}
 		}()
 		if resp, err = next(c, req); err != nil {
-			return nil, answer(c, log, info.FullMethod, err)
+			return nil, answer(c, log, lines, info.FullMethod, err)
 		}
 		return resp, nil
 	}
@@ -110,6 +115,7 @@ func Unary(log *slog.Logger) grpc.UnaryServerInterceptor {
 
 // Stream is Unary for streams.
 func Stream(log *slog.Logger) grpc.StreamServerInterceptor {
+	lines := newRation()
 	return func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
 		c := &call{Context: stream.Context()}
 		defer func() {
@@ -121,7 +127,7 @@ func Stream(log *slog.Logger) grpc.StreamServerInterceptor {
 			}
 		}()
 		if err = next(srv, &serverStream{ServerStream: stream, ctx: c}); err != nil {
-			return answer(c, log, info.FullMethod, err)
+			return answer(c, log, lines, info.FullMethod, err)
 		}
 		return nil
 	}
@@ -136,7 +142,7 @@ type serverStream struct {
 func (s *serverStream) Context() context.Context { return s.ctx }
 
 // answer makes the error that leaves the server, and logs what the caller does not see.
-func answer(c *call, log *slog.Logger, method string, err error) error {
+func answer(c *call, log *slog.Logger, lines *ration, method string, err error) error {
 	if reflect.TypeOf(err) == statusError {
 		if st, _ := status.FromError(err); sayable(st) {
 			return err
@@ -145,15 +151,29 @@ func answer(c *call, log *slog.Logger, method string, err error) error {
 	f := fault.From(err)
 	id := c.requestID()
 	if cause := errors.Unwrap(f); cause != nil || f.Code == fault.Internal {
-		if cause == nil {
-			cause = f
-		}
-		log.LogAttrs(c, severity(f.Code), "call failed",
-			slog.String(attrRequestID, id), slog.String(attrMethod, method),
-			slog.String(attrCode, codes.Code(f.Code).String()), slog.String(attrReason, string(f.Reason)),
-			slog.String(attrError, cause.Error()))
+		logCause(c, log, lines, method, f, cmp.Or[error](cause, f))
 	}
 	return Status(f, id).Err()
+}
+
+func logCause(c *call, log *slog.Logger, lines *ration, method string, f *fault.Fault, cause error) {
+	level := severity(f.Code)
+	if !log.Enabled(c, level) {
+		return
+	}
+	leftOut, ok := lines.take(f.Reason, time.Now())
+	if !ok {
+		return
+	}
+	attrs := []slog.Attr{
+		slog.String(attrRequestID, c.requestID()), slog.String(attrMethod, method),
+		slog.String(attrCode, codes.Code(f.Code).String()), slog.String(attrReason, string(f.Reason)),
+		slog.String(attrError, cause.Error()),
+	}
+	if leftOut > 0 {
+		attrs = append(attrs, slog.Int(attrLeftOut, leftOut))
+	}
+	log.LogAttrs(c, level, "call failed", attrs...)
 }
 
 // statusError is the type of what status.Error returns. Other errors that know a status, such as those of a store's
@@ -187,5 +207,5 @@ func panicked(c *call, log *slog.Logger, method string, p any) error {
 	log.LogAttrs(c, slog.LevelError, "call panicked",
 		slog.String(attrRequestID, id), slog.String(attrMethod, method),
 		slog.String(attrError, fmt.Sprint(p)), slog.String(attrStack, string(debug.Stack())))
-	return Status(fault.New(fault.Internal, fault.Bug, "internal error"), id).Err()
+	return Status(fault.New(fault.Internal, fault.Bug, "internal error").WithOutcome(fault.OutcomeUnknown), id).Err()
 }
