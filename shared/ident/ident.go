@@ -1,4 +1,4 @@
-// Package ident holds the names that both planes use: namespaces, partitions, hashes.
+// Package ident holds the names that both planes use: slots, partitions, hashes.
 package ident
 
 import (
@@ -12,24 +12,7 @@ import (
 	"github.com/cespare/xxhash/v2"
 )
 
-var (
-	namespaceName = regexp.MustCompile(`^[a-z][a-z0-9-]{2,62}$`)
-	slotName      = regexp.MustCompile(`^([a-z][a-z0-9]*)-([a-z][a-z0-9]*)$`)
-)
-
-// Namespace is the name of a namespace, well-formed by construction. The zero value names none.
-type Namespace struct{ name string }
-
-// ParseNamespace takes a well-formed name.
-func ParseNamespace(s string) (Namespace, error) {
-	if !namespaceName.MatchString(s) {
-		return Namespace{}, fmt.Errorf("namespace %q: want a lower-case letter, then 2 to 62 of a-z, 0-9, '-'", s)
-	}
-	return Namespace{name: s}, nil
-}
-
-// String returns the name.
-func (n Namespace) String() string { return n.name }
+var slotName = regexp.MustCompile(`^([a-z][a-z0-9]*)-([a-z][a-z0-9]*)$`)
 
 // Slot is the name of a slot, {purpose}-{type}.
 type Slot struct{ purpose, backend string }

@@ -7,36 +7,6 @@ import (
 	"github.com/prism-gateway/prism/shared/ident"
 )
 
-func TestParseNamespace(t *testing.T) {
-	for _, c := range []struct {
-		name string
-		in   string
-		ok   bool
-	}{
-		{"shortest", "abc", true},
-		{"longest", "a" + strings.Repeat("b", 62), true},
-		{"digits and dashes", "a-1-", true},
-		{"too short", "ab", false},
-		{"too long", "a" + strings.Repeat("b", 63), false},
-		{"leading digit", "1abc", false},
-		{"upper case", "Abc", false},
-		{"slash", "a/bc", false},
-		{"newline at the end", "abc\n", false},
-		{"look-alike letter", "аbc", false},
-		{"empty", "", false},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			n, err := ident.ParseNamespace(c.in)
-			if (err == nil) != c.ok {
-				t.Fatalf("ParseNamespace(%q) error %v, want ok %v", c.in, err, c.ok)
-			}
-			if c.ok && n.String() != c.in {
-				t.Fatalf("got %q", n)
-			}
-		})
-	}
-}
-
 func TestParseSlot(t *testing.T) {
 	s, err := ident.ParseSlot("storage-redis")
 	if err != nil || s.Purpose() != "storage" || s.BackendType() != "redis" || s.String() != "storage-redis" {
