@@ -18,10 +18,16 @@ type assignment struct {
 	version string
 }
 
+// maxPartitions bounds what an assignment makes the proxy allocate; installations have far fewer.
+const maxPartitions = 1 << 16
+
 func parseAssignment(encoded []byte, version string) (*assignment, error) {
 	m := &configv1.Assignment{}
 	if err := proto.Unmarshal(encoded, m); err != nil {
 		return nil, err
+	}
+	if n := len(m.GetPartitions()); n == 0 || n > maxPartitions {
+		return nil, fmt.Errorf("it has %d partitions, want 1 to %d", n, maxPartitions)
 	}
 	members := uint32(len(m.GetMembers()))
 	outside := func(i uint32) bool { return i >= members }

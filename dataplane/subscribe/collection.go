@@ -63,6 +63,7 @@ type collection struct {
 	// The change under way, page by page, until its sentinel.
 	set     map[string]Object
 	removed map[string]struct{}
+	staged  int  // bytes of names and objects that came with it
 	damaged bool // a resource of it was refused, so that the sentinel cannot hold
 
 	wantFull bool      // asked for everything: changes sent before that was heard are of no use
@@ -70,22 +71,53 @@ type collection struct {
 	attempts int       // resyncs since the last verified state
 }
 
-func (c *collection) reset() { c.set, c.removed, c.damaged = nil, nil, false }
+// maxStaged bounds a change, in bytes: one that does not end must not fill the memory.
+const maxStaged = 256 << 20
 
-func (c *collection) stage(name string, o Object) {
+func (c *collection) reset() { c.set, c.removed, c.staged, c.damaged = nil, nil, 0, false }
+
+// damage has the sentinel of the change under way refused; what is left of the change is not kept.
+func (c *collection) damage() {
+	c.reset()
+	c.damaged = true
+}
+
+// stage keeps a member until the sentinel; that of a damaged change is dropped. It is false for the member that makes the
+// change too large.
+func (c *collection) stage(name string, o Object) bool {
+	if c.damaged {
+		return true
+	}
+	if !c.grow(len(name) + len(o.Data)) {
+		return false
+	}
 	if c.set == nil {
 		c.set = map[string]Object{}
 	}
 	c.set[name] = o
 	delete(c.removed, name)
+	return true
 }
 
+// remove notes that a member is gone.
 func (c *collection) remove(name string) {
+	if c.damaged || !c.grow(len(name)) {
+		return
+	}
 	if c.removed == nil {
 		c.removed = map[string]struct{}{}
 	}
 	c.removed[name] = struct{}{}
 	delete(c.set, name)
+}
+
+// grow counts a part of the change, which is damaged when it becomes too large.
+func (c *collection) grow(bytes int) bool {
+	if c.staged += bytes + 64; c.staged > maxStaged {
+		c.damage()
+		return false
+	}
+	return true
 }
 
 // complete verifies what was staged against the sentinel that ends it, which begins anew or from what is here. The

@@ -401,6 +401,11 @@ func (l *loop) pruneSets() {
 			}
 		}
 	}
+	if l.applying != nil { // what goes into effect now, though newer versions may have come
+		for _, g := range l.applying.cells {
+			used[g.version.shared] = true
+		}
+	}
 	maps.DeleteFunc(l.sets, func(root ident.Hash, _ *version) bool { return !used[root] })
 }
 

@@ -45,6 +45,7 @@ type peer struct {
 	installation string
 	listener     *bufconn.Listener
 	serve        func(discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error // in place of streams
+	serveReport  func(controlv1.FleetService_ReportServer) error                                   // in place of reports
 	streams      chan *adsStream
 	reports      chan *reportStream
 }
@@ -113,6 +114,9 @@ func (p *peer) DeltaAggregatedResources(s discoveryv3.AggregatedDiscoveryService
 }
 
 func (p *peer) Report(s controlv1.FleetService_ReportServer) error {
+	if p.serveReport != nil {
+		return p.serveReport(s)
+	}
 	r := &reportStream{requests: make(chan *controlv1.ReportRequest, 10_000), do: make(chan func(controlv1.FleetService_ReportServer) error)}
 	ended := make(chan struct{})
 	go func() {

@@ -135,12 +135,12 @@ func (l *loop) receiveResource(a *ack, f *flow, res *discoveryv3.Resource) {
 	switch {
 	case hash.String() != res.GetVersion():
 		a.reject(name, res.GetVersion(), "version", "it is not the SHA-256 of the bytes, which is "+hash.String())
-		c.damaged = true
+		c.damage()
 	case a.typeURL == NamespaceType && res.GetResource().GetTypeUrl() != NamespaceType:
 		a.reject(name, res.GetVersion(), "resource.type_url", fmt.Sprintf("%q is not known to this build", res.GetResource().GetTypeUrl()))
-		c.damaged = true
-	default:
-		c.stage(name, Object{Hash: hash, Data: data})
+		c.damage()
+	case !c.stage(name, Object{Hash: hash, Data: data}):
+		a.reject(name, res.GetVersion(), "", fmt.Sprintf("with it the change is larger than %d bytes", maxStaged))
 	}
 }
 

@@ -63,6 +63,8 @@ func (c *Client) reportTo(run context.Context, endpoint string) (answered bool, 
 		return false, err
 	}
 	connected()
+	leaving := context.AfterFunc(run, func() { time.AfterFunc(farewell, cancel) }) // also while a replica that does not read blocks Send
+	defer leaving()
 	heartbeats := make(chan time.Duration)
 	ended := make(chan error, 1)
 	receiver.Go(func() { ended <- receiveHeartbeats(ctx, stream, heartbeats) })
@@ -83,7 +85,6 @@ func (c *Client) reportTo(run context.Context, endpoint string) (answered bool, 
 		case err := <-ended:
 			return answered, err
 		case <-run.Done():
-			defer time.AfterFunc(farewell, cancel).Stop()
 			if stream.Send(c.reportRequest(sent)) == nil && stream.CloseSend() == nil {
 				for err == nil {
 					select {
