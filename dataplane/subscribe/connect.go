@@ -22,6 +22,7 @@ const (
 	// installationHeader names the installation in the header or trailer of a replica's streams.
 	installationHeader = "prism-installation"
 
+	lasting      = 5 * time.Second // of a stream on which all was well
 	maxRetryInfo = 5 * time.Minute // of what a replica asks for
 )
 
@@ -29,13 +30,13 @@ const (
 func (c *Client) connect(ctx context.Context, events chan<- event) {
 	endpoints := c.shuffled()
 	for attempt, next := 0, 0; ; next++ {
-		endpoint := endpoints[next%len(endpoints)]
+		endpoint, begun := endpoints[next%len(endpoints)], time.Now()
 		answered, err := c.follow(ctx, endpoint, events)
 		if ctx.Err() != nil {
 			return
 		}
 		if answered {
-			attempt = 0
+			attempt = afterAnswers(attempt, begun)
 		} else {
 			c.log.Warn("the control plane does not answer", telemetry.KeyAddress, endpoint, telemetry.KeyError, err)
 		}
@@ -45,6 +46,15 @@ func (c *Client) connect(ctx context.Context, events chan<- event) {
 		}
 		attempt++
 	}
+}
+
+// afterAnswers is the attempt to go on with after a stream that brought answers. Only one that lasted begins anew: a
+// replica that answers and fails must not be called without end.
+func afterAnswers(attempt int, begun time.Time) int {
+	if time.Since(begun) >= lasting {
+		return 0
+	}
+	return attempt
 }
 
 // shuffled returns the endpoints in an order of this proxy's own, so that a fleet spreads over the replicas.

@@ -1,8 +1,10 @@
 package subscribe_test
 
 import (
+	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -130,6 +132,26 @@ func TestStopsThoughNobodyReadsTheReports(t *testing.T) {
 		p.stop()
 		if took := time.Since(begun); took > 10*time.Second {
 			t.Errorf("stopped after %v", took)
+		}
+	})
+}
+
+// TestAReplicaThatAnswersAndFailsIsNotCalledWithoutEnd counts the streams of ten minutes.
+func TestAReplicaThatAnswersAndFailsIsNotCalledWithoutEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cp := newPeer(t, "")
+		var streams atomic.Int64
+		cp.serve = func(s discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+			streams.Add(1)
+			if err := s.Send(&response{TypeUrl: subscribe.AssignmentType, Nonce: "1"}); err != nil {
+				return err
+			}
+			return errors.New("no more")
+		}
+		start(t, map[string]*peer{"a": cp}, nil)
+		time.Sleep(10 * time.Minute)
+		if n := streams.Load(); n < 10 || n > 200 {
+			t.Errorf("%d streams in 10 minutes, want some tens", n)
 		}
 	})
 }

@@ -30,12 +30,13 @@ func (c *Client) report(ctx context.Context) {
 		if connected := c.endpoint.Load(); connected != nil && attempt == 0 {
 			endpoint = *connected
 		}
+		begun := time.Now()
 		answered, err := c.reportTo(ctx, endpoint)
 		if ctx.Err() != nil {
 			return
 		}
 		if answered {
-			attempt = 0
+			attempt = afterAnswers(attempt, begun)
 		}
 		c.log.Warn("the report to the fleet ended", telemetry.KeyAddress, endpoint, telemetry.KeyError, err)
 		if !pause(ctx, retryAfter(err, attempt)) {
