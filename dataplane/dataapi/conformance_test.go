@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -232,6 +233,29 @@ var callCases = []testCase{
 		}
 		if e.get("id", "") != nil {
 			e.t.Error("the refused write was done")
+		}
+	}},
+	{"a_condition_or_expiry_of_an_unknown_kind_is_refused", func(e *env) {
+		e.put("id", "", "v")
+		second := func(_ any, err error) error { return err }
+		unknown := protowire.AppendVarint(protowire.AppendTag(nil, 100, protowire.VarintType), 1)
+		condition, expiry := &datav1.Condition{}, &datav1.Expiry{}
+		condition.ProtoReflect().SetUnknown(unknown)
+		expiry.ProtoReflect().SetUnknown(unknown)
+		for i, err := range []error{
+			second(e.client.Put(e.ctx, &datav1.PutRequest{Namespace: e.namespace, Id: []byte("id"), Condition: condition})),
+			second(e.client.Put(e.ctx, &datav1.PutRequest{Namespace: e.namespace, Id: []byte("id"), Expiry: expiry})),
+			second(e.client.Delete(e.ctx, &datav1.DeleteRequest{Namespace: e.namespace, Id: []byte("id"), Condition: &datav1.Condition{}})),
+			second(e.client.Touch(e.ctx, &datav1.TouchRequest{Namespace: e.namespace, Id: []byte("id"), Expiry: &datav1.Expiry{}})),
+		} {
+			if err == nil {
+				e.t.Errorf("%d was done", i)
+				continue
+			}
+			fails(e.t, err, fault.Invalid, fault.Field, fault.NotApplied)
+		}
+		if got := e.get("id", ""); string(got.GetValue()) != "v" {
+			e.t.Errorf("the item is %v", got)
 		}
 	}},
 	{"every_interface_that_is_not_offered_is_named", func(e *env) {

@@ -39,6 +39,10 @@ func writeOf(r *routing.Route, op driver.Op, name driver.Name, c *datav1.Conditi
 		return w, keyvalue.Invalid(fault.Violation{Field: path + field, Rule: "const", Text: text})
 	}
 	switch is := c.GetIs().(type) {
+	case nil:
+		if c != nil { // of a later version of the API, perhaps: to write all the same would be wrong
+			return bad("condition", "says nothing that this build knows")
+		}
 	case *datav1.Condition_Absent:
 		if w.Condition = driver.IfAbsent; !is.Absent {
 			return bad("condition.absent", "can only be true")
@@ -51,6 +55,10 @@ func writeOf(r *routing.Route, op driver.Op, name driver.Name, c *datav1.Conditi
 		w.Condition, w.Version = driver.IfVersion, is.Version
 	}
 	switch is := e.GetIs().(type) {
+	case nil:
+		if e != nil {
+			return bad("expiry", "says nothing that this build knows")
+		}
 	case *datav1.Expiry_Ttl:
 		if is.Ttl.CheckValid() != nil {
 			return bad("expiry.ttl", "is no duration")

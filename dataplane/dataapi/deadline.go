@@ -34,7 +34,7 @@ func boundedBy(ctx context.Context, r *routing.Route, now time.Time) *bounded {
 	if theirs, ok := ctx.Deadline(); ok {
 		left := theirs.Sub(now)
 		b.deadline = theirs.Add(-max(0, min(margin, left/2)))
-	} else if r.DefaultDeadline > 0 {
+	} else if r.DefaultDeadline > 0 && (longest == 0 || r.DefaultDeadline < longest) {
 		longest = r.DefaultDeadline
 	}
 	if longest > 0 {

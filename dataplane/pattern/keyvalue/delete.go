@@ -1,6 +1,7 @@
 package keyvalue
 
 import (
+	"cmp"
 	"context"
 
 	"github.com/prism-gateway/prism/dataplane/driver"
@@ -58,6 +59,7 @@ func (s *Store) resume(run Scan) []byte {
 	return s.tokens.seal(run.digest(), nil, s.cfg.Now())
 }
 
+// deleteItems counts what is gone, also when some of it could not be removed.
 func (s *Store) deleteItems(ctx context.Context, items []driver.Item) (gone uint64, err error) {
 	for len(items) > 0 {
 		n := min(len(items), MaxBatch)
@@ -66,12 +68,15 @@ func (s *Store) deleteItems(ctx context.Context, items []driver.Item) (gone uint
 			writes[i] = driver.Write{Op: driver.Delete, Name: items[i].Name}
 		}
 		for _, r := range s.base.BatchWrite(ctx, s.cfg.Space, writes) {
-			if r.Err != nil {
-				return gone, fault.From(r.Err)
-			}
-			if r.Existed {
+			switch {
+			case r.Err != nil:
+				err = cmp.Or[error](err, fault.From(r.Err))
+			case r.Existed:
 				gone++
 			}
+		}
+		if err != nil {
+			return gone, err
 		}
 		items = items[n:]
 	}

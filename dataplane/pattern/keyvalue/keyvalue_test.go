@@ -215,6 +215,39 @@ func TestDeleteRangeResumesAfterAFailure(t *testing.T) { // KS-13
 	check(t, err, fault.Internal, fault.Bug, fault.OutcomeUnknown)
 }
 
+// oneFails is a store whose batches fail for the write of one key.
+type oneFails struct {
+	driver.Instance
+	driver.KeyValue
+	driver.Scanner
+	key string
+}
+
+// BatchWrite does the other writes.
+func (f oneFails) BatchWrite(ctx context.Context, space driver.Space, writes []driver.Write) []driver.WriteResult {
+	out := make([]driver.WriteResult, len(writes))
+	for i, w := range writes {
+		if string(w.Key) == f.key {
+			out[i].Err = errors.New("reset by peer")
+			continue
+		}
+		out[i].Written, out[i].Err = f.Write(ctx, space, w)
+	}
+	return out
+}
+
+func TestDeleteRangeCountsAllThatIsGone(t *testing.T) {
+	i := open(t)
+	s := store(t, func(cfg *keyvalue.Config) {
+		cfg.Instance, cfg.Interfaces = oneFails{i, i.(driver.KeyValue), i.(driver.Scanner), "00003"}, []string{"keyvalue", "keyvalue.scan"}
+	})
+	fill(t, s, 10)
+	deleted, next, err := s.DeleteRange(t.Context(), keyvalue.DeleteRange{ID: []byte("id"), All: true})
+	if err != nil || deleted != 9 || next == nil {
+		t.Errorf("deleted %d, next %x, %v; want 9 and a token", deleted, next, err)
+	}
+}
+
 func TestExpiry(t *testing.T) {
 	at := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 	now := func() time.Time { return at }
