@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
@@ -33,9 +34,10 @@ const HopHeader = "x-prism-hop"
 
 const (
 	ourPrefix     = "prism-"
-	avoidFor      = time.Second     // how long an owner that was away is asked after the others
-	idleTimeout   = 5 * time.Minute // after which a connection without calls is given up
-	largestAnswer = 16 << 20        // the owner has its own bounds; this only must not be smaller
+	avoidFor      = time.Second      // how long an owner that was away is asked after the others
+	keepaliveTime = 20 * time.Second // of silence; servers allow every 10 s
+	idleTimeout   = 5 * time.Minute  // after which a connection without calls is given up
+	largestAnswer = 16 << 20         // the owner has its own bounds; this only must not be smaller
 )
 
 // Config makes a Forwarder.
@@ -73,6 +75,8 @@ func New(cfg Config) *Forwarder {
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithIdleTimeout(idleTimeout),
 		grpc.WithDisableServiceConfig(),
+		// A proxy whose machine is gone answers nothing: calls without a deadline must not wait for it for ever.
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: 5 * time.Second}),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},
 			MinConnectTimeout: time.Second,

@@ -1,0 +1,46 @@
+package forward_test
+
+import (
+	"context"
+	"io"
+	"net"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/prism-gateway/prism/dataplane/forward"
+	"github.com/prism-gateway/prism/dataplane/frame"
+	"github.com/prism-gateway/prism/dataplane/routing"
+	"github.com/prism-gateway/prism/shared/fault"
+)
+
+// TestAnOwnerThatFallsSilent has an owner's machine vanish under a call without a deadline.
+func TestAnOwnerThatFallsSilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := forward.New(forward.Config{DialOptions: []grpc.DialOption{
+			grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) {
+				ours, theirs := net.Pipe()
+				go func() {
+					defer theirs.Close()
+					if _, err := theirs.Write([]byte{0, 0, 0, 4, 0, 0, 0, 0, 0}); err == nil { // empty SETTINGS, and no more
+						_, _ = io.Copy(io.Discard, theirs)
+					}
+				}()
+				return ours, nil
+			}),
+		}})
+		defer f.Close()
+		begun := time.Now()
+		_, err := f.Unary(t.Context(), forward.Call{
+			Method: "/prism.data.v1.KeyValue/Put", Write: true, Owners: []routing.Peer{{ID: "gone", Address: "gone:1"}},
+		}, frame.New([]byte{0x0a, 0x00}))
+		if got := fault.From(err); got == nil || got.Code != fault.Unavailable || got.Outcome != fault.OutcomeUnknown {
+			t.Errorf("got %+v", got)
+		}
+		if took := time.Since(begun); took > time.Minute {
+			t.Errorf("told after %v", took)
+		}
+	})
+}
