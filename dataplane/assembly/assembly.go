@@ -89,6 +89,10 @@ func (a *Assembler) Apply(_ context.Context, state subscribe.State) []*configv1.
 	c := change{assembler: a, fleet: fleet, shared: state.Shared}
 	parts := map[ident.Partition]*routing.Partition{}
 	for _, n := range a.toDo(state, base, before, fleet) {
+		if uint32(n) >= base.Count() {
+			c.partition(n, before.Partition(n), nil) // of a former numbering: what it had open is let go
+			continue
+		}
 		parts[n] = c.partition(n, before.Partition(n), state.Partitions[n])
 	}
 	next := base.With(parts, fleet)
@@ -116,7 +120,7 @@ func (a *Assembler) toDo(state subscribe.State, base, before *routing.Table, fle
 			all = append(all, ident.Partition(n))
 		}
 	}
-	return slices.DeleteFunc(all, func(n ident.Partition) bool { return uint32(n) >= base.Count() })
+	return all
 }
 
 func (a *Assembler) rebound(p *routing.Partition, was, is *routing.Fleet, n ident.Partition) {

@@ -220,6 +220,26 @@ func TestAPartitionThatIsDroppedIsGone(t *testing.T) {
 	}
 }
 
+// TestAnotherNumberOfPartitionsLeavesNothingBehind has the proxy taken over by an installation with fewer partitions.
+func TestAnotherNumberOfPartitionsLeavesNothingBehind(t *testing.T) {
+	b, before := start(t), statetest.New(t, 16, self)
+	before.Backend(main)
+	for n := range 50 {
+		before.Namespace(keyvalue(fmt.Sprint("old-", n)))
+	}
+	b.Apply(t.Context(), before.State())
+	b.Apply(t.Context(), statetest.New(t, 2, self).State())
+	if got := b.pools.Snapshot(); len(got) != 0 {
+		t.Errorf("pools %v, want none", got)
+	}
+	stray := statetest.New(t, 2, self).State() // what Changed names beyond the number is passed over
+	stray.Changed = []ident.Partition{1, 7}
+	b.Apply(t.Context(), stray)
+	if got := b.routes.Current().Count(); got != 2 {
+		t.Errorf("%d partitions, want 2", got)
+	}
+}
+
 func TestEachOwnerEnforcesItsShare(t *testing.T) {
 	b, s := start(t), statetest.New(t, 4, self, &configv1.Member{Id: "other", Address: "127.0.0.1:2"})
 	s.Backend(main)
