@@ -206,7 +206,7 @@ func TestCommandsAskForWhatTheLineSays(t *testing.T) {
 
 func TestADefectIsToldByItsRequestID(t *testing.T) {
 	r := run(t, serve(t), "", false, "namespace", "get", "broken")
-	if !regexp.MustCompile(`^prismctl: internal error \(request id [0-9a-f]{32}\)\n$`).MatchString(r.err) || r.code != 1 {
+	if !regexp.MustCompile(`^prismctl: internal error\n  whether it was done is not known: look before you repeat it \(request id [0-9a-f]{32}\)\n$`).MatchString(r.err) || r.code != 1 {
 		t.Errorf("%d: %s", r.code, r.err)
 	}
 }
