@@ -7,11 +7,13 @@ import (
 	"net"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
 
 	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
@@ -185,6 +187,40 @@ func TestAWriteThatWasNotSentGoesToTheNextEndpoint(t *testing.T) {
 	if p.count() != 4 {
 		t.Errorf("%d calls, want 4", p.count())
 	}
+}
+
+// TestARepeatDoesNotComeBeforeItIsWanted has a proxy say several times after how long to come again.
+func TestARepeatDoesNotComeBeforeItIsWanted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		slower := fault.New(fault.Exhausted, fault.Rate, "slower").WithOutcome(fault.NotApplied).WithRetry(time.Second)
+		p := &proxy{fails: []error{slower, slower, slower, slower, slower, slower, slower}}
+		var calls []time.Time
+		l := bufconn.Listen(1 << 16)
+		s := grpc.NewServer(grpc.ChainUnaryInterceptor(faultgrpc.Unary(slog.New(slog.DiscardHandler)),
+			func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+				calls = append(calls, time.Now())
+				return next(ctx, req)
+			}))
+		datav1.RegisterKeyValueServer(s, p)
+		var serving sync.WaitGroup
+		serving.Go(func() { _ = s.Serve(l) })
+		defer serving.Wait()
+		defer s.Stop()
+		c := dial(t, client.Config{Endpoints: []string{"127.0.0.1:1"}, Attempts: 8, Options: []grpc.DialOption{
+			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }),
+		}})
+		if _, err := c.KeyValue.Get(t.Context(), &datav1.GetRequest{Namespace: "abc"}); err != nil {
+			t.Fatal(err)
+		}
+		for i, at := range calls[1:] {
+			if waited := at.Sub(calls[i]); waited < time.Second || waited > 2*time.Second {
+				t.Errorf("repeat %d after %v, want a second and a little", i+1, waited)
+			}
+		}
+		if len(calls) != 8 {
+			t.Errorf("%d calls, want 8", len(calls))
+		}
+	})
 }
 
 func TestRepeatsAreBoundedByABudget(t *testing.T) {

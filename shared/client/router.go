@@ -114,7 +114,11 @@ func (r *router) pause(ctx context.Context, attempt, endpoints int, asked time.D
 	if wait > r.cfg.MaxBackoff {
 		return false // longer than the caller meant to wait
 	}
-	wait = wait/2 + rand.N(wait) // half to one and a half
+	if asked > 0 {
+		wait += rand.N(asked/2 + 1) // not before it was asked for, and not all at once
+	} else {
+		wait = wait/2 + rand.N(wait) // half to one and a half
+	}
 	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= wait {
 		return false
 	}
