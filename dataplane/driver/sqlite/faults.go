@@ -77,3 +77,11 @@ func readFault(ctx context.Context, err error) *fault.Fault {
 	}
 	return storeFault(err)
 }
+
+// schemaFault is the fault of preparing the file: what SQLite has against statements of ours is that the tables are not.
+func schemaFault(ctx context.Context, err error) *fault.Fault {
+	if code(err) == sqlite3.SQLITE_ERROR {
+		return fault.Wrap(err, fault.DataLoss, fault.Checksum, "the backend's file has tables that are not Prism's").WithOutcome(fault.NotApplied)
+	}
+	return readFault(ctx, err)
+}

@@ -226,6 +226,12 @@ func TestFileThatCannotBeUsed(t *testing.T) {
 		"it is no database": {func(t *testing.T, path string) {
 			os.WriteFile(path, []byte(strings.Repeat("no database ", 1000)), 0o600)
 		}, fault.DataLoss, fault.Checksum},
+		"it has another program's table": {func(t *testing.T, path string) {
+			execute(t, raw(t, path), "CREATE TABLE item (name TEXT)")
+		}, fault.DataLoss, fault.Checksum},
+		"it counts its version as we do": {func(t *testing.T, path string) {
+			execute(t, raw(t, path), "PRAGMA user_version = 1")
+		}, fault.DataLoss, fault.Checksum},
 		"it is of a newer Prism": {func(t *testing.T, path string) {
 			execute(t, raw(t, path), "PRAGMA user_version = 99")
 		}, fault.FailedPrecondition, fault.Backend},

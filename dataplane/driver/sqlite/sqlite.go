@@ -185,9 +185,10 @@ func (i *Instance) prepared(ctx context.Context) (*statements, error) {
 		return s, nil
 	}
 	if err := i.makeSchema(ctx); err != nil {
-		return nil, readFault(ctx, err)
+		return nil, schemaFault(ctx, err)
 	}
 	s := &statements{}
+	var made []*sql.Stmt
 	const head = "SELECT key, version, expire, modified, type, metadata"
 	const run = " FROM item WHERE space = ? AND id = ? AND key >= ? AND (? IS NULL OR key < ?) AND (expire = 0 OR expire > ?) ORDER BY key"
 	for _, p := range []struct {
@@ -202,10 +203,14 @@ func (i *Instance) prepared(ctx context.Context) (*statements, error) {
 		{&s.scanHeadsBack, head + ", x''" + run + " DESC"},
 		{&s.ids, "SELECT id FROM item WHERE space = ? AND id > ? AND (expire = 0 OR expire > ?) ORDER BY id LIMIT 1"},
 	} {
-		var err error
-		if *p.to, err = i.read.PrepareContext(ctx, p.text); err != nil {
-			return nil, readFault(ctx, err)
+		stmt, err := i.read.PrepareContext(ctx, p.text)
+		if err != nil {
+			for _, m := range made {
+				m.Close() // the next call makes them anew
+			}
+			return nil, schemaFault(ctx, err)
 		}
+		*p.to, made = stmt, append(made, stmt)
 	}
 	i.ready.Store(s)
 	return s, nil
