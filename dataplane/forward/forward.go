@@ -130,7 +130,7 @@ func (f *Forwarder) Unary(ctx context.Context, c Call, request *frame.Frame) (*f
 		answer.Free()
 		last = err
 	}
-	return nil, NoOwner(last)
+	return nil, noOwner(last)
 }
 
 // Stream forwards a stream whose first message was read already and is given away. Only an owner that was never reached is replaced by
@@ -160,7 +160,7 @@ func (f *Forwarder) Stream(stream grpc.ServerStream, c Call, first *frame.Frame)
 		}
 		return nil
 	}
-	return NoOwner(last)
+	return noOwner(last)
 }
 
 // pump copies messages both ways until the owner's end.
@@ -241,8 +241,8 @@ func told(err error, sentWrite bool) error {
 	return fault.Wrap(err, fault.Internal, fault.Bug, "internal error").WithOutcome(outcome)
 }
 
-// NoOwner is the fault of a call for which no owner was found.
-func NoOwner(last error) error {
+// noOwner is the fault of a call for which no owner was found.
+func noOwner(last error) error {
 	return fault.Wrap(last, fault.Unavailable, fault.NotOwner, "no owner of the namespace answers").
 		WithOutcome(fault.NotApplied).WithRetry(avoidFor / 10)
 }

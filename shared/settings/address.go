@@ -8,13 +8,6 @@ import (
 	"strings"
 )
 
-// CheckListen checks an address to listen on: host:port, where the host may be empty (every interface) and the port 0
-// (any free one).
-func CheckListen(address string) error {
-	_, _, err := splitAddress(address)
-	return err
-}
-
 // CheckEndpoint checks an address to call: host:port, both given.
 func CheckEndpoint(address string) error {
 	host, port, err := splitAddress(address)

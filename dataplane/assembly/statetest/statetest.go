@@ -77,9 +77,6 @@ func (b *Builder) RawBackend(name string, data []byte) {
 	b.setShared("backend/"+name, subscribe.Object{Hash: ident.HashOf(data), Data: data})
 }
 
-// RemoveBackend removes a backend.
-func (b *Builder) RemoveBackend(name string) { b.setShared("backend/"+name, subscribe.Object{}) }
-
 func (b *Builder) setShared(name string, o subscribe.Object) {
 	next := map[string]subscribe.Object{}
 	for k, v := range b.shared {
