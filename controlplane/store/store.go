@@ -17,6 +17,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/prism-gateway/prism/controlplane/release"
 	"github.com/prism-gateway/prism/controlplane/snapshot"
 	recordv1 "github.com/prism-gateway/prism/protos/prism/record/v1"
 	"github.com/prism-gateway/prism/shared/fault"
@@ -143,6 +144,14 @@ func (s *Store) Run(ctx context.Context) error {
 func (s *Store) Head() *snapshot.Tree {
 	if st := s.state.Load(); st != nil {
 		return st.tree
+	}
+	return nil
+}
+
+// Released returns what the fleet ought to have, nil until a tree is loaded and verified.
+func (s *Store) Released() *release.State {
+	if tree := s.Head(); tree != nil {
+		return release.Settled(tree)
 	}
 	return nil
 }

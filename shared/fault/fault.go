@@ -89,6 +89,11 @@ const (
 	NotLoaded         Reason = "NOT_LOADED"
 	Object            Reason = "OBJECT"
 	NotLive           Reason = "NOT_LIVE"
+	Quota             Reason = "QUOTA"
+	Reserved          Reason = "RESERVED"
+	Reservation       Reason = "RESERVATION"
+	Release           Reason = "RELEASE"
+	TakenBack         Reason = "TAKEN_BACK"
 )
 
 // Outcome says whether a failed write was done all the same.

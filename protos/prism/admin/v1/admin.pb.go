@@ -14,6 +14,7 @@ import (
 	v11 "github.com/prism-gateway/prism/protos/prism/control/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -26,6 +27,71 @@ const (
 	// Verify that runtime/protoimpl is sufficiently up-to-date.
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
+
+// ReleaseAction is what people do to a release.
+type ReleaseAction int32
+
+const (
+	// Not set; refused.
+	ReleaseAction_RELEASE_ACTION_UNSPECIFIED ReleaseAction = 0
+	// Hold the wave reached.
+	ReleaseAction_RELEASE_ACTION_PAUSE ReleaseAction = 1
+	// Go on.
+	ReleaseAction_RELEASE_ACTION_RESUME ReleaseAction = 2
+	// Take everything back.
+	ReleaseAction_RELEASE_ACTION_ABORT ReleaseAction = 3
+	// Give it to every owner now, whatever the gates say.
+	ReleaseAction_RELEASE_ACTION_PUSH ReleaseAction = 4
+	// Say that it is good, so that it is not taken back at its deadline.
+	ReleaseAction_RELEASE_ACTION_CONFIRM ReleaseAction = 5
+)
+
+// Enum value maps for ReleaseAction.
+var (
+	ReleaseAction_name = map[int32]string{
+		0: "RELEASE_ACTION_UNSPECIFIED",
+		1: "RELEASE_ACTION_PAUSE",
+		2: "RELEASE_ACTION_RESUME",
+		3: "RELEASE_ACTION_ABORT",
+		4: "RELEASE_ACTION_PUSH",
+		5: "RELEASE_ACTION_CONFIRM",
+	}
+	ReleaseAction_value = map[string]int32{
+		"RELEASE_ACTION_UNSPECIFIED": 0,
+		"RELEASE_ACTION_PAUSE":       1,
+		"RELEASE_ACTION_RESUME":      2,
+		"RELEASE_ACTION_ABORT":       3,
+		"RELEASE_ACTION_PUSH":        4,
+		"RELEASE_ACTION_CONFIRM":     5,
+	}
+)
+
+func (x ReleaseAction) Enum() *ReleaseAction {
+	p := new(ReleaseAction)
+	*p = x
+	return p
+}
+
+func (x ReleaseAction) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ReleaseAction) Descriptor() protoreflect.EnumDescriptor {
+	return file_prism_admin_v1_admin_proto_enumTypes[0].Descriptor()
+}
+
+func (ReleaseAction) Type() protoreflect.EnumType {
+	return &file_prism_admin_v1_admin_proto_enumTypes[0]
+}
+
+func (x ReleaseAction) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ReleaseAction.Descriptor instead.
+func (ReleaseAction) EnumDescriptor() ([]byte, []int) {
+	return file_prism_admin_v1_admin_proto_rawDescGZIP(), []int{0}
+}
 
 // ListBackendsRequest asks for backends.
 type ListBackendsRequest struct {
@@ -326,7 +392,9 @@ type ApplyBackendsRequest struct {
 	// The backends, each once; at most 1,000.
 	Changes []*BackendChange `protobuf:"bytes,1,rep,name=changes,proto3" json:"changes,omitempty"`
 	// Who and why.
-	Note          *v11.ChangeNote `protobuf:"bytes,2,opt,name=note,proto3" json:"note,omitempty"`
+	Note *v11.ChangeNote `protobuf:"bytes,2,opt,name=note,proto3" json:"note,omitempty"`
+	// How it goes to the fleet; absent means by the policy of its class.
+	Release       *v11.ReleaseOptions `protobuf:"bytes,3,opt,name=release,proto3" json:"release,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -371,6 +439,13 @@ func (x *ApplyBackendsRequest) GetChanges() []*BackendChange {
 func (x *ApplyBackendsRequest) GetNote() *v11.ChangeNote {
 	if x != nil {
 		return x.Note
+	}
+	return nil
+}
+
+func (x *ApplyBackendsRequest) GetRelease() *v11.ReleaseOptions {
+	if x != nil {
+		return x.Release
 	}
 	return nil
 }
@@ -493,7 +568,9 @@ type DeleteBackendRequest struct {
 	// The version that the caller read; empty means whatever it is.
 	Version string `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
 	// Who and why.
-	Note          *v11.ChangeNote `protobuf:"bytes,3,opt,name=note,proto3" json:"note,omitempty"`
+	Note *v11.ChangeNote `protobuf:"bytes,3,opt,name=note,proto3" json:"note,omitempty"`
+	// How it goes to the fleet; absent means by the policy of its class.
+	Release       *v11.ReleaseOptions `protobuf:"bytes,4,opt,name=release,proto3" json:"release,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -545,6 +622,13 @@ func (x *DeleteBackendRequest) GetVersion() string {
 func (x *DeleteBackendRequest) GetNote() *v11.ChangeNote {
 	if x != nil {
 		return x.Note
+	}
+	return nil
+}
+
+func (x *DeleteBackendRequest) GetRelease() *v11.ReleaseOptions {
+	if x != nil {
+		return x.Release
 	}
 	return nil
 }
@@ -1021,7 +1105,11 @@ type DiffSnapshotsRequest struct {
 	// From this one.
 	FromVersion uint64 `protobuf:"varint,1,opt,name=from_version,json=fromVersion,proto3" json:"from_version,omitempty"`
 	// To this one; 0 means the newest.
-	ToVersion     uint64 `protobuf:"varint,2,opt,name=to_version,json=toVersion,proto3" json:"to_version,omitempty"`
+	ToVersion uint64 `protobuf:"varint,2,opt,name=to_version,json=toVersion,proto3" json:"to_version,omitempty"`
+	// The most to return; 0 means 100, at most 1,000.
+	PageSize uint32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// Where to go on, from the answer before.
+	PageToken     string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1070,11 +1158,29 @@ func (x *DiffSnapshotsRequest) GetToVersion() uint64 {
 	return 0
 }
 
+func (x *DiffSnapshotsRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *DiffSnapshotsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
 // DiffSnapshotsResponse says what differs.
 type DiffSnapshotsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What differs, by name.
-	Differences   []*Difference `protobuf:"bytes,1,rep,name=differences,proto3" json:"differences,omitempty"`
+	Differences []*Difference `protobuf:"bytes,1,rep,name=differences,proto3" json:"differences,omitempty"`
+	// Where to go on; empty at the end.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// How many objects differ, on all pages.
+	TotalCount    uint64 `protobuf:"varint,3,opt,name=total_count,json=totalCount,proto3" json:"total_count,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1114,6 +1220,20 @@ func (x *DiffSnapshotsResponse) GetDifferences() []*Difference {
 		return x.Differences
 	}
 	return nil
+}
+
+func (x *DiffSnapshotsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *DiffSnapshotsResponse) GetTotalCount() uint64 {
+	if x != nil {
+		return x.TotalCount
+	}
+	return 0
 }
 
 // Difference is one object that differs between two snapshots.
@@ -1190,7 +1310,9 @@ type RollbackSnapshotRequest struct {
 	// Whether more than half of the namespaces may go by it. Without it such a rollback is refused.
 	AllowShrink bool `protobuf:"varint,3,opt,name=allow_shrink,json=allowShrink,proto3" json:"allow_shrink,omitempty"`
 	// Who and why.
-	Note          *v11.ChangeNote `protobuf:"bytes,4,opt,name=note,proto3" json:"note,omitempty"`
+	Note *v11.ChangeNote `protobuf:"bytes,4,opt,name=note,proto3" json:"note,omitempty"`
+	// How it goes to the fleet; absent means by the policy of rollbacks. allow_shrink of it counts like allow_shrink here.
+	Release       *v11.ReleaseOptions `protobuf:"bytes,5,opt,name=release,proto3" json:"release,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1249,6 +1371,13 @@ func (x *RollbackSnapshotRequest) GetAllowShrink() bool {
 func (x *RollbackSnapshotRequest) GetNote() *v11.ChangeNote {
 	if x != nil {
 		return x.Note
+	}
+	return nil
+}
+
+func (x *RollbackSnapshotRequest) GetRelease() *v11.ReleaseOptions {
+	if x != nil {
+		return x.Release
 	}
 	return nil
 }
@@ -1589,8 +1718,14 @@ type Proxy struct {
 	LastSeen *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=last_seen,json=lastSeen,proto3" json:"last_seen,omitempty"`
 	// Calls per second over its last report.
 	CallsPerSecond float64 `protobuf:"fixed64,11,opt,name=calls_per_second,json=callsPerSecond,proto3" json:"calls_per_second,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// What it carries.
+	Load *v11.Load `protobuf:"bytes,12,opt,name=load,proto3" json:"load,omitempty"`
+	// How old its configuration is because no control plane answered it; zero while connected.
+	Stale *durationpb.Duration `protobuf:"bytes,13,opt,name=stale,proto3" json:"stale,omitempty"`
+	// Resources whose content in use has drifted, by name.
+	Drifted       []string `protobuf:"bytes,14,rep,name=drifted,proto3" json:"drifted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Proxy) Reset() {
@@ -1700,11 +1835,34 @@ func (x *Proxy) GetCallsPerSecond() float64 {
 	return 0
 }
 
+func (x *Proxy) GetLoad() *v11.Load {
+	if x != nil {
+		return x.Load
+	}
+	return nil
+}
+
+func (x *Proxy) GetStale() *durationpb.Duration {
+	if x != nil {
+		return x.Stale
+	}
+	return nil
+}
+
+func (x *Proxy) GetDrifted() []string {
+	if x != nil {
+		return x.Drifted
+	}
+	return nil
+}
+
 // GetProxyRequest asks for one proxy.
 type GetProxyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The id.
-	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Tell what it served at this time; absent means now.
+	At            *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1746,13 +1904,22 @@ func (x *GetProxyRequest) GetId() string {
 	return ""
 }
 
+func (x *GetProxyRequest) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
 // GetProxyResponse is one proxy.
 type GetProxyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The proxy.
 	Proxy *Proxy `protobuf:"bytes,1,opt,name=proxy,proto3" json:"proxy,omitempty"`
 	// Its partitions, by number.
-	Partitions    []*ProxyPartition `protobuf:"bytes,2,rep,name=partitions,proto3" json:"partitions,omitempty"`
+	Partitions []*ProxyPartition `protobuf:"bytes,2,rep,name=partitions,proto3" json:"partitions,omitempty"`
+	// For a time in the past: what it served of each partition then, by partition.
+	Served        []*ServedPartition `protobuf:"bytes,3,rep,name=served,proto3" json:"served,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1801,6 +1968,13 @@ func (x *GetProxyResponse) GetPartitions() []*ProxyPartition {
 	return nil
 }
 
+func (x *GetProxyResponse) GetServed() []*ServedPartition {
+	if x != nil {
+		return x.Served
+	}
+	return nil
+}
+
 // ProxyPartition is one partition on one proxy.
 type ProxyPartition struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1817,7 +1991,11 @@ type ProxyPartition struct {
 	// The root served, in hex.
 	ServingRoot string `protobuf:"bytes,6,opt,name=serving_root,json=servingRoot,proto3" json:"serving_root,omitempty"`
 	// What it refuses.
-	Rejections    []*v1.Rejection `protobuf:"bytes,7,rep,name=rejections,proto3" json:"rejections,omitempty"`
+	Rejections []*v1.Rejection `protobuf:"bytes,7,rep,name=rejections,proto3" json:"rejections,omitempty"`
+	// The newest snapshot that all it ought to have of the partition belongs to.
+	WantSnapshot uint64 `protobuf:"varint,8,opt,name=want_snapshot,json=wantSnapshot,proto3" json:"want_snapshot,omitempty"`
+	// Resources whose content in use has drifted, by name.
+	Drifted       []string `protobuf:"bytes,9,rep,name=drifted,proto3" json:"drifted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1897,6 +2075,20 @@ func (x *ProxyPartition) GetServingRoot() string {
 func (x *ProxyPartition) GetRejections() []*v1.Rejection {
 	if x != nil {
 		return x.Rejections
+	}
+	return nil
+}
+
+func (x *ProxyPartition) GetWantSnapshot() uint64 {
+	if x != nil {
+		return x.WantSnapshot
+	}
+	return 0
+}
+
+func (x *ProxyPartition) GetDrifted() []string {
+	if x != nil {
+		return x.Drifted
 	}
 	return nil
 }
@@ -2020,11 +2212,942 @@ func (x *GetOwnersResponse) GetEpoch() uint64 {
 	return 0
 }
 
+// ServedPartition is what a proxy served of a partition at a time in the past.
+type ServedPartition struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The partition.
+	Partition uint32 `protobuf:"varint,1,opt,name=partition,proto3" json:"partition,omitempty"`
+	// The root in effect, in hex.
+	Root string `protobuf:"bytes,2,opt,name=root,proto3" json:"root,omitempty"`
+	// The root of the shared collection in effect for it, in hex.
+	SharedRoot string `protobuf:"bytes,3,opt,name=shared_root,json=sharedRoot,proto3" json:"shared_root,omitempty"`
+	// The snapshot that they belonged to.
+	SnapshotVersion uint64 `protobuf:"varint,4,opt,name=snapshot_version,json=snapshotVersion,proto3" json:"snapshot_version,omitempty"`
+	// Since when it was so.
+	Since         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServedPartition) Reset() {
+	*x = ServedPartition{}
+	mi := &file_prism_admin_v1_admin_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServedPartition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServedPartition) ProtoMessage() {}
+
+func (x *ServedPartition) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_admin_v1_admin_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServedPartition.ProtoReflect.Descriptor instead.
+func (*ServedPartition) Descriptor() ([]byte, []int) {
+	return file_prism_admin_v1_admin_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *ServedPartition) GetPartition() uint32 {
+	if x != nil {
+		return x.Partition
+	}
+	return 0
+}
+
+func (x *ServedPartition) GetRoot() string {
+	if x != nil {
+		return x.Root
+	}
+	return ""
+}
+
+func (x *ServedPartition) GetSharedRoot() string {
+	if x != nil {
+		return x.SharedRoot
+	}
+	return ""
+}
+
+func (x *ServedPartition) GetSnapshotVersion() uint64 {
+	if x != nil {
+		return x.SnapshotVersion
+	}
+	return 0
+}
+
+func (x *ServedPartition) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+// ListReleasesRequest asks for releases.
+type ListReleasesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The most to return; 0 means 100, at most 1,000.
+	PageSize uint32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// Where to go on, from the answer before.
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Only those that are under way.
+	Active        bool `protobuf:"varint,3,opt,name=active,proto3" json:"active,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListReleasesRequest) Reset() {
+	*x = ListReleasesRequest{}
+	mi := &file_prism_admin_v1_admin_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListReleasesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListReleasesRequest) ProtoMessage() {}
+
+func (x *ListReleasesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_admin_v1_admin_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListReleasesRequest.ProtoReflect.Descriptor instead.
+func (*ListReleasesRequest) Descriptor() ([]byte, []int) {
+	return file_prism_admin_v1_admin_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *ListReleasesRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListReleasesRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *ListReleasesRequest) GetActive() bool {
+	if x != nil {
+		return x.Active
+	}
+	return false
+}
+
+// ListReleasesResponse is one page of releases.
+type ListReleasesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The releases, newest first; without waves.
+	Releases []*Release `protobuf:"bytes,1,rep,name=releases,proto3" json:"releases,omitempty"`
+	// Where to go on; empty at the end.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListReleasesResponse) Reset() {
+	*x = ListReleasesResponse{}
+	mi := &file_prism_admin_v1_admin_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListReleasesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListReleasesResponse) ProtoMessage() {}
+
+func (x *ListReleasesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_admin_v1_admin_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListReleasesResponse.ProtoReflect.Descriptor instead.
+func (*ListReleasesResponse) Descriptor() ([]byte, []int) {
+	return file_prism_admin_v1_admin_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *ListReleasesResponse) GetReleases() []*Release {
+	if x != nil {
+		return x.Releases
+	}
+	return nil
+}
+
+func (x *ListReleasesResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+// Release is the way of one snapshot's changes to the fleet.
+type Release struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The snapshot, which names the release.
+	Snapshot uint64 `protobuf:"varint,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// How it stands.
+	State v1.ReleaseState `protobuf:"varint,2,opt,name=state,proto3,enum=prism.config.v1.ReleaseState" json:"state,omitempty"`
+	// What its changes can hurt.
+	Class v1.ReleaseClass `protobuf:"varint,3,opt,name=class,proto3,enum=prism.config.v1.ReleaseClass" json:"class,omitempty"`
+	// The policy that it goes by.
+	Policy *v1.ReleasePolicy `protobuf:"bytes,4,opt,name=policy,proto3" json:"policy,omitempty"`
+	// The wave reached: 0 none; 1 validators, 2 rank 0 of the first partitions, 3 rank 0, 4 rank 1, 5 everybody.
+	Wave uint32 `protobuf:"varint,5,opt,name=wave,proto3" json:"wave,omitempty"`
+	// When the wave reached was begun.
+	WaveAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=wave_at,json=waveAt,proto3" json:"wave_at,omitempty"`
+	// When the snapshot was recorded.
+	StartedAt *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	// When it ended; absent while under way.
+	EndedAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=ended_at,json=endedAt,proto3" json:"ended_at,omitempty"`
+	// It is taken back by itself at this time unless confirmed; absent when nothing need be confirmed.
+	ConfirmBy *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=confirm_by,json=confirmBy,proto3" json:"confirm_by,omitempty"`
+	// How many objects it held when it began.
+	Objects uint32 `protobuf:"varint,10,opt,name=objects,proto3" json:"objects,omitempty"`
+	// How many of them are still on their way.
+	Pending uint32 `protobuf:"varint,11,opt,name=pending,proto3" json:"pending,omitempty"`
+	// What was taken back by itself.
+	TakenBack []*TakenBackObject `protobuf:"bytes,12,rep,name=taken_back,json=takenBack,proto3" json:"taken_back,omitempty"`
+	// What happened, oldest first.
+	Events []*ReleaseEvent `protobuf:"bytes,13,rep,name=events,proto3" json:"events,omitempty"`
+	// Who asked for the snapshot.
+	Author string `protobuf:"bytes,14,opt,name=author,proto3" json:"author,omitempty"`
+	// Why it ended or is held, for people.
+	Reason string `protobuf:"bytes,15,opt,name=reason,proto3" json:"reason,omitempty"`
+	// What it waits for, for people; empty once ended.
+	WaitsFor string `protobuf:"bytes,16,opt,name=waits_for,json=waitsFor,proto3" json:"waits_for,omitempty"`
+	// Its waves, where one release is asked for and is under way.
+	Waves         []*ReleaseWave `protobuf:"bytes,17,rep,name=waves,proto3" json:"waves,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Release) Reset() {
+	*x = Release{}
+	mi := &file_prism_admin_v1_admin_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Release) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Release) ProtoMessage() {}
+
+func (x *Release) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_admin_v1_admin_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Release.ProtoReflect.Descriptor instead.
+func (*Release) Descriptor() ([]byte, []int) {
+	return file_prism_admin_v1_admin_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *Release) GetSnapshot() uint64 {
+	if x != nil {
+		return x.Snapshot
+	}
+	return 0
+}
+
+func (x *Release) GetState() v1.ReleaseState {
+	if x != nil {
+		return x.State
+	}
+	return v1.ReleaseState(0)
+}
+
+func (x *Release) GetClass() v1.ReleaseClass {
+	if x != nil {
+		return x.Class
+	}
+	return v1.ReleaseClass(0)
+}
+
+func (x *Release) GetPolicy() *v1.ReleasePolicy {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+func (x *Release) GetWave() uint32 {
+	if x != nil {
+		return x.Wave
+	}
+	return 0
+}
+
+func (x *Release) GetWaveAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.WaveAt
+	}
+	return nil
+}
+
+func (x *Release) GetStartedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartedAt
+	}
+	return nil
+}
+
+func (x *Release) GetEndedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EndedAt
+	}
+	return nil
+}
+
+func (x *Release) GetConfirmBy() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ConfirmBy
+	}
+	return nil
+}
+
+func (x *Release) GetObjects() uint32 {
+	if x != nil {
+		return x.Objects
+	}
+	return 0
+}
+
+func (x *Release) GetPending() uint32 {
+	if x != nil {
+		return x.Pending
+	}
+	return 0
+}
+
+func (x *Release) GetTakenBack() []*TakenBackObject {
+	if x != nil {
+		return x.TakenBack
+	}
+	return nil
+}
+
+func (x *Release) GetEvents() []*ReleaseEvent {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+func (x *Release) GetAuthor() string {
+	if x != nil {
+		return x.Author
+	}
+	return ""
+}
+
+func (x *Release) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Release) GetWaitsFor() string {
+	if x != nil {
+		return x.WaitsFor
+	}
+	return ""
+}
+
+func (x *Release) GetWaves() []*ReleaseWave {
+	if x != nil {
+		return x.Waves
+	}
+	return nil
+}
+
+// TakenBackObject is one object that a release took back by itself.
+type TakenBackObject struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The object: ns/user-profiles.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Why, where, and by which snapshot.
+	Why           *v1.TakenBack `protobuf:"bytes,2,opt,name=why,proto3" json:"why,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TakenBackObject) Reset() {
+	*x = TakenBackObject{}
+	mi := &file_prism_admin_v1_admin_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TakenBackObject) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TakenBackObject) ProtoMessage() {}
+
+func (x *TakenBackObject) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_admin_v1_admin_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TakenBackObject.ProtoReflect.Descriptor instead.
+func (*TakenBackObject) Descriptor() ([]byte, []int) {
+	return file_prism_admin_v1_admin_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *TakenBackObject) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *TakenBackObject) GetWhy() *v1.TakenBack {
+	if x != nil {
+		return x.Why
+	}
+	return nil
+}
+
+// ReleaseEvent is one thing that happened to a release.
+type ReleaseEvent struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When.
+	At *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
+	// What: started, wave, halted, paused, resumed, pushed, confirmed, taken back, aborted, done, superseded.
+	What string `protobuf:"bytes,2,opt,name=what,proto3" json:"what,omitempty"`
+	// The wave reached by it.
+	Wave uint32 `protobuf:"varint,3,opt,name=wave,proto3" json:"wave,omitempty"`
+	// Who; empty when Prism did.
+	Author string `protobuf:"bytes,4,opt,name=author,proto3" json:"author,omitempty"`
+	// Why, for people.
+	Reason        string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseEvent) Reset() {
+	*x = ReleaseEvent{}
+	mi := &file_prism_admin_v1_admin_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseEvent) ProtoMessage() {}
+
+func (x *ReleaseEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_admin_v1_admin_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseEvent.ProtoReflect.Descriptor instead.
+func (*ReleaseEvent) Descriptor() ([]byte, []int) {
+	return file_prism_admin_v1_admin_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *ReleaseEvent) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *ReleaseEvent) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *ReleaseEvent) GetWave() uint32 {
+	if x != nil {
+		return x.Wave
+	}
+	return 0
+}
+
+func (x *ReleaseEvent) GetAuthor() string {
+	if x != nil {
+		return x.Author
+	}
+	return ""
+}
+
+func (x *ReleaseEvent) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// ReleaseWave is one step of a release, and how far its cells are.
+type ReleaseWave struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its number, as in Release.wave.
+	Wave uint32 `protobuf:"varint,1,opt,name=wave,proto3" json:"wave,omitempty"`
+	// What it is: validators, rank 0 of the first partitions, rank 0, rank 1, everybody.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// How many cells it adds.
+	Cells uint32 `protobuf:"varint,3,opt,name=cells,proto3" json:"cells,omitempty"`
+	// How many of them were sent it.
+	Sent uint32 `protobuf:"varint,4,opt,name=sent,proto3" json:"sent,omitempty"`
+	// How many have accepted it.
+	Accepted uint32 `protobuf:"varint,5,opt,name=accepted,proto3" json:"accepted,omitempty"`
+	// How many serve it.
+	Serving uint32 `protobuf:"varint,6,opt,name=serving,proto3" json:"serving,omitempty"`
+	// How many refuse some of it.
+	Refused uint32 `protobuf:"varint,7,opt,name=refused,proto3" json:"refused,omitempty"`
+	// Whether the release has reached it.
+	Reached       bool `protobuf:"varint,8,opt,name=reached,proto3" json:"reached,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseWave) Reset() {
+	*x = ReleaseWave{}
+	mi := &file_prism_admin_v1_admin_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseWave) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseWave) ProtoMessage() {}
+
+func (x *ReleaseWave) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_admin_v1_admin_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseWave.ProtoReflect.Descriptor instead.
+func (*ReleaseWave) Descriptor() ([]byte, []int) {
+	return file_prism_admin_v1_admin_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *ReleaseWave) GetWave() uint32 {
+	if x != nil {
+		return x.Wave
+	}
+	return 0
+}
+
+func (x *ReleaseWave) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ReleaseWave) GetCells() uint32 {
+	if x != nil {
+		return x.Cells
+	}
+	return 0
+}
+
+func (x *ReleaseWave) GetSent() uint32 {
+	if x != nil {
+		return x.Sent
+	}
+	return 0
+}
+
+func (x *ReleaseWave) GetAccepted() uint32 {
+	if x != nil {
+		return x.Accepted
+	}
+	return 0
+}
+
+func (x *ReleaseWave) GetServing() uint32 {
+	if x != nil {
+		return x.Serving
+	}
+	return 0
+}
+
+func (x *ReleaseWave) GetRefused() uint32 {
+	if x != nil {
+		return x.Refused
+	}
+	return 0
+}
+
+func (x *ReleaseWave) GetReached() bool {
+	if x != nil {
+		return x.Reached
+	}
+	return false
+}
+
+// GetReleaseRequest asks for one release.
+type GetReleaseRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The snapshot; 0 means the newest release that is under way, or else the newest.
+	Snapshot      uint64 `protobuf:"varint,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetReleaseRequest) Reset() {
+	*x = GetReleaseRequest{}
+	mi := &file_prism_admin_v1_admin_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetReleaseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetReleaseRequest) ProtoMessage() {}
+
+func (x *GetReleaseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_admin_v1_admin_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetReleaseRequest.ProtoReflect.Descriptor instead.
+func (*GetReleaseRequest) Descriptor() ([]byte, []int) {
+	return file_prism_admin_v1_admin_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *GetReleaseRequest) GetSnapshot() uint64 {
+	if x != nil {
+		return x.Snapshot
+	}
+	return 0
+}
+
+// GetReleaseResponse is one release.
+type GetReleaseResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The release.
+	Release       *Release `protobuf:"bytes,1,opt,name=release,proto3" json:"release,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetReleaseResponse) Reset() {
+	*x = GetReleaseResponse{}
+	mi := &file_prism_admin_v1_admin_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetReleaseResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetReleaseResponse) ProtoMessage() {}
+
+func (x *GetReleaseResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_admin_v1_admin_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetReleaseResponse.ProtoReflect.Descriptor instead.
+func (*GetReleaseResponse) Descriptor() ([]byte, []int) {
+	return file_prism_admin_v1_admin_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *GetReleaseResponse) GetRelease() *Release {
+	if x != nil {
+		return x.Release
+	}
+	return nil
+}
+
+// ControlReleaseRequest says what a release is to do.
+type ControlReleaseRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The snapshot; 0 means the only one under way, and is refused when there are several.
+	Snapshot uint64 `protobuf:"varint,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// What to do.
+	Action ReleaseAction `protobuf:"varint,2,opt,name=action,proto3,enum=prism.admin.v1.ReleaseAction" json:"action,omitempty"`
+	// Who and why. PUSH needs a reason.
+	Note          *v11.ChangeNote `protobuf:"bytes,3,opt,name=note,proto3" json:"note,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ControlReleaseRequest) Reset() {
+	*x = ControlReleaseRequest{}
+	mi := &file_prism_admin_v1_admin_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ControlReleaseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ControlReleaseRequest) ProtoMessage() {}
+
+func (x *ControlReleaseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_admin_v1_admin_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ControlReleaseRequest.ProtoReflect.Descriptor instead.
+func (*ControlReleaseRequest) Descriptor() ([]byte, []int) {
+	return file_prism_admin_v1_admin_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *ControlReleaseRequest) GetSnapshot() uint64 {
+	if x != nil {
+		return x.Snapshot
+	}
+	return 0
+}
+
+func (x *ControlReleaseRequest) GetAction() ReleaseAction {
+	if x != nil {
+		return x.Action
+	}
+	return ReleaseAction_RELEASE_ACTION_UNSPECIFIED
+}
+
+func (x *ControlReleaseRequest) GetNote() *v11.ChangeNote {
+	if x != nil {
+		return x.Note
+	}
+	return nil
+}
+
+// ControlReleaseResponse is the release as it is now.
+type ControlReleaseResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The release.
+	Release       *Release `protobuf:"bytes,1,opt,name=release,proto3" json:"release,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ControlReleaseResponse) Reset() {
+	*x = ControlReleaseResponse{}
+	mi := &file_prism_admin_v1_admin_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ControlReleaseResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ControlReleaseResponse) ProtoMessage() {}
+
+func (x *ControlReleaseResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_admin_v1_admin_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ControlReleaseResponse.ProtoReflect.Descriptor instead.
+func (*ControlReleaseResponse) Descriptor() ([]byte, []int) {
+	return file_prism_admin_v1_admin_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *ControlReleaseResponse) GetRelease() *Release {
+	if x != nil {
+		return x.Release
+	}
+	return nil
+}
+
+// WatchReleaseRequest asks to follow a release.
+type WatchReleaseRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The snapshot; 0 means the newest release that is under way, or else the newest.
+	Snapshot      uint64 `protobuf:"varint,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchReleaseRequest) Reset() {
+	*x = WatchReleaseRequest{}
+	mi := &file_prism_admin_v1_admin_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchReleaseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchReleaseRequest) ProtoMessage() {}
+
+func (x *WatchReleaseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_admin_v1_admin_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchReleaseRequest.ProtoReflect.Descriptor instead.
+func (*WatchReleaseRequest) Descriptor() ([]byte, []int) {
+	return file_prism_admin_v1_admin_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *WatchReleaseRequest) GetSnapshot() uint64 {
+	if x != nil {
+		return x.Snapshot
+	}
+	return 0
+}
+
+// WatchReleaseResponse is a release as it is now.
+type WatchReleaseResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The release, with its waves.
+	Release       *Release `protobuf:"bytes,1,opt,name=release,proto3" json:"release,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchReleaseResponse) Reset() {
+	*x = WatchReleaseResponse{}
+	mi := &file_prism_admin_v1_admin_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchReleaseResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchReleaseResponse) ProtoMessage() {}
+
+func (x *WatchReleaseResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_admin_v1_admin_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchReleaseResponse.ProtoReflect.Descriptor instead.
+func (*WatchReleaseResponse) Descriptor() ([]byte, []int) {
+	return file_prism_admin_v1_admin_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *WatchReleaseResponse) GetRelease() *Release {
+	if x != nil {
+		return x.Release
+	}
+	return nil
+}
+
 var File_prism_admin_v1_admin_proto protoreflect.FileDescriptor
 
 const file_prism_admin_v1_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x1aprism/admin/v1/admin.proto\x12\x0eprism.admin.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dprism/config/v1/request.proto\x1a\x1fprism/config/v1/resources.proto\x1a\x1eprism/control/v1/control.proto\"e\n" +
+	"\x1aprism/admin/v1/admin.proto\x12\x0eprism.admin.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dprism/config/v1/release.proto\x1a\x1dprism/config/v1/request.proto\x1a\x1fprism/config/v1/resources.proto\x1a\x1eprism/control/v1/control.proto\x1a\x1cprism/control/v1/fleet.proto\"e\n" +
 	"\x13ListBackendsRequest\x12%\n" +
 	"\tpage_size\x18\x01 \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\bpageSize\x12'\n" +
 	"\n" +
@@ -2048,21 +3171,23 @@ const file_prism_admin_v1_admin_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\x04name\"K\n" +
 	"\x12GetBackendResponse\x125\n" +
-	"\abackend\x18\x01 \x01(\v2\x1b.prism.admin.v1.BackendViewR\abackend\"\x8e\x01\n" +
+	"\abackend\x18\x01 \x01(\v2\x1b.prism.admin.v1.BackendViewR\abackend\"\xca\x01\n" +
 	"\x14ApplyBackendsRequest\x12D\n" +
 	"\achanges\x18\x01 \x03(\v2\x1d.prism.admin.v1.BackendChangeB\v\xbaH\b\x92\x01\x05\b\x01\x10\xe8\aR\achanges\x120\n" +
-	"\x04note\x18\x02 \x01(\v2\x1c.prism.control.v1.ChangeNoteR\x04note\"o\n" +
+	"\x04note\x18\x02 \x01(\v2\x1c.prism.control.v1.ChangeNoteR\x04note\x12:\n" +
+	"\arelease\x18\x03 \x01(\v2 .prism.control.v1.ReleaseOptionsR\arelease\"o\n" +
 	"\rBackendChange\x12:\n" +
 	"\abackend\x18\x01 \x01(\v2\x18.prism.config.v1.BackendB\x06\xbaH\x03\xc8\x01\x01R\abackend\x12\"\n" +
 	"\aversion\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\aversion\"{\n" +
 	"\x15ApplyBackendsResponse\x127\n" +
 	"\bbackends\x18\x01 \x03(\v2\x1b.prism.admin.v1.BackendViewR\bbackends\x12)\n" +
-	"\x10snapshot_version\x18\x02 \x01(\x04R\x0fsnapshotVersion\"\x8c\x01\n" +
+	"\x10snapshot_version\x18\x02 \x01(\x04R\x0fsnapshotVersion\"\xc8\x01\n" +
 	"\x14DeleteBackendRequest\x12\x1e\n" +
 	"\x04name\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\x04name\x12\"\n" +
 	"\aversion\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\aversion\x120\n" +
-	"\x04note\x18\x03 \x01(\v2\x1c.prism.control.v1.ChangeNoteR\x04note\"B\n" +
+	"\x04note\x18\x03 \x01(\v2\x1c.prism.control.v1.ChangeNoteR\x04note\x12:\n" +
+	"\arelease\x18\x04 \x01(\v2 .prism.control.v1.ReleaseOptionsR\arelease\"B\n" +
 	"\x15DeleteBackendResponse\x12)\n" +
 	"\x10snapshot_version\x18\x01 \x01(\x04R\x0fsnapshotVersion\"f\n" +
 	"\x14ListSnapshotsRequest\x12%\n" +
@@ -2099,24 +3224,31 @@ const file_prism_admin_v1_admin_proto_rawDesc = "" +
 	"\x12GetSnapshotRequest\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\"K\n" +
 	"\x13GetSnapshotResponse\x124\n" +
-	"\bsnapshot\x18\x01 \x01(\v2\x18.prism.admin.v1.SnapshotR\bsnapshot\"a\n" +
+	"\bsnapshot\x18\x01 \x01(\v2\x18.prism.admin.v1.SnapshotR\bsnapshot\"\xb1\x01\n" +
 	"\x14DiffSnapshotsRequest\x12*\n" +
 	"\ffrom_version\x18\x01 \x01(\x04B\a\xbaH\x042\x02(\x01R\vfromVersion\x12\x1d\n" +
 	"\n" +
-	"to_version\x18\x02 \x01(\x04R\ttoVersion\"U\n" +
+	"to_version\x18\x02 \x01(\x04R\ttoVersion\x12%\n" +
+	"\tpage_size\x18\x03 \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\tpageToken\"\x9e\x01\n" +
 	"\x15DiffSnapshotsResponse\x12<\n" +
-	"\vdifferences\x18\x01 \x03(\v2\x1a.prism.admin.v1.DifferenceR\vdifferences\"L\n" +
+	"\vdifferences\x18\x01 \x03(\v2\x1a.prism.admin.v1.DifferenceR\vdifferences\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x1f\n" +
+	"\vtotal_count\x18\x03 \x01(\x04R\n" +
+	"totalCount\"L\n" +
 	"\n" +
 	"Difference\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
-	"\x06fields\x18\x03 \x03(\tR\x06fields\"\xbe\x01\n" +
+	"\x06fields\x18\x03 \x03(\tR\x06fields\"\xfa\x01\n" +
 	"\x17RollbackSnapshotRequest\x12&\n" +
 	"\n" +
 	"to_version\x18\x01 \x01(\x04B\a\xbaH\x042\x02(\x01R\ttoVersion\x12&\n" +
 	"\tnamespace\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\tnamespace\x12!\n" +
 	"\fallow_shrink\x18\x03 \x01(\bR\vallowShrink\x120\n" +
-	"\x04note\x18\x04 \x01(\v2\x1c.prism.control.v1.ChangeNoteR\x04note\"j\n" +
+	"\x04note\x18\x04 \x01(\v2\x1c.prism.control.v1.ChangeNoteR\x04note\x12:\n" +
+	"\arelease\x18\x05 \x01(\v2 .prism.control.v1.ReleaseOptionsR\arelease\"j\n" +
 	"\x18RollbackSnapshotResponse\x124\n" +
 	"\bsnapshot\x18\x01 \x01(\v2\x18.prism.admin.v1.SnapshotR\bsnapshot\x12\x18\n" +
 	"\achanged\x18\x02 \x01(\x04R\achanged\"\x93\x01\n" +
@@ -2139,7 +3271,7 @@ const file_prism_admin_v1_admin_proto_rawDesc = "" +
 	"\vtotal_count\x18\x03 \x01(\x04R\n" +
 	"totalCount\x12\x14\n" +
 	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\x12\x16\n" +
-	"\x06moving\x18\x05 \x01(\bR\x06moving\"\xe1\x02\n" +
+	"\x06moving\x18\x05 \x01(\bR\x06moving\"\xd8\x03\n" +
 	"\x05Proxy\x12/\n" +
 	"\x06member\x18\x01 \x01(\v2\x17.prism.config.v1.MemberR\x06member\x12\x14\n" +
 	"\x05build\x18\x02 \x01(\tR\x05build\x12\x18\n" +
@@ -2152,15 +3284,20 @@ const file_prism_admin_v1_admin_proto_rawDesc = "" +
 	"\brejected\x18\t \x01(\rR\brejected\x127\n" +
 	"\tlast_seen\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\blastSeen\x12(\n" +
-	"\x10calls_per_second\x18\v \x01(\x01R\x0ecallsPerSecond\"-\n" +
+	"\x10calls_per_second\x18\v \x01(\x01R\x0ecallsPerSecond\x12*\n" +
+	"\x04load\x18\f \x01(\v2\x16.prism.control.v1.LoadR\x04load\x12/\n" +
+	"\x05stale\x18\r \x01(\v2\x19.google.protobuf.DurationR\x05stale\x12\x18\n" +
+	"\adrifted\x18\x0e \x03(\tR\adrifted\"Y\n" +
 	"\x0fGetProxyRequest\x12\x1a\n" +
 	"\x02id\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\x02id\"\x7f\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\x02id\x12*\n" +
+	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\xb8\x01\n" +
 	"\x10GetProxyResponse\x12+\n" +
 	"\x05proxy\x18\x01 \x01(\v2\x15.prism.admin.v1.ProxyR\x05proxy\x12>\n" +
 	"\n" +
 	"partitions\x18\x02 \x03(\v2\x1e.prism.admin.v1.ProxyPartitionR\n" +
-	"partitions\"\xfd\x01\n" +
+	"partitions\x127\n" +
+	"\x06served\x18\x03 \x03(\v2\x1f.prism.admin.v1.ServedPartitionR\x06served\"\xbc\x02\n" +
 	"\x0eProxyPartition\x12\x1c\n" +
 	"\tpartition\x18\x01 \x01(\rR\tpartition\x12\x12\n" +
 	"\x04rank\x18\x02 \x01(\rR\x04rank\x12\x18\n" +
@@ -2170,7 +3307,9 @@ const file_prism_admin_v1_admin_proto_rawDesc = "" +
 	"\fserving_root\x18\x06 \x01(\tR\vservingRoot\x12:\n" +
 	"\n" +
 	"rejections\x18\a \x03(\v2\x1a.prism.config.v1.RejectionR\n" +
-	"rejections\"<\n" +
+	"rejections\x12#\n" +
+	"\rwant_snapshot\x18\b \x01(\x04R\fwantSnapshot\x12\x18\n" +
+	"\adrifted\x18\t \x03(\tR\adrifted\"<\n" +
 	"\x10GetOwnersRequest\x12(\n" +
 	"\tnamespace\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\tnamespace\"\xab\x01\n" +
@@ -2178,7 +3317,84 @@ const file_prism_admin_v1_admin_proto_rawDesc = "" +
 	"\tpartition\x18\x01 \x01(\rR\tpartition\x12/\n" +
 	"\x06owners\x18\x02 \x03(\v2\x17.prism.config.v1.MemberR\x06owners\x121\n" +
 	"\aloading\x18\x03 \x03(\v2\x17.prism.config.v1.MemberR\aloading\x12\x14\n" +
-	"\x05epoch\x18\x04 \x01(\x04R\x05epoch2\xd5\b\n" +
+	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\"\xc1\x01\n" +
+	"\x0fServedPartition\x12\x1c\n" +
+	"\tpartition\x18\x01 \x01(\rR\tpartition\x12\x12\n" +
+	"\x04root\x18\x02 \x01(\tR\x04root\x12\x1f\n" +
+	"\vshared_root\x18\x03 \x01(\tR\n" +
+	"sharedRoot\x12)\n" +
+	"\x10snapshot_version\x18\x04 \x01(\x04R\x0fsnapshotVersion\x120\n" +
+	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"}\n" +
+	"\x13ListReleasesRequest\x12%\n" +
+	"\tpage_size\x18\x01 \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\tpageToken\x12\x16\n" +
+	"\x06active\x18\x03 \x01(\bR\x06active\"s\n" +
+	"\x14ListReleasesResponse\x123\n" +
+	"\breleases\x18\x01 \x03(\v2\x17.prism.admin.v1.ReleaseR\breleases\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xe7\x05\n" +
+	"\aRelease\x12\x1a\n" +
+	"\bsnapshot\x18\x01 \x01(\x04R\bsnapshot\x123\n" +
+	"\x05state\x18\x02 \x01(\x0e2\x1d.prism.config.v1.ReleaseStateR\x05state\x123\n" +
+	"\x05class\x18\x03 \x01(\x0e2\x1d.prism.config.v1.ReleaseClassR\x05class\x126\n" +
+	"\x06policy\x18\x04 \x01(\v2\x1e.prism.config.v1.ReleasePolicyR\x06policy\x12\x12\n" +
+	"\x04wave\x18\x05 \x01(\rR\x04wave\x123\n" +
+	"\awave_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x06waveAt\x129\n" +
+	"\n" +
+	"started_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x125\n" +
+	"\bended_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt\x129\n" +
+	"\n" +
+	"confirm_by\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tconfirmBy\x12\x18\n" +
+	"\aobjects\x18\n" +
+	" \x01(\rR\aobjects\x12\x18\n" +
+	"\apending\x18\v \x01(\rR\apending\x12>\n" +
+	"\n" +
+	"taken_back\x18\f \x03(\v2\x1f.prism.admin.v1.TakenBackObjectR\ttakenBack\x124\n" +
+	"\x06events\x18\r \x03(\v2\x1c.prism.admin.v1.ReleaseEventR\x06events\x12\x16\n" +
+	"\x06author\x18\x0e \x01(\tR\x06author\x12\x16\n" +
+	"\x06reason\x18\x0f \x01(\tR\x06reason\x12\x1b\n" +
+	"\twaits_for\x18\x10 \x01(\tR\bwaitsFor\x121\n" +
+	"\x05waves\x18\x11 \x03(\v2\x1b.prism.admin.v1.ReleaseWaveR\x05waves\"S\n" +
+	"\x0fTakenBackObject\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12,\n" +
+	"\x03why\x18\x02 \x01(\v2\x1a.prism.config.v1.TakenBackR\x03why\"\x92\x01\n" +
+	"\fReleaseEvent\x12*\n" +
+	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x12\n" +
+	"\x04what\x18\x02 \x01(\tR\x04what\x12\x12\n" +
+	"\x04wave\x18\x03 \x01(\rR\x04wave\x12\x16\n" +
+	"\x06author\x18\x04 \x01(\tR\x06author\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\"\xc9\x01\n" +
+	"\vReleaseWave\x12\x12\n" +
+	"\x04wave\x18\x01 \x01(\rR\x04wave\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
+	"\x05cells\x18\x03 \x01(\rR\x05cells\x12\x12\n" +
+	"\x04sent\x18\x04 \x01(\rR\x04sent\x12\x1a\n" +
+	"\baccepted\x18\x05 \x01(\rR\baccepted\x12\x18\n" +
+	"\aserving\x18\x06 \x01(\rR\aserving\x12\x18\n" +
+	"\arefused\x18\a \x01(\rR\arefused\x12\x18\n" +
+	"\areached\x18\b \x01(\bR\areached\"/\n" +
+	"\x11GetReleaseRequest\x12\x1a\n" +
+	"\bsnapshot\x18\x01 \x01(\x04R\bsnapshot\"G\n" +
+	"\x12GetReleaseResponse\x121\n" +
+	"\arelease\x18\x01 \x01(\v2\x17.prism.admin.v1.ReleaseR\arelease\"\xa8\x01\n" +
+	"\x15ControlReleaseRequest\x12\x1a\n" +
+	"\bsnapshot\x18\x01 \x01(\x04R\bsnapshot\x12A\n" +
+	"\x06action\x18\x02 \x01(\x0e2\x1d.prism.admin.v1.ReleaseActionB\n" +
+	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x06action\x120\n" +
+	"\x04note\x18\x03 \x01(\v2\x1c.prism.control.v1.ChangeNoteR\x04note\"K\n" +
+	"\x16ControlReleaseResponse\x121\n" +
+	"\arelease\x18\x01 \x01(\v2\x17.prism.admin.v1.ReleaseR\arelease\"1\n" +
+	"\x13WatchReleaseRequest\x12\x1a\n" +
+	"\bsnapshot\x18\x01 \x01(\x04R\bsnapshot\"I\n" +
+	"\x14WatchReleaseResponse\x121\n" +
+	"\arelease\x18\x01 \x01(\v2\x17.prism.admin.v1.ReleaseR\arelease*\xb3\x01\n" +
+	"\rReleaseAction\x12\x1e\n" +
+	"\x1aRELEASE_ACTION_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14RELEASE_ACTION_PAUSE\x10\x01\x12\x19\n" +
+	"\x15RELEASE_ACTION_RESUME\x10\x02\x12\x18\n" +
+	"\x14RELEASE_ACTION_ABORT\x10\x03\x12\x17\n" +
+	"\x13RELEASE_ACTION_PUSH\x10\x04\x12\x1a\n" +
+	"\x16RELEASE_ACTION_CONFIRM\x10\x052\xc3\v\n" +
 	"\fAdminService\x12Y\n" +
 	"\fListBackends\x12#.prism.admin.v1.ListBackendsRequest\x1a$.prism.admin.v1.ListBackendsResponse\x12S\n" +
 	"\n" +
@@ -2191,7 +3407,12 @@ const file_prism_admin_v1_admin_proto_rawDesc = "" +
 	"\x10RollbackSnapshot\x12'.prism.admin.v1.RollbackSnapshotRequest\x1a(.prism.admin.v1.RollbackSnapshotResponse\x12e\n" +
 	"\x10NamespaceHistory\x12'.prism.admin.v1.NamespaceHistoryRequest\x1a(.prism.admin.v1.NamespaceHistoryResponse\x12V\n" +
 	"\vListProxies\x12\".prism.admin.v1.ListProxiesRequest\x1a#.prism.admin.v1.ListProxiesResponse\x12M\n" +
-	"\bGetProxy\x12\x1f.prism.admin.v1.GetProxyRequest\x1a .prism.admin.v1.GetProxyResponse\x12P\n" +
+	"\bGetProxy\x12\x1f.prism.admin.v1.GetProxyRequest\x1a .prism.admin.v1.GetProxyResponse\x12Y\n" +
+	"\fListReleases\x12#.prism.admin.v1.ListReleasesRequest\x1a$.prism.admin.v1.ListReleasesResponse\x12S\n" +
+	"\n" +
+	"GetRelease\x12!.prism.admin.v1.GetReleaseRequest\x1a\".prism.admin.v1.GetReleaseResponse\x12_\n" +
+	"\x0eControlRelease\x12%.prism.admin.v1.ControlReleaseRequest\x1a&.prism.admin.v1.ControlReleaseResponse\x12[\n" +
+	"\fWatchRelease\x12#.prism.admin.v1.WatchReleaseRequest\x1a$.prism.admin.v1.WatchReleaseResponse0\x01\x12P\n" +
 	"\tGetOwners\x12 .prism.admin.v1.GetOwnersRequest\x1a!.prism.admin.v1.GetOwnersResponseB\xb8\x01\n" +
 	"\x12com.prism.admin.v1B\n" +
 	"AdminProtoP\x01Z<github.com/prism-gateway/prism/protos/prism/admin/v1;adminv1\xa2\x02\x03PAX\xaa\x02\x0ePrism.Admin.V1\xca\x02\x0ePrism\\Admin\\V1\xe2\x02\x1aPrism\\Admin\\V1\\GPBMetadata\xea\x02\x10Prism::Admin::V1b\x06proto3"
@@ -2208,101 +3429,157 @@ func file_prism_admin_v1_admin_proto_rawDescGZIP() []byte {
 	return file_prism_admin_v1_admin_proto_rawDescData
 }
 
-var file_prism_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_prism_admin_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_prism_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_prism_admin_v1_admin_proto_goTypes = []any{
-	(*ListBackendsRequest)(nil),      // 0: prism.admin.v1.ListBackendsRequest
-	(*ListBackendsResponse)(nil),     // 1: prism.admin.v1.ListBackendsResponse
-	(*BackendView)(nil),              // 2: prism.admin.v1.BackendView
-	(*GetBackendRequest)(nil),        // 3: prism.admin.v1.GetBackendRequest
-	(*GetBackendResponse)(nil),       // 4: prism.admin.v1.GetBackendResponse
-	(*ApplyBackendsRequest)(nil),     // 5: prism.admin.v1.ApplyBackendsRequest
-	(*BackendChange)(nil),            // 6: prism.admin.v1.BackendChange
-	(*ApplyBackendsResponse)(nil),    // 7: prism.admin.v1.ApplyBackendsResponse
-	(*DeleteBackendRequest)(nil),     // 8: prism.admin.v1.DeleteBackendRequest
-	(*DeleteBackendResponse)(nil),    // 9: prism.admin.v1.DeleteBackendResponse
-	(*ListSnapshotsRequest)(nil),     // 10: prism.admin.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil),    // 11: prism.admin.v1.ListSnapshotsResponse
-	(*Snapshot)(nil),                 // 12: prism.admin.v1.Snapshot
-	(*SnapshotChange)(nil),           // 13: prism.admin.v1.SnapshotChange
-	(*GetSnapshotRequest)(nil),       // 14: prism.admin.v1.GetSnapshotRequest
-	(*GetSnapshotResponse)(nil),      // 15: prism.admin.v1.GetSnapshotResponse
-	(*DiffSnapshotsRequest)(nil),     // 16: prism.admin.v1.DiffSnapshotsRequest
-	(*DiffSnapshotsResponse)(nil),    // 17: prism.admin.v1.DiffSnapshotsResponse
-	(*Difference)(nil),               // 18: prism.admin.v1.Difference
-	(*RollbackSnapshotRequest)(nil),  // 19: prism.admin.v1.RollbackSnapshotRequest
-	(*RollbackSnapshotResponse)(nil), // 20: prism.admin.v1.RollbackSnapshotResponse
-	(*NamespaceHistoryRequest)(nil),  // 21: prism.admin.v1.NamespaceHistoryRequest
-	(*NamespaceHistoryResponse)(nil), // 22: prism.admin.v1.NamespaceHistoryResponse
-	(*ListProxiesRequest)(nil),       // 23: prism.admin.v1.ListProxiesRequest
-	(*ListProxiesResponse)(nil),      // 24: prism.admin.v1.ListProxiesResponse
-	(*Proxy)(nil),                    // 25: prism.admin.v1.Proxy
-	(*GetProxyRequest)(nil),          // 26: prism.admin.v1.GetProxyRequest
-	(*GetProxyResponse)(nil),         // 27: prism.admin.v1.GetProxyResponse
-	(*ProxyPartition)(nil),           // 28: prism.admin.v1.ProxyPartition
-	(*GetOwnersRequest)(nil),         // 29: prism.admin.v1.GetOwnersRequest
-	(*GetOwnersResponse)(nil),        // 30: prism.admin.v1.GetOwnersResponse
-	(*v1.Backend)(nil),               // 31: prism.config.v1.Backend
-	(*v1.Reservation)(nil),           // 32: prism.config.v1.Reservation
-	(*v11.ChangeNote)(nil),           // 33: prism.control.v1.ChangeNote
-	(*timestamppb.Timestamp)(nil),    // 34: google.protobuf.Timestamp
-	(*v1.Member)(nil),                // 35: prism.config.v1.Member
-	(*v1.Rejection)(nil),             // 36: prism.config.v1.Rejection
+	(ReleaseAction)(0),               // 0: prism.admin.v1.ReleaseAction
+	(*ListBackendsRequest)(nil),      // 1: prism.admin.v1.ListBackendsRequest
+	(*ListBackendsResponse)(nil),     // 2: prism.admin.v1.ListBackendsResponse
+	(*BackendView)(nil),              // 3: prism.admin.v1.BackendView
+	(*GetBackendRequest)(nil),        // 4: prism.admin.v1.GetBackendRequest
+	(*GetBackendResponse)(nil),       // 5: prism.admin.v1.GetBackendResponse
+	(*ApplyBackendsRequest)(nil),     // 6: prism.admin.v1.ApplyBackendsRequest
+	(*BackendChange)(nil),            // 7: prism.admin.v1.BackendChange
+	(*ApplyBackendsResponse)(nil),    // 8: prism.admin.v1.ApplyBackendsResponse
+	(*DeleteBackendRequest)(nil),     // 9: prism.admin.v1.DeleteBackendRequest
+	(*DeleteBackendResponse)(nil),    // 10: prism.admin.v1.DeleteBackendResponse
+	(*ListSnapshotsRequest)(nil),     // 11: prism.admin.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),    // 12: prism.admin.v1.ListSnapshotsResponse
+	(*Snapshot)(nil),                 // 13: prism.admin.v1.Snapshot
+	(*SnapshotChange)(nil),           // 14: prism.admin.v1.SnapshotChange
+	(*GetSnapshotRequest)(nil),       // 15: prism.admin.v1.GetSnapshotRequest
+	(*GetSnapshotResponse)(nil),      // 16: prism.admin.v1.GetSnapshotResponse
+	(*DiffSnapshotsRequest)(nil),     // 17: prism.admin.v1.DiffSnapshotsRequest
+	(*DiffSnapshotsResponse)(nil),    // 18: prism.admin.v1.DiffSnapshotsResponse
+	(*Difference)(nil),               // 19: prism.admin.v1.Difference
+	(*RollbackSnapshotRequest)(nil),  // 20: prism.admin.v1.RollbackSnapshotRequest
+	(*RollbackSnapshotResponse)(nil), // 21: prism.admin.v1.RollbackSnapshotResponse
+	(*NamespaceHistoryRequest)(nil),  // 22: prism.admin.v1.NamespaceHistoryRequest
+	(*NamespaceHistoryResponse)(nil), // 23: prism.admin.v1.NamespaceHistoryResponse
+	(*ListProxiesRequest)(nil),       // 24: prism.admin.v1.ListProxiesRequest
+	(*ListProxiesResponse)(nil),      // 25: prism.admin.v1.ListProxiesResponse
+	(*Proxy)(nil),                    // 26: prism.admin.v1.Proxy
+	(*GetProxyRequest)(nil),          // 27: prism.admin.v1.GetProxyRequest
+	(*GetProxyResponse)(nil),         // 28: prism.admin.v1.GetProxyResponse
+	(*ProxyPartition)(nil),           // 29: prism.admin.v1.ProxyPartition
+	(*GetOwnersRequest)(nil),         // 30: prism.admin.v1.GetOwnersRequest
+	(*GetOwnersResponse)(nil),        // 31: prism.admin.v1.GetOwnersResponse
+	(*ServedPartition)(nil),          // 32: prism.admin.v1.ServedPartition
+	(*ListReleasesRequest)(nil),      // 33: prism.admin.v1.ListReleasesRequest
+	(*ListReleasesResponse)(nil),     // 34: prism.admin.v1.ListReleasesResponse
+	(*Release)(nil),                  // 35: prism.admin.v1.Release
+	(*TakenBackObject)(nil),          // 36: prism.admin.v1.TakenBackObject
+	(*ReleaseEvent)(nil),             // 37: prism.admin.v1.ReleaseEvent
+	(*ReleaseWave)(nil),              // 38: prism.admin.v1.ReleaseWave
+	(*GetReleaseRequest)(nil),        // 39: prism.admin.v1.GetReleaseRequest
+	(*GetReleaseResponse)(nil),       // 40: prism.admin.v1.GetReleaseResponse
+	(*ControlReleaseRequest)(nil),    // 41: prism.admin.v1.ControlReleaseRequest
+	(*ControlReleaseResponse)(nil),   // 42: prism.admin.v1.ControlReleaseResponse
+	(*WatchReleaseRequest)(nil),      // 43: prism.admin.v1.WatchReleaseRequest
+	(*WatchReleaseResponse)(nil),     // 44: prism.admin.v1.WatchReleaseResponse
+	(*v1.Backend)(nil),               // 45: prism.config.v1.Backend
+	(*v1.Reservation)(nil),           // 46: prism.config.v1.Reservation
+	(*v11.ChangeNote)(nil),           // 47: prism.control.v1.ChangeNote
+	(*v11.ReleaseOptions)(nil),       // 48: prism.control.v1.ReleaseOptions
+	(*timestamppb.Timestamp)(nil),    // 49: google.protobuf.Timestamp
+	(*v1.Member)(nil),                // 50: prism.config.v1.Member
+	(*v11.Load)(nil),                 // 51: prism.control.v1.Load
+	(*durationpb.Duration)(nil),      // 52: google.protobuf.Duration
+	(*v1.Rejection)(nil),             // 53: prism.config.v1.Rejection
+	(v1.ReleaseState)(0),             // 54: prism.config.v1.ReleaseState
+	(v1.ReleaseClass)(0),             // 55: prism.config.v1.ReleaseClass
+	(*v1.ReleasePolicy)(nil),         // 56: prism.config.v1.ReleasePolicy
+	(*v1.TakenBack)(nil),             // 57: prism.config.v1.TakenBack
 }
 var file_prism_admin_v1_admin_proto_depIdxs = []int32{
-	2,  // 0: prism.admin.v1.ListBackendsResponse.backends:type_name -> prism.admin.v1.BackendView
-	31, // 1: prism.admin.v1.BackendView.backend:type_name -> prism.config.v1.Backend
-	32, // 2: prism.admin.v1.BackendView.reserved:type_name -> prism.config.v1.Reservation
-	2,  // 3: prism.admin.v1.GetBackendResponse.backend:type_name -> prism.admin.v1.BackendView
-	6,  // 4: prism.admin.v1.ApplyBackendsRequest.changes:type_name -> prism.admin.v1.BackendChange
-	33, // 5: prism.admin.v1.ApplyBackendsRequest.note:type_name -> prism.control.v1.ChangeNote
-	31, // 6: prism.admin.v1.BackendChange.backend:type_name -> prism.config.v1.Backend
-	2,  // 7: prism.admin.v1.ApplyBackendsResponse.backends:type_name -> prism.admin.v1.BackendView
-	33, // 8: prism.admin.v1.DeleteBackendRequest.note:type_name -> prism.control.v1.ChangeNote
-	12, // 9: prism.admin.v1.ListSnapshotsResponse.snapshots:type_name -> prism.admin.v1.Snapshot
-	34, // 10: prism.admin.v1.Snapshot.recorded_at:type_name -> google.protobuf.Timestamp
-	13, // 11: prism.admin.v1.Snapshot.changes:type_name -> prism.admin.v1.SnapshotChange
-	12, // 12: prism.admin.v1.GetSnapshotResponse.snapshot:type_name -> prism.admin.v1.Snapshot
-	18, // 13: prism.admin.v1.DiffSnapshotsResponse.differences:type_name -> prism.admin.v1.Difference
-	33, // 14: prism.admin.v1.RollbackSnapshotRequest.note:type_name -> prism.control.v1.ChangeNote
-	12, // 15: prism.admin.v1.RollbackSnapshotResponse.snapshot:type_name -> prism.admin.v1.Snapshot
-	12, // 16: prism.admin.v1.NamespaceHistoryResponse.snapshots:type_name -> prism.admin.v1.Snapshot
-	25, // 17: prism.admin.v1.ListProxiesResponse.proxies:type_name -> prism.admin.v1.Proxy
-	35, // 18: prism.admin.v1.Proxy.member:type_name -> prism.config.v1.Member
-	34, // 19: prism.admin.v1.Proxy.last_seen:type_name -> google.protobuf.Timestamp
-	25, // 20: prism.admin.v1.GetProxyResponse.proxy:type_name -> prism.admin.v1.Proxy
-	28, // 21: prism.admin.v1.GetProxyResponse.partitions:type_name -> prism.admin.v1.ProxyPartition
-	36, // 22: prism.admin.v1.ProxyPartition.rejections:type_name -> prism.config.v1.Rejection
-	35, // 23: prism.admin.v1.GetOwnersResponse.owners:type_name -> prism.config.v1.Member
-	35, // 24: prism.admin.v1.GetOwnersResponse.loading:type_name -> prism.config.v1.Member
-	0,  // 25: prism.admin.v1.AdminService.ListBackends:input_type -> prism.admin.v1.ListBackendsRequest
-	3,  // 26: prism.admin.v1.AdminService.GetBackend:input_type -> prism.admin.v1.GetBackendRequest
-	5,  // 27: prism.admin.v1.AdminService.ApplyBackends:input_type -> prism.admin.v1.ApplyBackendsRequest
-	8,  // 28: prism.admin.v1.AdminService.DeleteBackend:input_type -> prism.admin.v1.DeleteBackendRequest
-	10, // 29: prism.admin.v1.AdminService.ListSnapshots:input_type -> prism.admin.v1.ListSnapshotsRequest
-	14, // 30: prism.admin.v1.AdminService.GetSnapshot:input_type -> prism.admin.v1.GetSnapshotRequest
-	16, // 31: prism.admin.v1.AdminService.DiffSnapshots:input_type -> prism.admin.v1.DiffSnapshotsRequest
-	19, // 32: prism.admin.v1.AdminService.RollbackSnapshot:input_type -> prism.admin.v1.RollbackSnapshotRequest
-	21, // 33: prism.admin.v1.AdminService.NamespaceHistory:input_type -> prism.admin.v1.NamespaceHistoryRequest
-	23, // 34: prism.admin.v1.AdminService.ListProxies:input_type -> prism.admin.v1.ListProxiesRequest
-	26, // 35: prism.admin.v1.AdminService.GetProxy:input_type -> prism.admin.v1.GetProxyRequest
-	29, // 36: prism.admin.v1.AdminService.GetOwners:input_type -> prism.admin.v1.GetOwnersRequest
-	1,  // 37: prism.admin.v1.AdminService.ListBackends:output_type -> prism.admin.v1.ListBackendsResponse
-	4,  // 38: prism.admin.v1.AdminService.GetBackend:output_type -> prism.admin.v1.GetBackendResponse
-	7,  // 39: prism.admin.v1.AdminService.ApplyBackends:output_type -> prism.admin.v1.ApplyBackendsResponse
-	9,  // 40: prism.admin.v1.AdminService.DeleteBackend:output_type -> prism.admin.v1.DeleteBackendResponse
-	11, // 41: prism.admin.v1.AdminService.ListSnapshots:output_type -> prism.admin.v1.ListSnapshotsResponse
-	15, // 42: prism.admin.v1.AdminService.GetSnapshot:output_type -> prism.admin.v1.GetSnapshotResponse
-	17, // 43: prism.admin.v1.AdminService.DiffSnapshots:output_type -> prism.admin.v1.DiffSnapshotsResponse
-	20, // 44: prism.admin.v1.AdminService.RollbackSnapshot:output_type -> prism.admin.v1.RollbackSnapshotResponse
-	22, // 45: prism.admin.v1.AdminService.NamespaceHistory:output_type -> prism.admin.v1.NamespaceHistoryResponse
-	24, // 46: prism.admin.v1.AdminService.ListProxies:output_type -> prism.admin.v1.ListProxiesResponse
-	27, // 47: prism.admin.v1.AdminService.GetProxy:output_type -> prism.admin.v1.GetProxyResponse
-	30, // 48: prism.admin.v1.AdminService.GetOwners:output_type -> prism.admin.v1.GetOwnersResponse
-	37, // [37:49] is the sub-list for method output_type
-	25, // [25:37] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	3,  // 0: prism.admin.v1.ListBackendsResponse.backends:type_name -> prism.admin.v1.BackendView
+	45, // 1: prism.admin.v1.BackendView.backend:type_name -> prism.config.v1.Backend
+	46, // 2: prism.admin.v1.BackendView.reserved:type_name -> prism.config.v1.Reservation
+	3,  // 3: prism.admin.v1.GetBackendResponse.backend:type_name -> prism.admin.v1.BackendView
+	7,  // 4: prism.admin.v1.ApplyBackendsRequest.changes:type_name -> prism.admin.v1.BackendChange
+	47, // 5: prism.admin.v1.ApplyBackendsRequest.note:type_name -> prism.control.v1.ChangeNote
+	48, // 6: prism.admin.v1.ApplyBackendsRequest.release:type_name -> prism.control.v1.ReleaseOptions
+	45, // 7: prism.admin.v1.BackendChange.backend:type_name -> prism.config.v1.Backend
+	3,  // 8: prism.admin.v1.ApplyBackendsResponse.backends:type_name -> prism.admin.v1.BackendView
+	47, // 9: prism.admin.v1.DeleteBackendRequest.note:type_name -> prism.control.v1.ChangeNote
+	48, // 10: prism.admin.v1.DeleteBackendRequest.release:type_name -> prism.control.v1.ReleaseOptions
+	13, // 11: prism.admin.v1.ListSnapshotsResponse.snapshots:type_name -> prism.admin.v1.Snapshot
+	49, // 12: prism.admin.v1.Snapshot.recorded_at:type_name -> google.protobuf.Timestamp
+	14, // 13: prism.admin.v1.Snapshot.changes:type_name -> prism.admin.v1.SnapshotChange
+	13, // 14: prism.admin.v1.GetSnapshotResponse.snapshot:type_name -> prism.admin.v1.Snapshot
+	19, // 15: prism.admin.v1.DiffSnapshotsResponse.differences:type_name -> prism.admin.v1.Difference
+	47, // 16: prism.admin.v1.RollbackSnapshotRequest.note:type_name -> prism.control.v1.ChangeNote
+	48, // 17: prism.admin.v1.RollbackSnapshotRequest.release:type_name -> prism.control.v1.ReleaseOptions
+	13, // 18: prism.admin.v1.RollbackSnapshotResponse.snapshot:type_name -> prism.admin.v1.Snapshot
+	13, // 19: prism.admin.v1.NamespaceHistoryResponse.snapshots:type_name -> prism.admin.v1.Snapshot
+	26, // 20: prism.admin.v1.ListProxiesResponse.proxies:type_name -> prism.admin.v1.Proxy
+	50, // 21: prism.admin.v1.Proxy.member:type_name -> prism.config.v1.Member
+	49, // 22: prism.admin.v1.Proxy.last_seen:type_name -> google.protobuf.Timestamp
+	51, // 23: prism.admin.v1.Proxy.load:type_name -> prism.control.v1.Load
+	52, // 24: prism.admin.v1.Proxy.stale:type_name -> google.protobuf.Duration
+	49, // 25: prism.admin.v1.GetProxyRequest.at:type_name -> google.protobuf.Timestamp
+	26, // 26: prism.admin.v1.GetProxyResponse.proxy:type_name -> prism.admin.v1.Proxy
+	29, // 27: prism.admin.v1.GetProxyResponse.partitions:type_name -> prism.admin.v1.ProxyPartition
+	32, // 28: prism.admin.v1.GetProxyResponse.served:type_name -> prism.admin.v1.ServedPartition
+	53, // 29: prism.admin.v1.ProxyPartition.rejections:type_name -> prism.config.v1.Rejection
+	50, // 30: prism.admin.v1.GetOwnersResponse.owners:type_name -> prism.config.v1.Member
+	50, // 31: prism.admin.v1.GetOwnersResponse.loading:type_name -> prism.config.v1.Member
+	49, // 32: prism.admin.v1.ServedPartition.since:type_name -> google.protobuf.Timestamp
+	35, // 33: prism.admin.v1.ListReleasesResponse.releases:type_name -> prism.admin.v1.Release
+	54, // 34: prism.admin.v1.Release.state:type_name -> prism.config.v1.ReleaseState
+	55, // 35: prism.admin.v1.Release.class:type_name -> prism.config.v1.ReleaseClass
+	56, // 36: prism.admin.v1.Release.policy:type_name -> prism.config.v1.ReleasePolicy
+	49, // 37: prism.admin.v1.Release.wave_at:type_name -> google.protobuf.Timestamp
+	49, // 38: prism.admin.v1.Release.started_at:type_name -> google.protobuf.Timestamp
+	49, // 39: prism.admin.v1.Release.ended_at:type_name -> google.protobuf.Timestamp
+	49, // 40: prism.admin.v1.Release.confirm_by:type_name -> google.protobuf.Timestamp
+	36, // 41: prism.admin.v1.Release.taken_back:type_name -> prism.admin.v1.TakenBackObject
+	37, // 42: prism.admin.v1.Release.events:type_name -> prism.admin.v1.ReleaseEvent
+	38, // 43: prism.admin.v1.Release.waves:type_name -> prism.admin.v1.ReleaseWave
+	57, // 44: prism.admin.v1.TakenBackObject.why:type_name -> prism.config.v1.TakenBack
+	49, // 45: prism.admin.v1.ReleaseEvent.at:type_name -> google.protobuf.Timestamp
+	35, // 46: prism.admin.v1.GetReleaseResponse.release:type_name -> prism.admin.v1.Release
+	0,  // 47: prism.admin.v1.ControlReleaseRequest.action:type_name -> prism.admin.v1.ReleaseAction
+	47, // 48: prism.admin.v1.ControlReleaseRequest.note:type_name -> prism.control.v1.ChangeNote
+	35, // 49: prism.admin.v1.ControlReleaseResponse.release:type_name -> prism.admin.v1.Release
+	35, // 50: prism.admin.v1.WatchReleaseResponse.release:type_name -> prism.admin.v1.Release
+	1,  // 51: prism.admin.v1.AdminService.ListBackends:input_type -> prism.admin.v1.ListBackendsRequest
+	4,  // 52: prism.admin.v1.AdminService.GetBackend:input_type -> prism.admin.v1.GetBackendRequest
+	6,  // 53: prism.admin.v1.AdminService.ApplyBackends:input_type -> prism.admin.v1.ApplyBackendsRequest
+	9,  // 54: prism.admin.v1.AdminService.DeleteBackend:input_type -> prism.admin.v1.DeleteBackendRequest
+	11, // 55: prism.admin.v1.AdminService.ListSnapshots:input_type -> prism.admin.v1.ListSnapshotsRequest
+	15, // 56: prism.admin.v1.AdminService.GetSnapshot:input_type -> prism.admin.v1.GetSnapshotRequest
+	17, // 57: prism.admin.v1.AdminService.DiffSnapshots:input_type -> prism.admin.v1.DiffSnapshotsRequest
+	20, // 58: prism.admin.v1.AdminService.RollbackSnapshot:input_type -> prism.admin.v1.RollbackSnapshotRequest
+	22, // 59: prism.admin.v1.AdminService.NamespaceHistory:input_type -> prism.admin.v1.NamespaceHistoryRequest
+	24, // 60: prism.admin.v1.AdminService.ListProxies:input_type -> prism.admin.v1.ListProxiesRequest
+	27, // 61: prism.admin.v1.AdminService.GetProxy:input_type -> prism.admin.v1.GetProxyRequest
+	33, // 62: prism.admin.v1.AdminService.ListReleases:input_type -> prism.admin.v1.ListReleasesRequest
+	39, // 63: prism.admin.v1.AdminService.GetRelease:input_type -> prism.admin.v1.GetReleaseRequest
+	41, // 64: prism.admin.v1.AdminService.ControlRelease:input_type -> prism.admin.v1.ControlReleaseRequest
+	43, // 65: prism.admin.v1.AdminService.WatchRelease:input_type -> prism.admin.v1.WatchReleaseRequest
+	30, // 66: prism.admin.v1.AdminService.GetOwners:input_type -> prism.admin.v1.GetOwnersRequest
+	2,  // 67: prism.admin.v1.AdminService.ListBackends:output_type -> prism.admin.v1.ListBackendsResponse
+	5,  // 68: prism.admin.v1.AdminService.GetBackend:output_type -> prism.admin.v1.GetBackendResponse
+	8,  // 69: prism.admin.v1.AdminService.ApplyBackends:output_type -> prism.admin.v1.ApplyBackendsResponse
+	10, // 70: prism.admin.v1.AdminService.DeleteBackend:output_type -> prism.admin.v1.DeleteBackendResponse
+	12, // 71: prism.admin.v1.AdminService.ListSnapshots:output_type -> prism.admin.v1.ListSnapshotsResponse
+	16, // 72: prism.admin.v1.AdminService.GetSnapshot:output_type -> prism.admin.v1.GetSnapshotResponse
+	18, // 73: prism.admin.v1.AdminService.DiffSnapshots:output_type -> prism.admin.v1.DiffSnapshotsResponse
+	21, // 74: prism.admin.v1.AdminService.RollbackSnapshot:output_type -> prism.admin.v1.RollbackSnapshotResponse
+	23, // 75: prism.admin.v1.AdminService.NamespaceHistory:output_type -> prism.admin.v1.NamespaceHistoryResponse
+	25, // 76: prism.admin.v1.AdminService.ListProxies:output_type -> prism.admin.v1.ListProxiesResponse
+	28, // 77: prism.admin.v1.AdminService.GetProxy:output_type -> prism.admin.v1.GetProxyResponse
+	34, // 78: prism.admin.v1.AdminService.ListReleases:output_type -> prism.admin.v1.ListReleasesResponse
+	40, // 79: prism.admin.v1.AdminService.GetRelease:output_type -> prism.admin.v1.GetReleaseResponse
+	42, // 80: prism.admin.v1.AdminService.ControlRelease:output_type -> prism.admin.v1.ControlReleaseResponse
+	44, // 81: prism.admin.v1.AdminService.WatchRelease:output_type -> prism.admin.v1.WatchReleaseResponse
+	31, // 82: prism.admin.v1.AdminService.GetOwners:output_type -> prism.admin.v1.GetOwnersResponse
+	67, // [67:83] is the sub-list for method output_type
+	51, // [51:67] is the sub-list for method input_type
+	51, // [51:51] is the sub-list for extension type_name
+	51, // [51:51] is the sub-list for extension extendee
+	0,  // [0:51] is the sub-list for field type_name
 }
 
 func init() { file_prism_admin_v1_admin_proto_init() }
@@ -2315,13 +3592,14 @@ func file_prism_admin_v1_admin_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_prism_admin_v1_admin_proto_rawDesc), len(file_prism_admin_v1_admin_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   31,
+			NumEnums:      1,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_prism_admin_v1_admin_proto_goTypes,
 		DependencyIndexes: file_prism_admin_v1_admin_proto_depIdxs,
+		EnumInfos:         file_prism_admin_v1_admin_proto_enumTypes,
 		MessageInfos:      file_prism_admin_v1_admin_proto_msgTypes,
 	}.Build()
 	File_prism_admin_v1_admin_proto = out.File

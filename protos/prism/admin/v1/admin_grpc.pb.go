@@ -32,6 +32,10 @@ const (
 	AdminService_NamespaceHistory_FullMethodName = "/prism.admin.v1.AdminService/NamespaceHistory"
 	AdminService_ListProxies_FullMethodName      = "/prism.admin.v1.AdminService/ListProxies"
 	AdminService_GetProxy_FullMethodName         = "/prism.admin.v1.AdminService/GetProxy"
+	AdminService_ListReleases_FullMethodName     = "/prism.admin.v1.AdminService/ListReleases"
+	AdminService_GetRelease_FullMethodName       = "/prism.admin.v1.AdminService/GetRelease"
+	AdminService_ControlRelease_FullMethodName   = "/prism.admin.v1.AdminService/ControlRelease"
+	AdminService_WatchRelease_FullMethodName     = "/prism.admin.v1.AdminService/WatchRelease"
 	AdminService_GetOwners_FullMethodName        = "/prism.admin.v1.AdminService/GetOwners"
 )
 
@@ -63,6 +67,14 @@ type AdminServiceClient interface {
 	ListProxies(ctx context.Context, in *ListProxiesRequest, opts ...grpc.CallOption) (*ListProxiesResponse, error)
 	// GetProxy returns one proxy with its partitions.
 	GetProxy(ctx context.Context, in *GetProxyRequest, opts ...grpc.CallOption) (*GetProxyResponse, error)
+	// ListReleases returns the releases under way, then those that have ended, newest first.
+	ListReleases(ctx context.Context, in *ListReleasesRequest, opts ...grpc.CallOption) (*ListReleasesResponse, error)
+	// GetRelease returns one release with its waves.
+	GetRelease(ctx context.Context, in *GetReleaseRequest, opts ...grpc.CallOption) (*GetReleaseResponse, error)
+	// ControlRelease pauses, resumes, aborts, pushes or confirms a release.
+	ControlRelease(ctx context.Context, in *ControlReleaseRequest, opts ...grpc.CallOption) (*ControlReleaseResponse, error)
+	// WatchRelease streams a release at each change until it has ended.
+	WatchRelease(ctx context.Context, in *WatchReleaseRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchReleaseResponse], error)
 	// GetOwners says who owns a namespace's partition.
 	GetOwners(ctx context.Context, in *GetOwnersRequest, opts ...grpc.CallOption) (*GetOwnersResponse, error)
 }
@@ -185,6 +197,55 @@ func (c *adminServiceClient) GetProxy(ctx context.Context, in *GetProxyRequest, 
 	return out, nil
 }
 
+func (c *adminServiceClient) ListReleases(ctx context.Context, in *ListReleasesRequest, opts ...grpc.CallOption) (*ListReleasesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListReleasesResponse)
+	err := c.cc.Invoke(ctx, AdminService_ListReleases_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) GetRelease(ctx context.Context, in *GetReleaseRequest, opts ...grpc.CallOption) (*GetReleaseResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetReleaseResponse)
+	err := c.cc.Invoke(ctx, AdminService_GetRelease_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) ControlRelease(ctx context.Context, in *ControlReleaseRequest, opts ...grpc.CallOption) (*ControlReleaseResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ControlReleaseResponse)
+	err := c.cc.Invoke(ctx, AdminService_ControlRelease_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) WatchRelease(ctx context.Context, in *WatchReleaseRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchReleaseResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &AdminService_ServiceDesc.Streams[0], AdminService_WatchRelease_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchReleaseRequest, WatchReleaseResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AdminService_WatchReleaseClient = grpc.ServerStreamingClient[WatchReleaseResponse]
+
 func (c *adminServiceClient) GetOwners(ctx context.Context, in *GetOwnersRequest, opts ...grpc.CallOption) (*GetOwnersResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GetOwnersResponse)
@@ -223,6 +284,14 @@ type AdminServiceServer interface {
 	ListProxies(context.Context, *ListProxiesRequest) (*ListProxiesResponse, error)
 	// GetProxy returns one proxy with its partitions.
 	GetProxy(context.Context, *GetProxyRequest) (*GetProxyResponse, error)
+	// ListReleases returns the releases under way, then those that have ended, newest first.
+	ListReleases(context.Context, *ListReleasesRequest) (*ListReleasesResponse, error)
+	// GetRelease returns one release with its waves.
+	GetRelease(context.Context, *GetReleaseRequest) (*GetReleaseResponse, error)
+	// ControlRelease pauses, resumes, aborts, pushes or confirms a release.
+	ControlRelease(context.Context, *ControlReleaseRequest) (*ControlReleaseResponse, error)
+	// WatchRelease streams a release at each change until it has ended.
+	WatchRelease(*WatchReleaseRequest, grpc.ServerStreamingServer[WatchReleaseResponse]) error
 	// GetOwners says who owns a namespace's partition.
 	GetOwners(context.Context, *GetOwnersRequest) (*GetOwnersResponse, error)
 	mustEmbedUnimplementedAdminServiceServer()
@@ -267,6 +336,18 @@ func (UnimplementedAdminServiceServer) ListProxies(context.Context, *ListProxies
 }
 func (UnimplementedAdminServiceServer) GetProxy(context.Context, *GetProxyRequest) (*GetProxyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetProxy not implemented")
+}
+func (UnimplementedAdminServiceServer) ListReleases(context.Context, *ListReleasesRequest) (*ListReleasesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListReleases not implemented")
+}
+func (UnimplementedAdminServiceServer) GetRelease(context.Context, *GetReleaseRequest) (*GetReleaseResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetRelease not implemented")
+}
+func (UnimplementedAdminServiceServer) ControlRelease(context.Context, *ControlReleaseRequest) (*ControlReleaseResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ControlRelease not implemented")
+}
+func (UnimplementedAdminServiceServer) WatchRelease(*WatchReleaseRequest, grpc.ServerStreamingServer[WatchReleaseResponse]) error {
+	return status.Error(codes.Unimplemented, "method WatchRelease not implemented")
 }
 func (UnimplementedAdminServiceServer) GetOwners(context.Context, *GetOwnersRequest) (*GetOwnersResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetOwners not implemented")
@@ -490,6 +571,71 @@ func _AdminService_GetProxy_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_ListReleases_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListReleasesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).ListReleases(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_ListReleases_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).ListReleases(ctx, req.(*ListReleasesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_GetRelease_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetReleaseRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).GetRelease(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_GetRelease_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).GetRelease(ctx, req.(*GetReleaseRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_ControlRelease_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ControlReleaseRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).ControlRelease(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_ControlRelease_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).ControlRelease(ctx, req.(*ControlReleaseRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_WatchRelease_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchReleaseRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AdminServiceServer).WatchRelease(m, &grpc.GenericServerStream[WatchReleaseRequest, WatchReleaseResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AdminService_WatchReleaseServer = grpc.ServerStreamingServer[WatchReleaseResponse]
+
 func _AdminService_GetOwners_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetOwnersRequest)
 	if err := dec(in); err != nil {
@@ -560,10 +706,28 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _AdminService_GetProxy_Handler,
 		},
 		{
+			MethodName: "ListReleases",
+			Handler:    _AdminService_ListReleases_Handler,
+		},
+		{
+			MethodName: "GetRelease",
+			Handler:    _AdminService_GetRelease_Handler,
+		},
+		{
+			MethodName: "ControlRelease",
+			Handler:    _AdminService_ControlRelease_Handler,
+		},
+		{
 			MethodName: "GetOwners",
 			Handler:    _AdminService_GetOwners_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "WatchRelease",
+			Handler:       _AdminService_WatchRelease_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "prism/admin/v1/admin.proto",
 }

@@ -62,8 +62,14 @@ type AdminConfig struct {
 	LogLevel string `protobuf:"bytes,15,opt,name=log_level,json=logLevel,proto3" json:"log_level,omitempty"`
 	// How long shutdown may take; default 10 s.
 	ShutdownTimeout *durationpb.Duration `protobuf:"bytes,16,opt,name=shutdown_timeout,json=shutdownTimeout,proto3" json:"shutdown_timeout,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// How changes go to the fleet.
+	Release *ReleaseConfig `protobuf:"bytes,17,opt,name=release,proto3" json:"release,omitempty"`
+	// What teams may have.
+	Quotas *QuotaConfig `protobuf:"bytes,18,opt,name=quotas,proto3" json:"quotas,omitempty"`
+	// Where this replica notes what proxies served when.
+	Journal       *JournalConfig `protobuf:"bytes,19,opt,name=journal,proto3" json:"journal,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AdminConfig) Reset() {
@@ -208,6 +214,283 @@ func (x *AdminConfig) GetShutdownTimeout() *durationpb.Duration {
 	return nil
 }
 
+func (x *AdminConfig) GetRelease() *ReleaseConfig {
+	if x != nil {
+		return x.Release
+	}
+	return nil
+}
+
+func (x *AdminConfig) GetQuotas() *QuotaConfig {
+	if x != nil {
+		return x.Quotas
+	}
+	return nil
+}
+
+func (x *AdminConfig) GetJournal() *JournalConfig {
+	if x != nil {
+		return x.Journal
+	}
+	return nil
+}
+
+// ReleaseConfig says how changes go to the fleet, by class. Without it every class goes at once.
+type ReleaseConfig struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// New namespaces and backends.
+	Additive *v1.ReleasePolicy `protobuf:"bytes,1,opt,name=additive,proto3" json:"additive,omitempty"`
+	// Changes of namespaces that are in use.
+	Scoped *v1.ReleasePolicy `protobuf:"bytes,2,opt,name=scoped,proto3" json:"scoped,omitempty"`
+	// Changes of backends and profiles that namespaces use.
+	Shared *v1.ReleasePolicy `protobuf:"bytes,3,opt,name=shared,proto3" json:"shared,omitempty"`
+	// Rollbacks by people.
+	Rollback      *v1.ReleasePolicy `protobuf:"bytes,4,opt,name=rollback,proto3" json:"rollback,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseConfig) Reset() {
+	*x = ReleaseConfig{}
+	mi := &file_prism_bootstrap_v1_bootstrap_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseConfig) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseConfig) ProtoMessage() {}
+
+func (x *ReleaseConfig) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_bootstrap_v1_bootstrap_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseConfig.ProtoReflect.Descriptor instead.
+func (*ReleaseConfig) Descriptor() ([]byte, []int) {
+	return file_prism_bootstrap_v1_bootstrap_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ReleaseConfig) GetAdditive() *v1.ReleasePolicy {
+	if x != nil {
+		return x.Additive
+	}
+	return nil
+}
+
+func (x *ReleaseConfig) GetScoped() *v1.ReleasePolicy {
+	if x != nil {
+		return x.Scoped
+	}
+	return nil
+}
+
+func (x *ReleaseConfig) GetShared() *v1.ReleasePolicy {
+	if x != nil {
+		return x.Shared
+	}
+	return nil
+}
+
+func (x *ReleaseConfig) GetRollback() *v1.ReleasePolicy {
+	if x != nil {
+		return x.Rollback
+	}
+	return nil
+}
+
+// QuotaConfig bounds what teams may have.
+type QuotaConfig struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// For every team that has no quota of its own.
+	Default *Quota `protobuf:"bytes,1,opt,name=default,proto3" json:"default,omitempty"`
+	// By team.
+	Teams         map[string]*Quota `protobuf:"bytes,2,rep,name=teams,proto3" json:"teams,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *QuotaConfig) Reset() {
+	*x = QuotaConfig{}
+	mi := &file_prism_bootstrap_v1_bootstrap_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *QuotaConfig) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*QuotaConfig) ProtoMessage() {}
+
+func (x *QuotaConfig) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_bootstrap_v1_bootstrap_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use QuotaConfig.ProtoReflect.Descriptor instead.
+func (*QuotaConfig) Descriptor() ([]byte, []int) {
+	return file_prism_bootstrap_v1_bootstrap_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *QuotaConfig) GetDefault() *Quota {
+	if x != nil {
+		return x.Default
+	}
+	return nil
+}
+
+func (x *QuotaConfig) GetTeams() map[string]*Quota {
+	if x != nil {
+		return x.Teams
+	}
+	return nil
+}
+
+// Quota bounds what one team may have; 0 is without bound.
+type Quota struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Namespaces.
+	Namespaces uint32 `protobuf:"varint,1,opt,name=namespaces,proto3" json:"namespaces,omitempty"`
+	// Bytes of configuration of all its namespaces together.
+	ConfigBytes uint64 `protobuf:"varint,2,opt,name=config_bytes,json=configBytes,proto3" json:"config_bytes,omitempty"`
+	// Changes of namespaces per minute, as a rate; ten seconds' worth may come at once.
+	ChangesPerMinute uint32 `protobuf:"varint,3,opt,name=changes_per_minute,json=changesPerMinute,proto3" json:"changes_per_minute,omitempty"`
+	// Its weight when changes of several teams wait; 0 means 1.
+	Weight        uint32 `protobuf:"varint,4,opt,name=weight,proto3" json:"weight,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Quota) Reset() {
+	*x = Quota{}
+	mi := &file_prism_bootstrap_v1_bootstrap_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Quota) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Quota) ProtoMessage() {}
+
+func (x *Quota) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_bootstrap_v1_bootstrap_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Quota.ProtoReflect.Descriptor instead.
+func (*Quota) Descriptor() ([]byte, []int) {
+	return file_prism_bootstrap_v1_bootstrap_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Quota) GetNamespaces() uint32 {
+	if x != nil {
+		return x.Namespaces
+	}
+	return 0
+}
+
+func (x *Quota) GetConfigBytes() uint64 {
+	if x != nil {
+		return x.ConfigBytes
+	}
+	return 0
+}
+
+func (x *Quota) GetChangesPerMinute() uint32 {
+	if x != nil {
+		return x.ChangesPerMinute
+	}
+	return 0
+}
+
+func (x *Quota) GetWeight() uint32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+// JournalConfig says where a replica notes what proxies served when.
+type JournalConfig struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The directory; default prism-admin.journal in the working directory.
+	Dir string `protobuf:"bytes,1,opt,name=dir,proto3" json:"dir,omitempty"`
+	// The most bytes to keep; default 64 MiB.
+	MaxBytes      uint64 `protobuf:"varint,2,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JournalConfig) Reset() {
+	*x = JournalConfig{}
+	mi := &file_prism_bootstrap_v1_bootstrap_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JournalConfig) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JournalConfig) ProtoMessage() {}
+
+func (x *JournalConfig) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_bootstrap_v1_bootstrap_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JournalConfig.ProtoReflect.Descriptor instead.
+func (*JournalConfig) Descriptor() ([]byte, []int) {
+	return file_prism_bootstrap_v1_bootstrap_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *JournalConfig) GetDir() string {
+	if x != nil {
+		return x.Dir
+	}
+	return ""
+}
+
+func (x *JournalConfig) GetMaxBytes() uint64 {
+	if x != nil {
+		return x.MaxBytes
+	}
+	return 0
+}
+
 // EtcdConfig says where snapshots are kept.
 type EtcdConfig struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -225,7 +508,7 @@ type EtcdConfig struct {
 
 func (x *EtcdConfig) Reset() {
 	*x = EtcdConfig{}
-	mi := &file_prism_bootstrap_v1_bootstrap_proto_msgTypes[1]
+	mi := &file_prism_bootstrap_v1_bootstrap_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -237,7 +520,7 @@ func (x *EtcdConfig) String() string {
 func (*EtcdConfig) ProtoMessage() {}
 
 func (x *EtcdConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_bootstrap_v1_bootstrap_proto_msgTypes[1]
+	mi := &file_prism_bootstrap_v1_bootstrap_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -250,7 +533,7 @@ func (x *EtcdConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EtcdConfig.ProtoReflect.Descriptor instead.
 func (*EtcdConfig) Descriptor() ([]byte, []int) {
-	return file_prism_bootstrap_v1_bootstrap_proto_rawDescGZIP(), []int{1}
+	return file_prism_bootstrap_v1_bootstrap_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *EtcdConfig) GetEndpoints() []string {
@@ -296,7 +579,7 @@ type HistoryConfig struct {
 
 func (x *HistoryConfig) Reset() {
 	*x = HistoryConfig{}
-	mi := &file_prism_bootstrap_v1_bootstrap_proto_msgTypes[2]
+	mi := &file_prism_bootstrap_v1_bootstrap_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -308,7 +591,7 @@ func (x *HistoryConfig) String() string {
 func (*HistoryConfig) ProtoMessage() {}
 
 func (x *HistoryConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_bootstrap_v1_bootstrap_proto_msgTypes[2]
+	mi := &file_prism_bootstrap_v1_bootstrap_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -321,7 +604,7 @@ func (x *HistoryConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryConfig.ProtoReflect.Descriptor instead.
 func (*HistoryConfig) Descriptor() ([]byte, []int) {
-	return file_prism_bootstrap_v1_bootstrap_proto_rawDescGZIP(), []int{2}
+	return file_prism_bootstrap_v1_bootstrap_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *HistoryConfig) GetSnapshots() uint32 {
@@ -369,14 +652,16 @@ type ProxyConfig struct {
 	// How long calls under way may take at shutdown; default 30 s.
 	DrainTimeout *durationpb.Duration `protobuf:"bytes,10,opt,name=drain_timeout,json=drainTimeout,proto3" json:"drain_timeout,omitempty"`
 	// How long a former owner goes on serving a partition that moved away; default 30 s.
-	ReleaseDelay  *durationpb.Duration `protobuf:"bytes,11,opt,name=release_delay,json=releaseDelay,proto3" json:"release_delay,omitempty"`
+	ReleaseDelay *durationpb.Duration `protobuf:"bytes,11,opt,name=release_delay,json=releaseDelay,proto3" json:"release_delay,omitempty"`
+	// Whether the proxy is a validator: it subscribes to every partition, compiles what it is sent, and takes no calls.
+	Validator     bool `protobuf:"varint,12,opt,name=validator,proto3" json:"validator,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ProxyConfig) Reset() {
 	*x = ProxyConfig{}
-	mi := &file_prism_bootstrap_v1_bootstrap_proto_msgTypes[3]
+	mi := &file_prism_bootstrap_v1_bootstrap_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -388,7 +673,7 @@ func (x *ProxyConfig) String() string {
 func (*ProxyConfig) ProtoMessage() {}
 
 func (x *ProxyConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_bootstrap_v1_bootstrap_proto_msgTypes[3]
+	mi := &file_prism_bootstrap_v1_bootstrap_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -401,7 +686,7 @@ func (x *ProxyConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyConfig.ProtoReflect.Descriptor instead.
 func (*ProxyConfig) Descriptor() ([]byte, []int) {
-	return file_prism_bootstrap_v1_bootstrap_proto_rawDescGZIP(), []int{3}
+	return file_prism_bootstrap_v1_bootstrap_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ProxyConfig) GetId() string {
@@ -481,11 +766,18 @@ func (x *ProxyConfig) GetReleaseDelay() *durationpb.Duration {
 	return nil
 }
 
+func (x *ProxyConfig) GetValidator() bool {
+	if x != nil {
+		return x.Validator
+	}
+	return false
+}
+
 var File_prism_bootstrap_v1_bootstrap_proto protoreflect.FileDescriptor
 
 const file_prism_bootstrap_v1_bootstrap_proto_rawDesc = "" +
 	"\n" +
-	"\"prism/bootstrap/v1/bootstrap.proto\x12\x12prism.bootstrap.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fprism/config/v1/resources.proto\"\xab\a\n" +
+	"\"prism/bootstrap/v1/bootstrap.proto\x12\x12prism.bootstrap.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1dprism/config/v1/release.proto\x1a\x1fprism/config/v1/resources.proto\"\xde\b\n" +
 	"\vAdminConfig\x12 \n" +
 	"\x06listen\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x06listen\x12+\n" +
 	"\ffleet_listen\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\vfleetListen\x12)\n" +
@@ -508,7 +800,32 @@ const file_prism_bootstrap_v1_bootstrap_proto_rawDesc = "" +
 	"\x10initial_backends\x18\r \x03(\v2\x18.prism.config.v1.BackendB\t\xbaH\x06\x92\x01\x03\x10\xe8\aR\x0finitialBackends\x12'\n" +
 	"\x0finsecure_listen\x18\x0e \x01(\bR\x0einsecureListen\x12>\n" +
 	"\tlog_level\x18\x0f \x01(\tB!\xbaH\x1er\x1cR\x00R\x05debugR\x04infoR\x04warnR\x05errorR\blogLevel\x12W\n" +
-	"\x10shutdown_timeout\x18\x10 \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x03\b\xd8\x042\x04\x10\xc0\x84=R\x0fshutdownTimeout\"\xda\x01\n" +
+	"\x10shutdown_timeout\x18\x10 \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x03\b\xd8\x042\x04\x10\xc0\x84=R\x0fshutdownTimeout\x12;\n" +
+	"\arelease\x18\x11 \x01(\v2!.prism.bootstrap.v1.ReleaseConfigR\arelease\x127\n" +
+	"\x06quotas\x18\x12 \x01(\v2\x1f.prism.bootstrap.v1.QuotaConfigR\x06quotas\x12;\n" +
+	"\ajournal\x18\x13 \x01(\v2!.prism.bootstrap.v1.JournalConfigR\ajournal\"\xf7\x01\n" +
+	"\rReleaseConfig\x12:\n" +
+	"\badditive\x18\x01 \x01(\v2\x1e.prism.config.v1.ReleasePolicyR\badditive\x126\n" +
+	"\x06scoped\x18\x02 \x01(\v2\x1e.prism.config.v1.ReleasePolicyR\x06scoped\x126\n" +
+	"\x06shared\x18\x03 \x01(\v2\x1e.prism.config.v1.ReleasePolicyR\x06shared\x12:\n" +
+	"\brollback\x18\x04 \x01(\v2\x1e.prism.config.v1.ReleasePolicyR\brollback\"\xe4\x01\n" +
+	"\vQuotaConfig\x123\n" +
+	"\adefault\x18\x01 \x01(\v2\x19.prism.bootstrap.v1.QuotaR\adefault\x12K\n" +
+	"\x05teams\x18\x02 \x03(\v2*.prism.bootstrap.v1.QuotaConfig.TeamsEntryB\t\xbaH\x06\x9a\x01\x03\x10\x90NR\x05teams\x1aS\n" +
+	"\n" +
+	"TeamsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12/\n" +
+	"\x05value\x18\x02 \x01(\v2\x19.prism.bootstrap.v1.QuotaR\x05value:\x028\x01\"\x9a\x01\n" +
+	"\x05Quota\x12\x1e\n" +
+	"\n" +
+	"namespaces\x18\x01 \x01(\rR\n" +
+	"namespaces\x12!\n" +
+	"\fconfig_bytes\x18\x02 \x01(\x04R\vconfigBytes\x12,\n" +
+	"\x12changes_per_minute\x18\x03 \x01(\rR\x10changesPerMinute\x12 \n" +
+	"\x06weight\x18\x04 \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\x06weight\"H\n" +
+	"\rJournalConfig\x12\x1a\n" +
+	"\x03dir\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x03dir\x12\x1b\n" +
+	"\tmax_bytes\x18\x02 \x01(\x04R\bmaxBytes\"\xda\x01\n" +
 	"\n" +
 	"EtcdConfig\x12/\n" +
 	"\tendpoints\x18\x01 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10@\"\ar\x05\x10\x01\x18\x80\x02R\tendpoints\x12 \n" +
@@ -520,7 +837,7 @@ const file_prism_bootstrap_v1_bootstrap_proto_rawDesc = "" +
 	"\tsnapshots\x18\x01 \x01(\rB\t\xbaH\x06*\x04\x18\xc0\x84=R\tsnapshots\x12?\n" +
 	"\x03age\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x06\b\x80\x86\xb0\x96\x012\x02\b<R\x03age\x12R\n" +
 	"\x0esweep_interval\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
-	"\"\x04\b\x80\xa3\x052\x02\b\x01R\rsweepInterval\"\xb8\x05\n" +
+	"\"\x04\b\x80\xa3\x052\x02\b\x01R\rsweepInterval\"\xd6\x05\n" +
 	"\vProxyConfig\x12<\n" +
 	"\x02id\x18\x01 \x01(\tB,\xbaH)\xd8\x01\x01r$2\"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,127}$R\x02id\x12 \n" +
 	"\x06listen\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x06listen\x12&\n" +
@@ -535,7 +852,8 @@ const file_prism_bootstrap_v1_bootstrap_proto_rawDesc = "" +
 	"\rdrain_timeout\x18\n" +
 	" \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x03\b\x90\x1c2\x04\x10\xc0\x84=R\fdrainTimeout\x12M\n" +
 	"\rrelease_delay\x18\v \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
-	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\freleaseDelay\x1a9\n" +
+	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\freleaseDelay\x12\x1c\n" +
+	"\tvalidator\x18\f \x01(\bR\tvalidator\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\xd8\x01\n" +
@@ -553,35 +871,51 @@ func file_prism_bootstrap_v1_bootstrap_proto_rawDescGZIP() []byte {
 	return file_prism_bootstrap_v1_bootstrap_proto_rawDescData
 }
 
-var file_prism_bootstrap_v1_bootstrap_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_prism_bootstrap_v1_bootstrap_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_prism_bootstrap_v1_bootstrap_proto_goTypes = []any{
 	(*AdminConfig)(nil),         // 0: prism.bootstrap.v1.AdminConfig
-	(*EtcdConfig)(nil),          // 1: prism.bootstrap.v1.EtcdConfig
-	(*HistoryConfig)(nil),       // 2: prism.bootstrap.v1.HistoryConfig
-	(*ProxyConfig)(nil),         // 3: prism.bootstrap.v1.ProxyConfig
-	nil,                         // 4: prism.bootstrap.v1.ProxyConfig.LabelsEntry
-	(*durationpb.Duration)(nil), // 5: google.protobuf.Duration
-	(*v1.Backend)(nil),          // 6: prism.config.v1.Backend
+	(*ReleaseConfig)(nil),       // 1: prism.bootstrap.v1.ReleaseConfig
+	(*QuotaConfig)(nil),         // 2: prism.bootstrap.v1.QuotaConfig
+	(*Quota)(nil),               // 3: prism.bootstrap.v1.Quota
+	(*JournalConfig)(nil),       // 4: prism.bootstrap.v1.JournalConfig
+	(*EtcdConfig)(nil),          // 5: prism.bootstrap.v1.EtcdConfig
+	(*HistoryConfig)(nil),       // 6: prism.bootstrap.v1.HistoryConfig
+	(*ProxyConfig)(nil),         // 7: prism.bootstrap.v1.ProxyConfig
+	nil,                         // 8: prism.bootstrap.v1.QuotaConfig.TeamsEntry
+	nil,                         // 9: prism.bootstrap.v1.ProxyConfig.LabelsEntry
+	(*durationpb.Duration)(nil), // 10: google.protobuf.Duration
+	(*v1.Backend)(nil),          // 11: prism.config.v1.Backend
+	(*v1.ReleasePolicy)(nil),    // 12: prism.config.v1.ReleasePolicy
 }
 var file_prism_bootstrap_v1_bootstrap_proto_depIdxs = []int32{
-	1,  // 0: prism.bootstrap.v1.AdminConfig.etcd:type_name -> prism.bootstrap.v1.EtcdConfig
-	5,  // 1: prism.bootstrap.v1.AdminConfig.member_lease:type_name -> google.protobuf.Duration
-	5,  // 2: prism.bootstrap.v1.AdminConfig.placement_debounce:type_name -> google.protobuf.Duration
-	5,  // 3: prism.bootstrap.v1.AdminConfig.move_deadline:type_name -> google.protobuf.Duration
-	2,  // 4: prism.bootstrap.v1.AdminConfig.history:type_name -> prism.bootstrap.v1.HistoryConfig
-	6,  // 5: prism.bootstrap.v1.AdminConfig.initial_backends:type_name -> prism.config.v1.Backend
-	5,  // 6: prism.bootstrap.v1.AdminConfig.shutdown_timeout:type_name -> google.protobuf.Duration
-	5,  // 7: prism.bootstrap.v1.EtcdConfig.request_timeout:type_name -> google.protobuf.Duration
-	5,  // 8: prism.bootstrap.v1.HistoryConfig.age:type_name -> google.protobuf.Duration
-	5,  // 9: prism.bootstrap.v1.HistoryConfig.sweep_interval:type_name -> google.protobuf.Duration
-	4,  // 10: prism.bootstrap.v1.ProxyConfig.labels:type_name -> prism.bootstrap.v1.ProxyConfig.LabelsEntry
-	5,  // 11: prism.bootstrap.v1.ProxyConfig.drain_timeout:type_name -> google.protobuf.Duration
-	5,  // 12: prism.bootstrap.v1.ProxyConfig.release_delay:type_name -> google.protobuf.Duration
-	13, // [13:13] is the sub-list for method output_type
-	13, // [13:13] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	5,  // 0: prism.bootstrap.v1.AdminConfig.etcd:type_name -> prism.bootstrap.v1.EtcdConfig
+	10, // 1: prism.bootstrap.v1.AdminConfig.member_lease:type_name -> google.protobuf.Duration
+	10, // 2: prism.bootstrap.v1.AdminConfig.placement_debounce:type_name -> google.protobuf.Duration
+	10, // 3: prism.bootstrap.v1.AdminConfig.move_deadline:type_name -> google.protobuf.Duration
+	6,  // 4: prism.bootstrap.v1.AdminConfig.history:type_name -> prism.bootstrap.v1.HistoryConfig
+	11, // 5: prism.bootstrap.v1.AdminConfig.initial_backends:type_name -> prism.config.v1.Backend
+	10, // 6: prism.bootstrap.v1.AdminConfig.shutdown_timeout:type_name -> google.protobuf.Duration
+	1,  // 7: prism.bootstrap.v1.AdminConfig.release:type_name -> prism.bootstrap.v1.ReleaseConfig
+	2,  // 8: prism.bootstrap.v1.AdminConfig.quotas:type_name -> prism.bootstrap.v1.QuotaConfig
+	4,  // 9: prism.bootstrap.v1.AdminConfig.journal:type_name -> prism.bootstrap.v1.JournalConfig
+	12, // 10: prism.bootstrap.v1.ReleaseConfig.additive:type_name -> prism.config.v1.ReleasePolicy
+	12, // 11: prism.bootstrap.v1.ReleaseConfig.scoped:type_name -> prism.config.v1.ReleasePolicy
+	12, // 12: prism.bootstrap.v1.ReleaseConfig.shared:type_name -> prism.config.v1.ReleasePolicy
+	12, // 13: prism.bootstrap.v1.ReleaseConfig.rollback:type_name -> prism.config.v1.ReleasePolicy
+	3,  // 14: prism.bootstrap.v1.QuotaConfig.default:type_name -> prism.bootstrap.v1.Quota
+	8,  // 15: prism.bootstrap.v1.QuotaConfig.teams:type_name -> prism.bootstrap.v1.QuotaConfig.TeamsEntry
+	10, // 16: prism.bootstrap.v1.EtcdConfig.request_timeout:type_name -> google.protobuf.Duration
+	10, // 17: prism.bootstrap.v1.HistoryConfig.age:type_name -> google.protobuf.Duration
+	10, // 18: prism.bootstrap.v1.HistoryConfig.sweep_interval:type_name -> google.protobuf.Duration
+	9,  // 19: prism.bootstrap.v1.ProxyConfig.labels:type_name -> prism.bootstrap.v1.ProxyConfig.LabelsEntry
+	10, // 20: prism.bootstrap.v1.ProxyConfig.drain_timeout:type_name -> google.protobuf.Duration
+	10, // 21: prism.bootstrap.v1.ProxyConfig.release_delay:type_name -> google.protobuf.Duration
+	3,  // 22: prism.bootstrap.v1.QuotaConfig.TeamsEntry.value:type_name -> prism.bootstrap.v1.Quota
+	23, // [23:23] is the sub-list for method output_type
+	23, // [23:23] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_prism_bootstrap_v1_bootstrap_proto_init() }
@@ -595,7 +929,7 @@ func file_prism_bootstrap_v1_bootstrap_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_prism_bootstrap_v1_bootstrap_proto_rawDesc), len(file_prism_bootstrap_v1_bootstrap_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -104,6 +104,16 @@ const (
 	Reason_REASON_OBJECT Reason = 37
 	// Some owners did not acknowledge in time; the detail names them.
 	Reason_REASON_NOT_LIVE Reason = 38
+	// A quota of the team is reached; the message says which and how much is left.
+	Reason_REASON_QUOTA Reason = 39
+	// The name is reserved by somebody else.
+	Reason_REASON_RESERVED Reason = 40
+	// The reservation has run out, or the token is not its own.
+	Reason_REASON_RESERVATION Reason = 41
+	// There is no such release, or it has ended.
+	Reason_REASON_RELEASE Reason = 42
+	// The change was taken back by its release.
+	Reason_REASON_TAKEN_BACK Reason = 43
 )
 
 // Enum value maps for Reason.
@@ -148,6 +158,11 @@ var (
 		36: "REASON_NOT_LOADED",
 		37: "REASON_OBJECT",
 		38: "REASON_NOT_LIVE",
+		39: "REASON_QUOTA",
+		40: "REASON_RESERVED",
+		41: "REASON_RESERVATION",
+		42: "REASON_RELEASE",
+		43: "REASON_TAKEN_BACK",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":        0,
@@ -189,6 +204,11 @@ var (
 		"REASON_NOT_LOADED":         36,
 		"REASON_OBJECT":             37,
 		"REASON_NOT_LIVE":           38,
+		"REASON_QUOTA":              39,
+		"REASON_RESERVED":           40,
+		"REASON_RESERVATION":        41,
+		"REASON_RELEASE":            42,
+		"REASON_TAKEN_BACK":         43,
 	}
 )
 
@@ -223,7 +243,7 @@ var File_prism_common_v1_reason_proto protoreflect.FileDescriptor
 
 const file_prism_common_v1_reason_proto_rawDesc = "" +
 	"\n" +
-	"\x1cprism/common/v1/reason.proto\x12\x0fprism.common.v1*\xe6\x06\n" +
+	"\x1cprism/common/v1/reason.proto\x12\x0fprism.common.v1*\xd0\a\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fREASON_FIELD\x10\x01\x12\x16\n" +
@@ -266,7 +286,12 @@ const file_prism_common_v1_reason_proto_rawDesc = "" +
 	"\x11REASON_STORE_DOWN\x10#\x12\x15\n" +
 	"\x11REASON_NOT_LOADED\x10$\x12\x11\n" +
 	"\rREASON_OBJECT\x10%\x12\x13\n" +
-	"\x0fREASON_NOT_LIVE\x10&B\xc0\x01\n" +
+	"\x0fREASON_NOT_LIVE\x10&\x12\x10\n" +
+	"\fREASON_QUOTA\x10'\x12\x13\n" +
+	"\x0fREASON_RESERVED\x10(\x12\x16\n" +
+	"\x12REASON_RESERVATION\x10)\x12\x12\n" +
+	"\x0eREASON_RELEASE\x10*\x12\x15\n" +
+	"\x11REASON_TAKEN_BACK\x10+B\xc0\x01\n" +
 	"\x13com.prism.common.v1B\vReasonProtoP\x01Z>github.com/prism-gateway/prism/protos/prism/common/v1;commonv1\xa2\x02\x03PCX\xaa\x02\x0fPrism.Common.V1\xca\x02\x0fPrism\\Common\\V1\xe2\x02\x1bPrism\\Common\\V1\\GPBMetadata\xea\x02\x11Prism::Common::V1b\x06proto3"
 
 var (

@@ -2090,7 +2090,11 @@ type NamespaceStatus struct {
 	// Whether every owner serves the version.
 	Live bool `protobuf:"varint,5,opt,name=live,proto3" json:"live,omitempty"`
 	// What stands in the way, in one sentence; empty when live.
-	Summary       string `protobuf:"bytes,6,opt,name=summary,proto3" json:"summary,omitempty"`
+	Summary string `protobuf:"bytes,6,opt,name=summary,proto3" json:"summary,omitempty"`
+	// The release that brings the version to the owners; absent when all may have it.
+	Release *ReleaseStatus `protobuf:"bytes,7,opt,name=release,proto3" json:"release,omitempty"`
+	// The newest change of the namespace that was taken back by itself, unless a later one is live.
+	TakenBack     *TakenBack `protobuf:"bytes,8,opt,name=taken_back,json=takenBack,proto3" json:"taken_back,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2165,6 +2169,20 @@ func (x *NamespaceStatus) GetSummary() string {
 		return x.Summary
 	}
 	return ""
+}
+
+func (x *NamespaceStatus) GetRelease() *ReleaseStatus {
+	if x != nil {
+		return x.Release
+	}
+	return nil
+}
+
+func (x *NamespaceStatus) GetTakenBack() *TakenBack {
+	if x != nil {
+		return x.TakenBack
+	}
+	return nil
 }
 
 // OwnerStatus is how far one owner is.
@@ -2349,11 +2367,111 @@ func (x *Rejection) GetReason() string {
 	return ""
 }
 
+// TakenBack says that a change of a namespace was rolled back by a release, and why.
+type TakenBack struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The snapshot that made the change, which names the release.
+	Snapshot uint64 `protobuf:"varint,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// The snapshot that took it back.
+	BySnapshot uint64 `protobuf:"varint,2,opt,name=by_snapshot,json=bySnapshot,proto3" json:"by_snapshot,omitempty"`
+	// Why, for people.
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Set when a proxy refused it.
+	Rejection *Rejection `protobuf:"bytes,4,opt,name=rejection,proto3" json:"rejection,omitempty"`
+	// The proxy that refused it.
+	Proxy string `protobuf:"bytes,5,opt,name=proxy,proto3" json:"proxy,omitempty"`
+	// That proxy's build.
+	Build string `protobuf:"bytes,6,opt,name=build,proto3" json:"build,omitempty"`
+	// When it was taken back.
+	At            *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=at,proto3" json:"at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TakenBack) Reset() {
+	*x = TakenBack{}
+	mi := &file_prism_config_v1_request_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TakenBack) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TakenBack) ProtoMessage() {}
+
+func (x *TakenBack) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_config_v1_request_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TakenBack.ProtoReflect.Descriptor instead.
+func (*TakenBack) Descriptor() ([]byte, []int) {
+	return file_prism_config_v1_request_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *TakenBack) GetSnapshot() uint64 {
+	if x != nil {
+		return x.Snapshot
+	}
+	return 0
+}
+
+func (x *TakenBack) GetBySnapshot() uint64 {
+	if x != nil {
+		return x.BySnapshot
+	}
+	return 0
+}
+
+func (x *TakenBack) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *TakenBack) GetRejection() *Rejection {
+	if x != nil {
+		return x.Rejection
+	}
+	return nil
+}
+
+func (x *TakenBack) GetProxy() string {
+	if x != nil {
+		return x.Proxy
+	}
+	return ""
+}
+
+func (x *TakenBack) GetBuild() string {
+	if x != nil {
+		return x.Build
+	}
+	return ""
+}
+
+func (x *TakenBack) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
 var File_prism_config_v1_request_proto protoreflect.FileDescriptor
 
 const file_prism_config_v1_request_proto_rawDesc = "" +
 	"\n" +
-	"\x1dprism/config/v1/request.proto\x12\x0fprism.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd3\a\n" +
+	"\x1dprism/config/v1/request.proto\x12\x0fprism.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dprism/config/v1/release.proto\"\xd3\a\n" +
 	"\x10NamespaceRequest\x12;\n" +
 	"\tnamespace\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x182\x16^[a-z][a-z0-9-]{2,62}$R\tnamespace\x121\n" +
 	"\x04team\x18\x02 \x01(\tB\x1d\xbaH\x1ar\x182\x16^[a-z][a-z0-9-]{1,62}$R\x04team\x12*\n" +
@@ -2504,14 +2622,17 @@ const file_prism_config_v1_request_proto_rawDesc = "" +
 	"\brefusals\x18\x06 \x03(\v2\x18.prism.config.v1.RefusalR\brefusals\"5\n" +
 	"\aRefusal\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xd8\x01\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xcd\x02\n" +
 	"\x0fNamespaceStatus\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12)\n" +
 	"\x10snapshot_version\x18\x03 \x01(\x04R\x0fsnapshotVersion\x124\n" +
 	"\x06owners\x18\x04 \x03(\v2\x1c.prism.config.v1.OwnerStatusR\x06owners\x12\x12\n" +
 	"\x04live\x18\x05 \x01(\bR\x04live\x12\x18\n" +
-	"\asummary\x18\x06 \x01(\tR\asummary\"\xa0\x02\n" +
+	"\asummary\x18\x06 \x01(\tR\asummary\x128\n" +
+	"\arelease\x18\a \x01(\v2\x1e.prism.config.v1.ReleaseStatusR\arelease\x129\n" +
+	"\n" +
+	"taken_back\x18\b \x01(\v2\x1a.prism.config.v1.TakenBackR\ttakenBack\"\xa0\x02\n" +
 	"\vOwnerStatus\x12\x14\n" +
 	"\x05proxy\x18\x01 \x01(\tR\x05proxy\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x12\n" +
@@ -2525,7 +2646,16 @@ const file_prism_config_v1_request_proto_rawDesc = "" +
 	"\bresource\x18\x01 \x01(\tR\bresource\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x14\n" +
 	"\x05field\x18\x03 \x01(\tR\x05field\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason*l\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\xf2\x01\n" +
+	"\tTakenBack\x12\x1a\n" +
+	"\bsnapshot\x18\x01 \x01(\x04R\bsnapshot\x12\x1f\n" +
+	"\vby_snapshot\x18\x02 \x01(\x04R\n" +
+	"bySnapshot\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x128\n" +
+	"\trejection\x18\x04 \x01(\v2\x1a.prism.config.v1.RejectionR\trejection\x12\x14\n" +
+	"\x05proxy\x18\x05 \x01(\tR\x05proxy\x12\x14\n" +
+	"\x05build\x18\x06 \x01(\tR\x05build\x12*\n" +
+	"\x02at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x02at*l\n" +
 	"\n" +
 	"Durability\x12\x1a\n" +
 	"\x16DURABILITY_UNSPECIFIED\x10\x00\x12\x13\n" +
@@ -2573,7 +2703,7 @@ func file_prism_config_v1_request_proto_rawDescGZIP() []byte {
 }
 
 var file_prism_config_v1_request_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_prism_config_v1_request_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_prism_config_v1_request_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_prism_config_v1_request_proto_goTypes = []any{
 	(Durability)(0),               // 0: prism.config.v1.Durability
 	(Consistency)(0),              // 1: prism.config.v1.Consistency
@@ -2605,10 +2735,12 @@ var file_prism_config_v1_request_proto_goTypes = []any{
 	(*NamespaceStatus)(nil),       // 27: prism.config.v1.NamespaceStatus
 	(*OwnerStatus)(nil),           // 28: prism.config.v1.OwnerStatus
 	(*Rejection)(nil),             // 29: prism.config.v1.Rejection
-	nil,                           // 30: prism.config.v1.Slot.ConfigEntry
-	nil,                           // 31: prism.config.v1.Preference.LabelsEntry
-	(*durationpb.Duration)(nil),   // 32: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 33: google.protobuf.Timestamp
+	(*TakenBack)(nil),             // 30: prism.config.v1.TakenBack
+	nil,                           // 31: prism.config.v1.Slot.ConfigEntry
+	nil,                           // 32: prism.config.v1.Preference.LabelsEntry
+	(*durationpb.Duration)(nil),   // 33: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 34: google.protobuf.Timestamp
+	(*ReleaseStatus)(nil),         // 35: prism.config.v1.ReleaseStatus
 }
 var file_prism_config_v1_request_proto_depIdxs = []int32{
 	7,  // 0: prism.config.v1.NamespaceRequest.needs:type_name -> prism.config.v1.Needs
@@ -2620,14 +2752,14 @@ var file_prism_config_v1_request_proto_depIdxs = []int32{
 	21, // 6: prism.config.v1.NamespaceRequest.limits:type_name -> prism.config.v1.Limits
 	0,  // 7: prism.config.v1.Needs.durability:type_name -> prism.config.v1.Durability
 	1,  // 8: prism.config.v1.Needs.consistency:type_name -> prism.config.v1.Consistency
-	32, // 9: prism.config.v1.Needs.ttl:type_name -> google.protobuf.Duration
-	32, // 10: prism.config.v1.Needs.retention:type_name -> google.protobuf.Duration
+	33, // 9: prism.config.v1.Needs.ttl:type_name -> google.protobuf.Duration
+	33, // 10: prism.config.v1.Needs.retention:type_name -> google.protobuf.Duration
 	2,  // 11: prism.config.v1.Needs.ordering:type_name -> prism.config.v1.Ordering
 	7,  // 12: prism.config.v1.Pattern.needs:type_name -> prism.config.v1.Needs
 	9,  // 13: prism.config.v1.Pattern.slots:type_name -> prism.config.v1.Slot
 	10, // 14: prism.config.v1.Slot.prefer:type_name -> prism.config.v1.Preference
-	30, // 15: prism.config.v1.Slot.config:type_name -> prism.config.v1.Slot.ConfigEntry
-	31, // 16: prism.config.v1.Preference.labels:type_name -> prism.config.v1.Preference.LabelsEntry
+	31, // 15: prism.config.v1.Slot.config:type_name -> prism.config.v1.Slot.ConfigEntry
+	32, // 16: prism.config.v1.Preference.labels:type_name -> prism.config.v1.Preference.LabelsEntry
 	12, // 17: prism.config.v1.Access.owners:type_name -> prism.config.v1.Principal
 	12, // 18: prism.config.v1.Access.writers:type_name -> prism.config.v1.Principal
 	12, // 19: prism.config.v1.Access.readers:type_name -> prism.config.v1.Principal
@@ -2635,32 +2767,36 @@ var file_prism_config_v1_request_proto_depIdxs = []int32{
 	15, // 21: prism.config.v1.Auth.token:type_name -> prism.config.v1.TokenAuth
 	16, // 22: prism.config.v1.Auth.vault:type_name -> prism.config.v1.VaultAuth
 	19, // 23: prism.config.v1.Auth.session:type_name -> prism.config.v1.SessionPolicy
-	32, // 24: prism.config.v1.TokenAuth.cache_ttl:type_name -> google.protobuf.Duration
+	33, // 24: prism.config.v1.TokenAuth.cache_ttl:type_name -> google.protobuf.Duration
 	17, // 25: prism.config.v1.VaultAuth.jwt_auth:type_name -> prism.config.v1.JwtLogin
 	18, // 26: prism.config.v1.VaultAuth.credentials:type_name -> prism.config.v1.CredentialSource
 	4,  // 27: prism.config.v1.CredentialSource.scope:type_name -> prism.config.v1.CredentialScope
-	32, // 28: prism.config.v1.SessionPolicy.ttl:type_name -> google.protobuf.Duration
-	32, // 29: prism.config.v1.SessionPolicy.idle_timeout:type_name -> google.protobuf.Duration
-	32, // 30: prism.config.v1.Limits.default_deadline:type_name -> google.protobuf.Duration
-	32, // 31: prism.config.v1.Limits.max_deadline:type_name -> google.protobuf.Duration
+	33, // 28: prism.config.v1.SessionPolicy.ttl:type_name -> google.protobuf.Duration
+	33, // 29: prism.config.v1.SessionPolicy.idle_timeout:type_name -> google.protobuf.Duration
+	33, // 30: prism.config.v1.Limits.default_deadline:type_name -> google.protobuf.Duration
+	33, // 31: prism.config.v1.Limits.max_deadline:type_name -> google.protobuf.Duration
 	23, // 32: prism.config.v1.NamespaceResponse.patterns:type_name -> prism.config.v1.AssignedPattern
 	25, // 33: prism.config.v1.NamespaceResponse.decisions:type_name -> prism.config.v1.Decision
 	27, // 34: prism.config.v1.NamespaceResponse.status:type_name -> prism.config.v1.NamespaceStatus
 	6,  // 35: prism.config.v1.NamespaceResponse.request:type_name -> prism.config.v1.NamespaceRequest
-	33, // 36: prism.config.v1.NamespaceResponse.created_at:type_name -> google.protobuf.Timestamp
-	33, // 37: prism.config.v1.NamespaceResponse.updated_at:type_name -> google.protobuf.Timestamp
+	34, // 36: prism.config.v1.NamespaceResponse.created_at:type_name -> google.protobuf.Timestamp
+	34, // 37: prism.config.v1.NamespaceResponse.updated_at:type_name -> google.protobuf.Timestamp
 	21, // 38: prism.config.v1.NamespaceResponse.limits:type_name -> prism.config.v1.Limits
 	24, // 39: prism.config.v1.AssignedPattern.bindings:type_name -> prism.config.v1.Binding
 	26, // 40: prism.config.v1.Decision.refusals:type_name -> prism.config.v1.Refusal
 	28, // 41: prism.config.v1.NamespaceStatus.owners:type_name -> prism.config.v1.OwnerStatus
-	5,  // 42: prism.config.v1.OwnerStatus.stage:type_name -> prism.config.v1.Stage
-	29, // 43: prism.config.v1.OwnerStatus.rejection:type_name -> prism.config.v1.Rejection
-	33, // 44: prism.config.v1.OwnerStatus.last_seen:type_name -> google.protobuf.Timestamp
-	45, // [45:45] is the sub-list for method output_type
-	45, // [45:45] is the sub-list for method input_type
-	45, // [45:45] is the sub-list for extension type_name
-	45, // [45:45] is the sub-list for extension extendee
-	0,  // [0:45] is the sub-list for field type_name
+	35, // 42: prism.config.v1.NamespaceStatus.release:type_name -> prism.config.v1.ReleaseStatus
+	30, // 43: prism.config.v1.NamespaceStatus.taken_back:type_name -> prism.config.v1.TakenBack
+	5,  // 44: prism.config.v1.OwnerStatus.stage:type_name -> prism.config.v1.Stage
+	29, // 45: prism.config.v1.OwnerStatus.rejection:type_name -> prism.config.v1.Rejection
+	34, // 46: prism.config.v1.OwnerStatus.last_seen:type_name -> google.protobuf.Timestamp
+	29, // 47: prism.config.v1.TakenBack.rejection:type_name -> prism.config.v1.Rejection
+	34, // 48: prism.config.v1.TakenBack.at:type_name -> google.protobuf.Timestamp
+	49, // [49:49] is the sub-list for method output_type
+	49, // [49:49] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_prism_config_v1_request_proto_init() }
@@ -2668,6 +2804,7 @@ func file_prism_config_v1_request_proto_init() {
 	if File_prism_config_v1_request_proto != nil {
 		return
 	}
+	file_prism_config_v1_release_proto_init()
 	file_prism_config_v1_request_proto_msgTypes[6].OneofWrappers = []any{
 		(*Principal_Team)(nil),
 		(*Principal_Spiffe)(nil),
@@ -2680,7 +2817,7 @@ func file_prism_config_v1_request_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_prism_config_v1_request_proto_rawDesc), len(file_prism_config_v1_request_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   26,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -637,7 +637,9 @@ type Member struct {
 	// Labels: region, zone.
 	Labels map[string]string `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Whether it is leaving: it is given no partitions.
-	Draining      bool `protobuf:"varint,4,opt,name=draining,proto3" json:"draining,omitempty"`
+	Draining bool `protobuf:"varint,4,opt,name=draining,proto3" json:"draining,omitempty"`
+	// Whether it is a validator: it subscribes to every partition, compiles what it is sent, and takes no calls.
+	Validator     bool `protobuf:"varint,5,opt,name=validator,proto3" json:"validator,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -696,6 +698,13 @@ func (x *Member) GetLabels() map[string]string {
 func (x *Member) GetDraining() bool {
 	if x != nil {
 		return x.Draining
+	}
+	return false
+}
+
+func (x *Member) GetValidator() bool {
+	if x != nil {
+		return x.Validator
 	}
 	return false
 }
@@ -771,7 +780,9 @@ type Sentinel struct {
 	// Whether all members were sent since the last sentinel, so that what was not sent is gone.
 	Full bool `protobuf:"varint,6,opt,name=full,proto3" json:"full,omitempty"`
 	// When the snapshot was recorded, by the clock of the replica that recorded it.
-	CommittedAt   *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=committed_at,json=committedAt,proto3" json:"committed_at,omitempty"`
+	CommittedAt *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=committed_at,json=committedAt,proto3" json:"committed_at,omitempty"`
+	// The W3C trace context of the newest traced request that the change came from; empty when none was traced.
+	TraceParent   string `protobuf:"bytes,8,opt,name=trace_parent,json=traceParent,proto3" json:"trace_parent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -855,6 +866,13 @@ func (x *Sentinel) GetCommittedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Sentinel) GetTraceParent() string {
+	if x != nil {
+		return x.TraceParent
+	}
+	return ""
+}
+
 var File_prism_config_v1_resources_proto protoreflect.FileDescriptor
 
 const file_prism_config_v1_resources_proto_rawDesc = "" +
@@ -919,18 +937,19 @@ const file_prism_config_v1_resources_proto_rawDesc = "" +
 	"\amembers\x18\x02 \x03(\v2\x17.prism.config.v1.MemberR\amembers\x12@\n" +
 	"\n" +
 	"partitions\x18\x03 \x03(\v2 .prism.config.v1.PartitionOwnersR\n" +
-	"partitions\"\xc6\x01\n" +
+	"partitions\"\xe4\x01\n" +
 	"\x06Member\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12;\n" +
 	"\x06labels\x18\x03 \x03(\v2#.prism.config.v1.Member.LabelsEntryR\x06labels\x12\x1a\n" +
-	"\bdraining\x18\x04 \x01(\bR\bdraining\x1a9\n" +
+	"\bdraining\x18\x04 \x01(\bR\bdraining\x12\x1c\n" +
+	"\tvalidator\x18\x05 \x01(\bR\tvalidator\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"C\n" +
 	"\x0fPartitionOwners\x12\x16\n" +
 	"\x06owners\x18\x01 \x03(\rR\x06owners\x12\x18\n" +
-	"\aloading\x18\x02 \x03(\rR\aloading\"\xfa\x01\n" +
+	"\aloading\x18\x02 \x03(\rR\aloading\"\x9d\x02\n" +
 	"\bSentinel\x12\x12\n" +
 	"\x04root\x18\x01 \x01(\fR\x04root\x12\x1f\n" +
 	"\vshared_root\x18\x02 \x01(\fR\n" +
@@ -939,7 +958,8 @@ const file_prism_config_v1_resources_proto_rawDesc = "" +
 	"\x0estore_revision\x18\x04 \x01(\x03R\rstoreRevision\x12\x14\n" +
 	"\x05count\x18\x05 \x01(\rR\x05count\x12\x12\n" +
 	"\x04full\x18\x06 \x01(\bR\x04full\x12=\n" +
-	"\fcommitted_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\vcommittedAtB\xc3\x01\n" +
+	"\fcommitted_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\vcommittedAt\x12!\n" +
+	"\ftrace_parent\x18\b \x01(\tR\vtraceParentB\xc3\x01\n" +
 	"\x13com.prism.config.v1B\x0eResourcesProtoP\x01Z>github.com/prism-gateway/prism/protos/prism/config/v1;configv1\xa2\x02\x03PCX\xaa\x02\x0fPrism.Config.V1\xca\x02\x0fPrism\\Config\\V1\xe2\x02\x1bPrism\\Config\\V1\\GPBMetadata\xea\x02\x11Prism::Config::V1b\x06proto3"
 
 var (

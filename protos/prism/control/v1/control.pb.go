@@ -13,6 +13,8 @@ import (
 	v1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -137,6 +139,70 @@ func (x *ChangeNote) GetMessage() string {
 	return ""
 }
 
+// ReleaseOptions say how one change goes to the fleet, where it is not to go by the policy of its class.
+type ReleaseOptions struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Give it to every owner at once. The note must say why.
+	AtOnce bool `protobuf:"varint,1,opt,name=at_once,json=atOnce,proto3" json:"at_once,omitempty"`
+	// Take it back by itself unless it is confirmed within this time; absent means that nothing need be confirmed.
+	ConfirmWithin *durationpb.Duration `protobuf:"bytes,2,opt,name=confirm_within,json=confirmWithin,proto3" json:"confirm_within,omitempty"`
+	// Whether the change may remove a large share of the namespaces or bindings.
+	AllowShrink   bool `protobuf:"varint,3,opt,name=allow_shrink,json=allowShrink,proto3" json:"allow_shrink,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseOptions) Reset() {
+	*x = ReleaseOptions{}
+	mi := &file_prism_control_v1_control_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseOptions) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseOptions) ProtoMessage() {}
+
+func (x *ReleaseOptions) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_control_v1_control_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseOptions.ProtoReflect.Descriptor instead.
+func (*ReleaseOptions) Descriptor() ([]byte, []int) {
+	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ReleaseOptions) GetAtOnce() bool {
+	if x != nil {
+		return x.AtOnce
+	}
+	return false
+}
+
+func (x *ReleaseOptions) GetConfirmWithin() *durationpb.Duration {
+	if x != nil {
+		return x.ConfirmWithin
+	}
+	return nil
+}
+
+func (x *ReleaseOptions) GetAllowShrink() bool {
+	if x != nil {
+		return x.AllowShrink
+	}
+	return false
+}
+
 // PlanNamespacesRequest asks what a change would do.
 type PlanNamespacesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -148,7 +214,7 @@ type PlanNamespacesRequest struct {
 
 func (x *PlanNamespacesRequest) Reset() {
 	*x = PlanNamespacesRequest{}
-	mi := &file_prism_control_v1_control_proto_msgTypes[1]
+	mi := &file_prism_control_v1_control_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -160,7 +226,7 @@ func (x *PlanNamespacesRequest) String() string {
 func (*PlanNamespacesRequest) ProtoMessage() {}
 
 func (x *PlanNamespacesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_control_v1_control_proto_msgTypes[1]
+	mi := &file_prism_control_v1_control_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -173,7 +239,7 @@ func (x *PlanNamespacesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanNamespacesRequest.ProtoReflect.Descriptor instead.
 func (*PlanNamespacesRequest) Descriptor() ([]byte, []int) {
-	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{1}
+	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *PlanNamespacesRequest) GetRequests() []*v1.NamespaceRequest {
@@ -187,14 +253,20 @@ func (x *PlanNamespacesRequest) GetRequests() []*v1.NamespaceRequest {
 type PlanNamespacesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// One plan for each request, in order.
-	Plans         []*NamespacePlan `protobuf:"bytes,1,rep,name=plans,proto3" json:"plans,omitempty"`
+	Plans []*NamespacePlan `protobuf:"bytes,1,rep,name=plans,proto3" json:"plans,omitempty"`
+	// What the change can hurt, which decides how it would go to the fleet.
+	Class v1.ReleaseClass `protobuf:"varint,2,opt,name=class,proto3,enum=prism.config.v1.ReleaseClass" json:"class,omitempty"`
+	// How it would go.
+	Policy *v1.ReleasePolicy `protobuf:"bytes,3,opt,name=policy,proto3" json:"policy,omitempty"`
+	// What is left of the bounds that it comes near, one line each, for people.
+	Headroom      []string `protobuf:"bytes,4,rep,name=headroom,proto3" json:"headroom,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PlanNamespacesResponse) Reset() {
 	*x = PlanNamespacesResponse{}
-	mi := &file_prism_control_v1_control_proto_msgTypes[2]
+	mi := &file_prism_control_v1_control_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -206,7 +278,7 @@ func (x *PlanNamespacesResponse) String() string {
 func (*PlanNamespacesResponse) ProtoMessage() {}
 
 func (x *PlanNamespacesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_control_v1_control_proto_msgTypes[2]
+	mi := &file_prism_control_v1_control_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -219,12 +291,33 @@ func (x *PlanNamespacesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanNamespacesResponse.ProtoReflect.Descriptor instead.
 func (*PlanNamespacesResponse) Descriptor() ([]byte, []int) {
-	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{2}
+	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *PlanNamespacesResponse) GetPlans() []*NamespacePlan {
 	if x != nil {
 		return x.Plans
+	}
+	return nil
+}
+
+func (x *PlanNamespacesResponse) GetClass() v1.ReleaseClass {
+	if x != nil {
+		return x.Class
+	}
+	return v1.ReleaseClass(0)
+}
+
+func (x *PlanNamespacesResponse) GetPolicy() *v1.ReleasePolicy {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+func (x *PlanNamespacesResponse) GetHeadroom() []string {
+	if x != nil {
+		return x.Headroom
 	}
 	return nil
 }
@@ -244,7 +337,7 @@ type NamespacePlan struct {
 
 func (x *NamespacePlan) Reset() {
 	*x = NamespacePlan{}
-	mi := &file_prism_control_v1_control_proto_msgTypes[3]
+	mi := &file_prism_control_v1_control_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -256,7 +349,7 @@ func (x *NamespacePlan) String() string {
 func (*NamespacePlan) ProtoMessage() {}
 
 func (x *NamespacePlan) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_control_v1_control_proto_msgTypes[3]
+	mi := &file_prism_control_v1_control_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -269,7 +362,7 @@ func (x *NamespacePlan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamespacePlan.ProtoReflect.Descriptor instead.
 func (*NamespacePlan) Descriptor() ([]byte, []int) {
-	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{3}
+	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *NamespacePlan) GetAction() PlanAction {
@@ -299,14 +392,18 @@ type CreateNamespaceRequest struct {
 	// What is asked for.
 	Request *v1.NamespaceRequest `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
 	// Who and why.
-	Note          *ChangeNote `protobuf:"bytes,2,opt,name=note,proto3" json:"note,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Note *ChangeNote `protobuf:"bytes,2,opt,name=note,proto3" json:"note,omitempty"`
+	// How it goes to the fleet; absent means by the policy of its class.
+	Release *ReleaseOptions `protobuf:"bytes,3,opt,name=release,proto3" json:"release,omitempty"`
+	// The token of a reservation of the name, where there is one.
+	ReservationToken string `protobuf:"bytes,4,opt,name=reservation_token,json=reservationToken,proto3" json:"reservation_token,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *CreateNamespaceRequest) Reset() {
 	*x = CreateNamespaceRequest{}
-	mi := &file_prism_control_v1_control_proto_msgTypes[4]
+	mi := &file_prism_control_v1_control_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -318,7 +415,7 @@ func (x *CreateNamespaceRequest) String() string {
 func (*CreateNamespaceRequest) ProtoMessage() {}
 
 func (x *CreateNamespaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_control_v1_control_proto_msgTypes[4]
+	mi := &file_prism_control_v1_control_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -331,7 +428,7 @@ func (x *CreateNamespaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateNamespaceRequest.ProtoReflect.Descriptor instead.
 func (*CreateNamespaceRequest) Descriptor() ([]byte, []int) {
-	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{4}
+	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *CreateNamespaceRequest) GetRequest() *v1.NamespaceRequest {
@@ -348,6 +445,20 @@ func (x *CreateNamespaceRequest) GetNote() *ChangeNote {
 	return nil
 }
 
+func (x *CreateNamespaceRequest) GetRelease() *ReleaseOptions {
+	if x != nil {
+		return x.Release
+	}
+	return nil
+}
+
+func (x *CreateNamespaceRequest) GetReservationToken() string {
+	if x != nil {
+		return x.ReservationToken
+	}
+	return ""
+}
+
 // CreateNamespaceResponse is the namespace made.
 type CreateNamespaceResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -359,7 +470,7 @@ type CreateNamespaceResponse struct {
 
 func (x *CreateNamespaceResponse) Reset() {
 	*x = CreateNamespaceResponse{}
-	mi := &file_prism_control_v1_control_proto_msgTypes[5]
+	mi := &file_prism_control_v1_control_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -371,7 +482,7 @@ func (x *CreateNamespaceResponse) String() string {
 func (*CreateNamespaceResponse) ProtoMessage() {}
 
 func (x *CreateNamespaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_control_v1_control_proto_msgTypes[5]
+	mi := &file_prism_control_v1_control_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -384,7 +495,7 @@ func (x *CreateNamespaceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateNamespaceResponse.ProtoReflect.Descriptor instead.
 func (*CreateNamespaceResponse) Descriptor() ([]byte, []int) {
-	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{5}
+	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *CreateNamespaceResponse) GetNamespace() *v1.NamespaceResponse {
@@ -402,14 +513,16 @@ type UpdateNamespaceRequest struct {
 	// The version that the caller read.
 	Version string `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
 	// Who and why.
-	Note          *ChangeNote `protobuf:"bytes,3,opt,name=note,proto3" json:"note,omitempty"`
+	Note *ChangeNote `protobuf:"bytes,3,opt,name=note,proto3" json:"note,omitempty"`
+	// How it goes to the fleet; absent means by the policy of its class.
+	Release       *ReleaseOptions `protobuf:"bytes,4,opt,name=release,proto3" json:"release,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UpdateNamespaceRequest) Reset() {
 	*x = UpdateNamespaceRequest{}
-	mi := &file_prism_control_v1_control_proto_msgTypes[6]
+	mi := &file_prism_control_v1_control_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -421,7 +534,7 @@ func (x *UpdateNamespaceRequest) String() string {
 func (*UpdateNamespaceRequest) ProtoMessage() {}
 
 func (x *UpdateNamespaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_control_v1_control_proto_msgTypes[6]
+	mi := &file_prism_control_v1_control_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -434,7 +547,7 @@ func (x *UpdateNamespaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNamespaceRequest.ProtoReflect.Descriptor instead.
 func (*UpdateNamespaceRequest) Descriptor() ([]byte, []int) {
-	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{6}
+	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *UpdateNamespaceRequest) GetRequest() *v1.NamespaceRequest {
@@ -458,6 +571,13 @@ func (x *UpdateNamespaceRequest) GetNote() *ChangeNote {
 	return nil
 }
 
+func (x *UpdateNamespaceRequest) GetRelease() *ReleaseOptions {
+	if x != nil {
+		return x.Release
+	}
+	return nil
+}
+
 // UpdateNamespaceResponse is the namespace as it is now.
 type UpdateNamespaceResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -469,7 +589,7 @@ type UpdateNamespaceResponse struct {
 
 func (x *UpdateNamespaceResponse) Reset() {
 	*x = UpdateNamespaceResponse{}
-	mi := &file_prism_control_v1_control_proto_msgTypes[7]
+	mi := &file_prism_control_v1_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -481,7 +601,7 @@ func (x *UpdateNamespaceResponse) String() string {
 func (*UpdateNamespaceResponse) ProtoMessage() {}
 
 func (x *UpdateNamespaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_control_v1_control_proto_msgTypes[7]
+	mi := &file_prism_control_v1_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -494,7 +614,7 @@ func (x *UpdateNamespaceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNamespaceResponse.ProtoReflect.Descriptor instead.
 func (*UpdateNamespaceResponse) Descriptor() ([]byte, []int) {
-	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{7}
+	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *UpdateNamespaceResponse) GetNamespace() *v1.NamespaceResponse {
@@ -510,14 +630,18 @@ type ApplyNamespacesRequest struct {
 	// The namespaces, each once; at most 10,000.
 	Changes []*NamespaceChange `protobuf:"bytes,1,rep,name=changes,proto3" json:"changes,omitempty"`
 	// Who and why.
-	Note          *ChangeNote `protobuf:"bytes,2,opt,name=note,proto3" json:"note,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Note *ChangeNote `protobuf:"bytes,2,opt,name=note,proto3" json:"note,omitempty"`
+	// How it goes to the fleet; absent means by the policy of its class.
+	Release *ReleaseOptions `protobuf:"bytes,3,opt,name=release,proto3" json:"release,omitempty"`
+	// Tokens of reservations of names that it creates, by name.
+	ReservationTokens map[string]string `protobuf:"bytes,4,rep,name=reservation_tokens,json=reservationTokens,proto3" json:"reservation_tokens,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *ApplyNamespacesRequest) Reset() {
 	*x = ApplyNamespacesRequest{}
-	mi := &file_prism_control_v1_control_proto_msgTypes[8]
+	mi := &file_prism_control_v1_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -529,7 +653,7 @@ func (x *ApplyNamespacesRequest) String() string {
 func (*ApplyNamespacesRequest) ProtoMessage() {}
 
 func (x *ApplyNamespacesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_control_v1_control_proto_msgTypes[8]
+	mi := &file_prism_control_v1_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -542,7 +666,7 @@ func (x *ApplyNamespacesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyNamespacesRequest.ProtoReflect.Descriptor instead.
 func (*ApplyNamespacesRequest) Descriptor() ([]byte, []int) {
-	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{8}
+	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ApplyNamespacesRequest) GetChanges() []*NamespaceChange {
@@ -555,6 +679,20 @@ func (x *ApplyNamespacesRequest) GetChanges() []*NamespaceChange {
 func (x *ApplyNamespacesRequest) GetNote() *ChangeNote {
 	if x != nil {
 		return x.Note
+	}
+	return nil
+}
+
+func (x *ApplyNamespacesRequest) GetRelease() *ReleaseOptions {
+	if x != nil {
+		return x.Release
+	}
+	return nil
+}
+
+func (x *ApplyNamespacesRequest) GetReservationTokens() map[string]string {
+	if x != nil {
+		return x.ReservationTokens
 	}
 	return nil
 }
@@ -572,7 +710,7 @@ type NamespaceChange struct {
 
 func (x *NamespaceChange) Reset() {
 	*x = NamespaceChange{}
-	mi := &file_prism_control_v1_control_proto_msgTypes[9]
+	mi := &file_prism_control_v1_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -584,7 +722,7 @@ func (x *NamespaceChange) String() string {
 func (*NamespaceChange) ProtoMessage() {}
 
 func (x *NamespaceChange) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_control_v1_control_proto_msgTypes[9]
+	mi := &file_prism_control_v1_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -597,7 +735,7 @@ func (x *NamespaceChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamespaceChange.ProtoReflect.Descriptor instead.
 func (*NamespaceChange) Descriptor() ([]byte, []int) {
-	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{9}
+	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *NamespaceChange) GetRequest() *v1.NamespaceRequest {
@@ -627,7 +765,7 @@ type ApplyNamespacesResponse struct {
 
 func (x *ApplyNamespacesResponse) Reset() {
 	*x = ApplyNamespacesResponse{}
-	mi := &file_prism_control_v1_control_proto_msgTypes[10]
+	mi := &file_prism_control_v1_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -639,7 +777,7 @@ func (x *ApplyNamespacesResponse) String() string {
 func (*ApplyNamespacesResponse) ProtoMessage() {}
 
 func (x *ApplyNamespacesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_control_v1_control_proto_msgTypes[10]
+	mi := &file_prism_control_v1_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -652,7 +790,7 @@ func (x *ApplyNamespacesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyNamespacesResponse.ProtoReflect.Descriptor instead.
 func (*ApplyNamespacesResponse) Descriptor() ([]byte, []int) {
-	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{10}
+	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ApplyNamespacesResponse) GetResults() []*NamespacePlan {
@@ -684,7 +822,7 @@ type GetNamespaceRequest struct {
 
 func (x *GetNamespaceRequest) Reset() {
 	*x = GetNamespaceRequest{}
-	mi := &file_prism_control_v1_control_proto_msgTypes[11]
+	mi := &file_prism_control_v1_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -696,7 +834,7 @@ func (x *GetNamespaceRequest) String() string {
 func (*GetNamespaceRequest) ProtoMessage() {}
 
 func (x *GetNamespaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_control_v1_control_proto_msgTypes[11]
+	mi := &file_prism_control_v1_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -709,7 +847,7 @@ func (x *GetNamespaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNamespaceRequest.ProtoReflect.Descriptor instead.
 func (*GetNamespaceRequest) Descriptor() ([]byte, []int) {
-	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{11}
+	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GetNamespaceRequest) GetNamespace() string {
@@ -744,7 +882,7 @@ type GetNamespaceResponse struct {
 
 func (x *GetNamespaceResponse) Reset() {
 	*x = GetNamespaceResponse{}
-	mi := &file_prism_control_v1_control_proto_msgTypes[12]
+	mi := &file_prism_control_v1_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -756,7 +894,7 @@ func (x *GetNamespaceResponse) String() string {
 func (*GetNamespaceResponse) ProtoMessage() {}
 
 func (x *GetNamespaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_control_v1_control_proto_msgTypes[12]
+	mi := &file_prism_control_v1_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -769,7 +907,7 @@ func (x *GetNamespaceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNamespaceResponse.ProtoReflect.Descriptor instead.
 func (*GetNamespaceResponse) Descriptor() ([]byte, []int) {
-	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{12}
+	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetNamespaceResponse) GetNamespace() *v1.NamespaceResponse {
@@ -796,7 +934,7 @@ type ListNamespacesRequest struct {
 
 func (x *ListNamespacesRequest) Reset() {
 	*x = ListNamespacesRequest{}
-	mi := &file_prism_control_v1_control_proto_msgTypes[13]
+	mi := &file_prism_control_v1_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -808,7 +946,7 @@ func (x *ListNamespacesRequest) String() string {
 func (*ListNamespacesRequest) ProtoMessage() {}
 
 func (x *ListNamespacesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_control_v1_control_proto_msgTypes[13]
+	mi := &file_prism_control_v1_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -821,7 +959,7 @@ func (x *ListNamespacesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNamespacesRequest.ProtoReflect.Descriptor instead.
 func (*ListNamespacesRequest) Descriptor() ([]byte, []int) {
-	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{13}
+	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListNamespacesRequest) GetPageSize() uint32 {
@@ -867,7 +1005,7 @@ type ListNamespacesResponse struct {
 
 func (x *ListNamespacesResponse) Reset() {
 	*x = ListNamespacesResponse{}
-	mi := &file_prism_control_v1_control_proto_msgTypes[14]
+	mi := &file_prism_control_v1_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -879,7 +1017,7 @@ func (x *ListNamespacesResponse) String() string {
 func (*ListNamespacesResponse) ProtoMessage() {}
 
 func (x *ListNamespacesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_control_v1_control_proto_msgTypes[14]
+	mi := &file_prism_control_v1_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -892,7 +1030,7 @@ func (x *ListNamespacesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNamespacesResponse.ProtoReflect.Descriptor instead.
 func (*ListNamespacesResponse) Descriptor() ([]byte, []int) {
-	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListNamespacesResponse) GetNamespaces() []*NamespaceSummary {
@@ -939,7 +1077,7 @@ type NamespaceSummary struct {
 
 func (x *NamespaceSummary) Reset() {
 	*x = NamespaceSummary{}
-	mi := &file_prism_control_v1_control_proto_msgTypes[15]
+	mi := &file_prism_control_v1_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -951,7 +1089,7 @@ func (x *NamespaceSummary) String() string {
 func (*NamespaceSummary) ProtoMessage() {}
 
 func (x *NamespaceSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_control_v1_control_proto_msgTypes[15]
+	mi := &file_prism_control_v1_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -964,7 +1102,7 @@ func (x *NamespaceSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamespaceSummary.ProtoReflect.Descriptor instead.
 func (*NamespaceSummary) Descriptor() ([]byte, []int) {
-	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *NamespaceSummary) GetNamespace() string {
@@ -1026,14 +1164,16 @@ type DeleteNamespaceRequest struct {
 	// Whether to remove the data as well. Not offered yet: refused when set.
 	Purge bool `protobuf:"varint,3,opt,name=purge,proto3" json:"purge,omitempty"`
 	// Who and why.
-	Note          *ChangeNote `protobuf:"bytes,4,opt,name=note,proto3" json:"note,omitempty"`
+	Note *ChangeNote `protobuf:"bytes,4,opt,name=note,proto3" json:"note,omitempty"`
+	// How it goes to the fleet; absent means by the policy of its class.
+	Release       *ReleaseOptions `protobuf:"bytes,5,opt,name=release,proto3" json:"release,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeleteNamespaceRequest) Reset() {
 	*x = DeleteNamespaceRequest{}
-	mi := &file_prism_control_v1_control_proto_msgTypes[16]
+	mi := &file_prism_control_v1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1045,7 +1185,7 @@ func (x *DeleteNamespaceRequest) String() string {
 func (*DeleteNamespaceRequest) ProtoMessage() {}
 
 func (x *DeleteNamespaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_control_v1_control_proto_msgTypes[16]
+	mi := &file_prism_control_v1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1058,7 +1198,7 @@ func (x *DeleteNamespaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteNamespaceRequest.ProtoReflect.Descriptor instead.
 func (*DeleteNamespaceRequest) Descriptor() ([]byte, []int) {
-	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DeleteNamespaceRequest) GetNamespace() string {
@@ -1089,6 +1229,13 @@ func (x *DeleteNamespaceRequest) GetNote() *ChangeNote {
 	return nil
 }
 
+func (x *DeleteNamespaceRequest) GetRelease() *ReleaseOptions {
+	if x != nil {
+		return x.Release
+	}
+	return nil
+}
+
 // DeleteNamespaceResponse says what was removed.
 type DeleteNamespaceResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1104,7 +1251,7 @@ type DeleteNamespaceResponse struct {
 
 func (x *DeleteNamespaceResponse) Reset() {
 	*x = DeleteNamespaceResponse{}
-	mi := &file_prism_control_v1_control_proto_msgTypes[17]
+	mi := &file_prism_control_v1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1116,7 +1263,7 @@ func (x *DeleteNamespaceResponse) String() string {
 func (*DeleteNamespaceResponse) ProtoMessage() {}
 
 func (x *DeleteNamespaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_control_v1_control_proto_msgTypes[17]
+	mi := &file_prism_control_v1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1129,7 +1276,7 @@ func (x *DeleteNamespaceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteNamespaceResponse.ProtoReflect.Descriptor instead.
 func (*DeleteNamespaceResponse) Descriptor() ([]byte, []int) {
-	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DeleteNamespaceResponse) GetSnapshotVersion() uint64 {
@@ -1166,7 +1313,7 @@ type WatchNamespaceStatusRequest struct {
 
 func (x *WatchNamespaceStatusRequest) Reset() {
 	*x = WatchNamespaceStatusRequest{}
-	mi := &file_prism_control_v1_control_proto_msgTypes[18]
+	mi := &file_prism_control_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1178,7 +1325,7 @@ func (x *WatchNamespaceStatusRequest) String() string {
 func (*WatchNamespaceStatusRequest) ProtoMessage() {}
 
 func (x *WatchNamespaceStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_control_v1_control_proto_msgTypes[18]
+	mi := &file_prism_control_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1191,7 +1338,7 @@ func (x *WatchNamespaceStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchNamespaceStatusRequest.ProtoReflect.Descriptor instead.
 func (*WatchNamespaceStatusRequest) Descriptor() ([]byte, []int) {
-	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *WatchNamespaceStatusRequest) GetNamespace() string {
@@ -1219,7 +1366,7 @@ type WatchNamespaceStatusResponse struct {
 
 func (x *WatchNamespaceStatusResponse) Reset() {
 	*x = WatchNamespaceStatusResponse{}
-	mi := &file_prism_control_v1_control_proto_msgTypes[19]
+	mi := &file_prism_control_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1231,7 +1378,7 @@ func (x *WatchNamespaceStatusResponse) String() string {
 func (*WatchNamespaceStatusResponse) ProtoMessage() {}
 
 func (x *WatchNamespaceStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_control_v1_control_proto_msgTypes[19]
+	mi := &file_prism_control_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1244,7 +1391,7 @@ func (x *WatchNamespaceStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchNamespaceStatusResponse.ProtoReflect.Descriptor instead.
 func (*WatchNamespaceStatusResponse) Descriptor() ([]byte, []int) {
-	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *WatchNamespaceStatusResponse) GetStatus() *v1.NamespaceStatus {
@@ -1254,38 +1401,603 @@ func (x *WatchNamespaceStatusResponse) GetStatus() *v1.NamespaceStatus {
 	return nil
 }
 
+// ReserveNameRequest reserves a name.
+type ReserveNameRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name.
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// The team that the namespace will belong to.
+	Team string `protobuf:"bytes,2,opt,name=team,proto3" json:"team,omitempty"`
+	// How long it holds without being renewed; absent means 24 h.
+	Lease *durationpb.Duration `protobuf:"bytes,3,opt,name=lease,proto3" json:"lease,omitempty"`
+	// Who and why.
+	Note          *ChangeNote `protobuf:"bytes,4,opt,name=note,proto3" json:"note,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReserveNameRequest) Reset() {
+	*x = ReserveNameRequest{}
+	mi := &file_prism_control_v1_control_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReserveNameRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReserveNameRequest) ProtoMessage() {}
+
+func (x *ReserveNameRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_control_v1_control_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReserveNameRequest.ProtoReflect.Descriptor instead.
+func (*ReserveNameRequest) Descriptor() ([]byte, []int) {
+	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ReserveNameRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ReserveNameRequest) GetTeam() string {
+	if x != nil {
+		return x.Team
+	}
+	return ""
+}
+
+func (x *ReserveNameRequest) GetLease() *durationpb.Duration {
+	if x != nil {
+		return x.Lease
+	}
+	return nil
+}
+
+func (x *ReserveNameRequest) GetNote() *ChangeNote {
+	if x != nil {
+		return x.Note
+	}
+	return nil
+}
+
+// ReserveNameResponse is a reservation that was made.
+type ReserveNameResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The reservation.
+	Reservation *ReservedName `protobuf:"bytes,1,opt,name=reservation,proto3" json:"reservation,omitempty"`
+	// What proves its holder. It is told this once and is kept nowhere.
+	Token         string `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReserveNameResponse) Reset() {
+	*x = ReserveNameResponse{}
+	mi := &file_prism_control_v1_control_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReserveNameResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReserveNameResponse) ProtoMessage() {}
+
+func (x *ReserveNameResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_control_v1_control_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReserveNameResponse.ProtoReflect.Descriptor instead.
+func (*ReserveNameResponse) Descriptor() ([]byte, []int) {
+	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ReserveNameResponse) GetReservation() *ReservedName {
+	if x != nil {
+		return x.Reservation
+	}
+	return nil
+}
+
+func (x *ReserveNameResponse) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+// ReservedName is a reservation of a name.
+type ReservedName struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name.
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// The team that the namespace will belong to.
+	Team string `protobuf:"bytes,2,opt,name=team,proto3" json:"team,omitempty"`
+	// Who reserved it.
+	Author string `protobuf:"bytes,3,opt,name=author,proto3" json:"author,omitempty"`
+	// Why.
+	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	// When it was reserved.
+	ReservedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=reserved_at,json=reservedAt,proto3" json:"reserved_at,omitempty"`
+	// When to renew it: half of the lease after the last time.
+	RenewAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=renew_at,json=renewAt,proto3" json:"renew_at,omitempty"`
+	// Until when it holds. For ten minutes more its holder alone may still renew or use it.
+	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReservedName) Reset() {
+	*x = ReservedName{}
+	mi := &file_prism_control_v1_control_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReservedName) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReservedName) ProtoMessage() {}
+
+func (x *ReservedName) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_control_v1_control_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReservedName.ProtoReflect.Descriptor instead.
+func (*ReservedName) Descriptor() ([]byte, []int) {
+	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *ReservedName) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ReservedName) GetTeam() string {
+	if x != nil {
+		return x.Team
+	}
+	return ""
+}
+
+func (x *ReservedName) GetAuthor() string {
+	if x != nil {
+		return x.Author
+	}
+	return ""
+}
+
+func (x *ReservedName) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *ReservedName) GetReservedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ReservedAt
+	}
+	return nil
+}
+
+func (x *ReservedName) GetRenewAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RenewAt
+	}
+	return nil
+}
+
+func (x *ReservedName) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+// RenewNameRequest prolongs a reservation.
+type RenewNameRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name.
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// What proves the holder.
+	Token         string `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewNameRequest) Reset() {
+	*x = RenewNameRequest{}
+	mi := &file_prism_control_v1_control_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewNameRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewNameRequest) ProtoMessage() {}
+
+func (x *RenewNameRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_control_v1_control_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewNameRequest.ProtoReflect.Descriptor instead.
+func (*RenewNameRequest) Descriptor() ([]byte, []int) {
+	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *RenewNameRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *RenewNameRequest) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+// RenewNameResponse is the reservation prolonged.
+type RenewNameResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The reservation.
+	Reservation   *ReservedName `protobuf:"bytes,1,opt,name=reservation,proto3" json:"reservation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewNameResponse) Reset() {
+	*x = RenewNameResponse{}
+	mi := &file_prism_control_v1_control_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewNameResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewNameResponse) ProtoMessage() {}
+
+func (x *RenewNameResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_control_v1_control_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewNameResponse.ProtoReflect.Descriptor instead.
+func (*RenewNameResponse) Descriptor() ([]byte, []int) {
+	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *RenewNameResponse) GetReservation() *ReservedName {
+	if x != nil {
+		return x.Reservation
+	}
+	return nil
+}
+
+// ReleaseNameRequest gives a reservation up.
+type ReleaseNameRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name.
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// What proves the holder; empty when an operator takes it away, which the note must explain.
+	Token string `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
+	// Who and why.
+	Note          *ChangeNote `protobuf:"bytes,3,opt,name=note,proto3" json:"note,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseNameRequest) Reset() {
+	*x = ReleaseNameRequest{}
+	mi := &file_prism_control_v1_control_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseNameRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseNameRequest) ProtoMessage() {}
+
+func (x *ReleaseNameRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_control_v1_control_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseNameRequest.ProtoReflect.Descriptor instead.
+func (*ReleaseNameRequest) Descriptor() ([]byte, []int) {
+	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *ReleaseNameRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ReleaseNameRequest) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *ReleaseNameRequest) GetNote() *ChangeNote {
+	if x != nil {
+		return x.Note
+	}
+	return nil
+}
+
+// ReleaseNameResponse says that the name is free.
+type ReleaseNameResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseNameResponse) Reset() {
+	*x = ReleaseNameResponse{}
+	mi := &file_prism_control_v1_control_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseNameResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseNameResponse) ProtoMessage() {}
+
+func (x *ReleaseNameResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_control_v1_control_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseNameResponse.ProtoReflect.Descriptor instead.
+func (*ReleaseNameResponse) Descriptor() ([]byte, []int) {
+	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{27}
+}
+
+// ListReservedNamesRequest asks for reservations.
+type ListReservedNamesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The most to return; 0 means 100, at most 1,000.
+	PageSize uint32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// Where to go on, from the answer before.
+	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListReservedNamesRequest) Reset() {
+	*x = ListReservedNamesRequest{}
+	mi := &file_prism_control_v1_control_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListReservedNamesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListReservedNamesRequest) ProtoMessage() {}
+
+func (x *ListReservedNamesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_control_v1_control_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListReservedNamesRequest.ProtoReflect.Descriptor instead.
+func (*ListReservedNamesRequest) Descriptor() ([]byte, []int) {
+	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ListReservedNamesRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListReservedNamesRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// ListReservedNamesResponse is one page of reservations.
+type ListReservedNamesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The reservations, by name.
+	Reservations []*ReservedName `protobuf:"bytes,1,rep,name=reservations,proto3" json:"reservations,omitempty"`
+	// Where to go on; empty at the end.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// How many there are on all pages, now.
+	TotalCount    uint64 `protobuf:"varint,3,opt,name=total_count,json=totalCount,proto3" json:"total_count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListReservedNamesResponse) Reset() {
+	*x = ListReservedNamesResponse{}
+	mi := &file_prism_control_v1_control_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListReservedNamesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListReservedNamesResponse) ProtoMessage() {}
+
+func (x *ListReservedNamesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_control_v1_control_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListReservedNamesResponse.ProtoReflect.Descriptor instead.
+func (*ListReservedNamesResponse) Descriptor() ([]byte, []int) {
+	return file_prism_control_v1_control_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ListReservedNamesResponse) GetReservations() []*ReservedName {
+	if x != nil {
+		return x.Reservations
+	}
+	return nil
+}
+
+func (x *ListReservedNamesResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *ListReservedNamesResponse) GetTotalCount() uint64 {
+	if x != nil {
+		return x.TotalCount
+	}
+	return 0
+}
+
 var File_prism_control_v1_control_proto protoreflect.FileDescriptor
 
 const file_prism_control_v1_control_proto_rawDesc = "" +
 	"\n" +
-	"\x1eprism/control/v1/control.proto\x12\x10prism.control.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1dprism/config/v1/request.proto\"R\n" +
+	"\x1eprism/control/v1/control.proto\x12\x10prism.control.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dprism/config/v1/release.proto\x1a\x1dprism/config/v1/request.proto\"R\n" +
 	"\n" +
 	"ChangeNote\x12 \n" +
 	"\x06author\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x06author\x12\"\n" +
-	"\amessage\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\amessage\"c\n" +
+	"\amessage\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\amessage\"\xa0\x01\n" +
+	"\x0eReleaseOptions\x12\x17\n" +
+	"\aat_once\x18\x01 \x01(\bR\x06atOnce\x12R\n" +
+	"\x0econfirm_within\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
+	"\"\x04\b\x80\xf5$2\x02\b\x01R\rconfirmWithin\x12!\n" +
+	"\fallow_shrink\x18\x03 \x01(\bR\vallowShrink\"c\n" +
 	"\x15PlanNamespacesRequest\x12J\n" +
-	"\brequests\x18\x01 \x03(\v2!.prism.config.v1.NamespaceRequestB\v\xbaH\b\x92\x01\x05\b\x01\x10\x90NR\brequests\"O\n" +
+	"\brequests\x18\x01 \x03(\v2!.prism.config.v1.NamespaceRequestB\v\xbaH\b\x92\x01\x05\b\x01\x10\x90NR\brequests\"\xd8\x01\n" +
 	"\x16PlanNamespacesResponse\x125\n" +
-	"\x05plans\x18\x01 \x03(\v2\x1f.prism.control.v1.NamespacePlanR\x05plans\"\xa9\x01\n" +
+	"\x05plans\x18\x01 \x03(\v2\x1f.prism.control.v1.NamespacePlanR\x05plans\x123\n" +
+	"\x05class\x18\x02 \x01(\x0e2\x1d.prism.config.v1.ReleaseClassR\x05class\x126\n" +
+	"\x06policy\x18\x03 \x01(\v2\x1e.prism.config.v1.ReleasePolicyR\x06policy\x12\x1a\n" +
+	"\bheadroom\x18\x04 \x03(\tR\bheadroom\"\xa9\x01\n" +
 	"\rNamespacePlan\x124\n" +
 	"\x06action\x18\x01 \x01(\x0e2\x1c.prism.control.v1.PlanActionR\x06action\x12@\n" +
 	"\tnamespace\x18\x02 \x01(\v2\".prism.config.v1.NamespaceResponseR\tnamespace\x12 \n" +
-	"\vdifferences\x18\x03 \x03(\tR\vdifferences\"\x8f\x01\n" +
+	"\vdifferences\x18\x03 \x03(\tR\vdifferences\"\x82\x02\n" +
 	"\x16CreateNamespaceRequest\x12C\n" +
 	"\arequest\x18\x01 \x01(\v2!.prism.config.v1.NamespaceRequestB\x06\xbaH\x03\xc8\x01\x01R\arequest\x120\n" +
-	"\x04note\x18\x02 \x01(\v2\x1c.prism.control.v1.ChangeNoteR\x04note\"[\n" +
+	"\x04note\x18\x02 \x01(\v2\x1c.prism.control.v1.ChangeNoteR\x04note\x12:\n" +
+	"\arelease\x18\x03 \x01(\v2 .prism.control.v1.ReleaseOptionsR\arelease\x125\n" +
+	"\x11reservation_token\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x10reservationToken\"[\n" +
 	"\x17CreateNamespaceResponse\x12@\n" +
-	"\tnamespace\x18\x01 \x01(\v2\".prism.config.v1.NamespaceResponseR\tnamespace\"\xb5\x01\n" +
+	"\tnamespace\x18\x01 \x01(\v2\".prism.config.v1.NamespaceResponseR\tnamespace\"\xf1\x01\n" +
 	"\x16UpdateNamespaceRequest\x12C\n" +
 	"\arequest\x18\x01 \x01(\v2!.prism.config.v1.NamespaceRequestB\x06\xbaH\x03\xc8\x01\x01R\arequest\x12$\n" +
 	"\aversion\x18\x02 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\aversion\x120\n" +
-	"\x04note\x18\x03 \x01(\v2\x1c.prism.control.v1.ChangeNoteR\x04note\"[\n" +
+	"\x04note\x18\x03 \x01(\v2\x1c.prism.control.v1.ChangeNoteR\x04note\x12:\n" +
+	"\arelease\x18\x04 \x01(\v2 .prism.control.v1.ReleaseOptionsR\arelease\"[\n" +
 	"\x17UpdateNamespaceResponse\x12@\n" +
-	"\tnamespace\x18\x01 \x01(\v2\".prism.config.v1.NamespaceResponseR\tnamespace\"\x94\x01\n" +
+	"\tnamespace\x18\x01 \x01(\v2\".prism.config.v1.NamespaceResponseR\tnamespace\"\x91\x03\n" +
 	"\x16ApplyNamespacesRequest\x12H\n" +
 	"\achanges\x18\x01 \x03(\v2!.prism.control.v1.NamespaceChangeB\v\xbaH\b\x92\x01\x05\b\x01\x10\x90NR\achanges\x120\n" +
-	"\x04note\x18\x02 \x01(\v2\x1c.prism.control.v1.ChangeNoteR\x04note\"z\n" +
+	"\x04note\x18\x02 \x01(\v2\x1c.prism.control.v1.ChangeNoteR\x04note\x12:\n" +
+	"\arelease\x18\x03 \x01(\v2 .prism.control.v1.ReleaseOptionsR\arelease\x12y\n" +
+	"\x12reservation_tokens\x18\x04 \x03(\v2?.prism.control.v1.ApplyNamespacesRequest.ReservationTokensEntryB\t\xbaH\x06\x9a\x01\x03\x10\x90NR\x11reservationTokens\x1aD\n" +
+	"\x16ReservationTokensEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"z\n" +
 	"\x0fNamespaceChange\x12C\n" +
 	"\arequest\x18\x01 \x01(\v2!.prism.config.v1.NamespaceRequestB\x06\xbaH\x03\xc8\x01\x01R\arequest\x12\"\n" +
 	"\aversion\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\aversion\"\x7f\n" +
@@ -1320,13 +2032,14 @@ const file_prism_control_v1_control_proto_rawDesc = "" +
 	"\bbackends\x18\x04 \x03(\tR\bbackends\x12\x1c\n" +
 	"\tpartition\x18\x05 \x01(\rR\tpartition\x12\x18\n" +
 	"\aversion\x18\x06 \x01(\tR\aversion\x12\x1a\n" +
-	"\bdraining\x18\a \x01(\bR\bdraining\"\xae\x01\n" +
+	"\bdraining\x18\a \x01(\bR\bdraining\"\xea\x01\n" +
 	"\x16DeleteNamespaceRequest\x12(\n" +
 	"\tnamespace\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\tnamespace\x12\"\n" +
 	"\aversion\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\aversion\x12\x14\n" +
 	"\x05purge\x18\x03 \x01(\bR\x05purge\x120\n" +
-	"\x04note\x18\x04 \x01(\v2\x1c.prism.control.v1.ChangeNoteR\x04note\"\x86\x01\n" +
+	"\x04note\x18\x04 \x01(\v2\x1c.prism.control.v1.ChangeNoteR\x04note\x12:\n" +
+	"\arelease\x18\x05 \x01(\v2 .prism.control.v1.ReleaseOptionsR\arelease\"\x86\x01\n" +
 	"\x17DeleteNamespaceResponse\x12)\n" +
 	"\x10snapshot_version\x18\x01 \x01(\x04R\x0fsnapshotVersion\x12&\n" +
 	"\x0fdata_remains_on\x18\x02 \x03(\tR\rdataRemainsOn\x12\x18\n" +
@@ -1336,13 +2049,54 @@ const file_prism_control_v1_control_proto_rawDesc = "" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\tnamespace\x12%\n" +
 	"\x0euntil_snapshot\x18\x02 \x01(\x04R\runtilSnapshot\"X\n" +
 	"\x1cWatchNamespaceStatusResponse\x128\n" +
-	"\x06status\x18\x01 \x01(\v2 .prism.config.v1.NamespaceStatusR\x06status*o\n" +
+	"\x06status\x18\x01 \x01(\v2 .prism.config.v1.NamespaceStatusR\x06status\"\xd3\x01\n" +
+	"\x12ReserveNameRequest\x12(\n" +
+	"\tnamespace\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\tnamespace\x12\x1d\n" +
+	"\x04team\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04team\x12B\n" +
+	"\x05lease\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x05\b\x80\x9a\x9e\x012\x02\b<R\x05lease\x120\n" +
+	"\x04note\x18\x04 \x01(\v2\x1c.prism.control.v1.ChangeNoteR\x04note\"m\n" +
+	"\x13ReserveNameResponse\x12@\n" +
+	"\vreservation\x18\x01 \x01(\v2\x1e.prism.control.v1.ReservedNameR\vreservation\x12\x14\n" +
+	"\x05token\x18\x02 \x01(\tR\x05token\"\xa1\x02\n" +
+	"\fReservedName\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04team\x18\x02 \x01(\tR\x04team\x12\x16\n" +
+	"\x06author\x18\x03 \x01(\tR\x06author\x12\x18\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\x12;\n" +
+	"\vreserved_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"reservedAt\x125\n" +
+	"\brenew_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\arenewAt\x129\n" +
+	"\n" +
+	"expires_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\"^\n" +
+	"\x10RenewNameRequest\x12(\n" +
+	"\tnamespace\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\tnamespace\x12 \n" +
+	"\x05token\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x05token\"U\n" +
+	"\x11RenewNameResponse\x12@\n" +
+	"\vreservation\x18\x01 \x01(\v2\x1e.prism.control.v1.ReservedNameR\vreservation\"\x90\x01\n" +
+	"\x12ReleaseNameRequest\x12(\n" +
+	"\tnamespace\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\tnamespace\x12\x1e\n" +
+	"\x05token\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x05token\x120\n" +
+	"\x04note\x18\x03 \x01(\v2\x1c.prism.control.v1.ChangeNoteR\x04note\"\x15\n" +
+	"\x13ReleaseNameResponse\"j\n" +
+	"\x18ListReservedNamesRequest\x12%\n" +
+	"\tpage_size\x18\x01 \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\tpageToken\"\xa8\x01\n" +
+	"\x19ListReservedNamesResponse\x12B\n" +
+	"\freservations\x18\x01 \x03(\v2\x1e.prism.control.v1.ReservedNameR\freservations\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x1f\n" +
+	"\vtotal_count\x18\x03 \x01(\x04R\n" +
+	"totalCount*o\n" +
 	"\n" +
 	"PlanAction\x12\x1b\n" +
 	"\x17PLAN_ACTION_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12PLAN_ACTION_CREATE\x10\x01\x12\x16\n" +
 	"\x12PLAN_ACTION_UPDATE\x10\x02\x12\x14\n" +
-	"\x10PLAN_ACTION_NONE\x10\x032\xd0\x06\n" +
+	"\x10PLAN_ACTION_NONE\x10\x032\xcc\t\n" +
 	"\fControlPlane\x12c\n" +
 	"\x0ePlanNamespaces\x12'.prism.control.v1.PlanNamespacesRequest\x1a(.prism.control.v1.PlanNamespacesResponse\x12f\n" +
 	"\x0fCreateNamespace\x12(.prism.control.v1.CreateNamespaceRequest\x1a).prism.control.v1.CreateNamespaceResponse\x12f\n" +
@@ -1350,7 +2104,11 @@ const file_prism_control_v1_control_proto_rawDesc = "" +
 	"\x0fApplyNamespaces\x12(.prism.control.v1.ApplyNamespacesRequest\x1a).prism.control.v1.ApplyNamespacesResponse\x12]\n" +
 	"\fGetNamespace\x12%.prism.control.v1.GetNamespaceRequest\x1a&.prism.control.v1.GetNamespaceResponse\x12c\n" +
 	"\x0eListNamespaces\x12'.prism.control.v1.ListNamespacesRequest\x1a(.prism.control.v1.ListNamespacesResponse\x12f\n" +
-	"\x0fDeleteNamespace\x12(.prism.control.v1.DeleteNamespaceRequest\x1a).prism.control.v1.DeleteNamespaceResponse\x12w\n" +
+	"\x0fDeleteNamespace\x12(.prism.control.v1.DeleteNamespaceRequest\x1a).prism.control.v1.DeleteNamespaceResponse\x12Z\n" +
+	"\vReserveName\x12$.prism.control.v1.ReserveNameRequest\x1a%.prism.control.v1.ReserveNameResponse\x12T\n" +
+	"\tRenewName\x12\".prism.control.v1.RenewNameRequest\x1a#.prism.control.v1.RenewNameResponse\x12Z\n" +
+	"\vReleaseName\x12$.prism.control.v1.ReleaseNameRequest\x1a%.prism.control.v1.ReleaseNameResponse\x12l\n" +
+	"\x11ListReservedNames\x12*.prism.control.v1.ListReservedNamesRequest\x1a+.prism.control.v1.ListReservedNamesResponse\x12w\n" +
 	"\x14WatchNamespaceStatus\x12-.prism.control.v1.WatchNamespaceStatusRequest\x1a..prism.control.v1.WatchNamespaceStatusResponse0\x01B\xc8\x01\n" +
 	"\x14com.prism.control.v1B\fControlProtoP\x01Z@github.com/prism-gateway/prism/protos/prism/control/v1;controlv1\xa2\x02\x03PCX\xaa\x02\x10Prism.Control.V1\xca\x02\x10Prism\\Control\\V1\xe2\x02\x1cPrism\\Control\\V1\\GPBMetadata\xea\x02\x12Prism::Control::V1b\x06proto3"
 
@@ -1367,73 +2125,113 @@ func file_prism_control_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_prism_control_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_prism_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_prism_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_prism_control_v1_control_proto_goTypes = []any{
 	(PlanAction)(0),                      // 0: prism.control.v1.PlanAction
 	(*ChangeNote)(nil),                   // 1: prism.control.v1.ChangeNote
-	(*PlanNamespacesRequest)(nil),        // 2: prism.control.v1.PlanNamespacesRequest
-	(*PlanNamespacesResponse)(nil),       // 3: prism.control.v1.PlanNamespacesResponse
-	(*NamespacePlan)(nil),                // 4: prism.control.v1.NamespacePlan
-	(*CreateNamespaceRequest)(nil),       // 5: prism.control.v1.CreateNamespaceRequest
-	(*CreateNamespaceResponse)(nil),      // 6: prism.control.v1.CreateNamespaceResponse
-	(*UpdateNamespaceRequest)(nil),       // 7: prism.control.v1.UpdateNamespaceRequest
-	(*UpdateNamespaceResponse)(nil),      // 8: prism.control.v1.UpdateNamespaceResponse
-	(*ApplyNamespacesRequest)(nil),       // 9: prism.control.v1.ApplyNamespacesRequest
-	(*NamespaceChange)(nil),              // 10: prism.control.v1.NamespaceChange
-	(*ApplyNamespacesResponse)(nil),      // 11: prism.control.v1.ApplyNamespacesResponse
-	(*GetNamespaceRequest)(nil),          // 12: prism.control.v1.GetNamespaceRequest
-	(*GetNamespaceResponse)(nil),         // 13: prism.control.v1.GetNamespaceResponse
-	(*ListNamespacesRequest)(nil),        // 14: prism.control.v1.ListNamespacesRequest
-	(*ListNamespacesResponse)(nil),       // 15: prism.control.v1.ListNamespacesResponse
-	(*NamespaceSummary)(nil),             // 16: prism.control.v1.NamespaceSummary
-	(*DeleteNamespaceRequest)(nil),       // 17: prism.control.v1.DeleteNamespaceRequest
-	(*DeleteNamespaceResponse)(nil),      // 18: prism.control.v1.DeleteNamespaceResponse
-	(*WatchNamespaceStatusRequest)(nil),  // 19: prism.control.v1.WatchNamespaceStatusRequest
-	(*WatchNamespaceStatusResponse)(nil), // 20: prism.control.v1.WatchNamespaceStatusResponse
-	(*v1.NamespaceRequest)(nil),          // 21: prism.config.v1.NamespaceRequest
-	(*v1.NamespaceResponse)(nil),         // 22: prism.config.v1.NamespaceResponse
-	(*v1.NamespaceStatus)(nil),           // 23: prism.config.v1.NamespaceStatus
+	(*ReleaseOptions)(nil),               // 2: prism.control.v1.ReleaseOptions
+	(*PlanNamespacesRequest)(nil),        // 3: prism.control.v1.PlanNamespacesRequest
+	(*PlanNamespacesResponse)(nil),       // 4: prism.control.v1.PlanNamespacesResponse
+	(*NamespacePlan)(nil),                // 5: prism.control.v1.NamespacePlan
+	(*CreateNamespaceRequest)(nil),       // 6: prism.control.v1.CreateNamespaceRequest
+	(*CreateNamespaceResponse)(nil),      // 7: prism.control.v1.CreateNamespaceResponse
+	(*UpdateNamespaceRequest)(nil),       // 8: prism.control.v1.UpdateNamespaceRequest
+	(*UpdateNamespaceResponse)(nil),      // 9: prism.control.v1.UpdateNamespaceResponse
+	(*ApplyNamespacesRequest)(nil),       // 10: prism.control.v1.ApplyNamespacesRequest
+	(*NamespaceChange)(nil),              // 11: prism.control.v1.NamespaceChange
+	(*ApplyNamespacesResponse)(nil),      // 12: prism.control.v1.ApplyNamespacesResponse
+	(*GetNamespaceRequest)(nil),          // 13: prism.control.v1.GetNamespaceRequest
+	(*GetNamespaceResponse)(nil),         // 14: prism.control.v1.GetNamespaceResponse
+	(*ListNamespacesRequest)(nil),        // 15: prism.control.v1.ListNamespacesRequest
+	(*ListNamespacesResponse)(nil),       // 16: prism.control.v1.ListNamespacesResponse
+	(*NamespaceSummary)(nil),             // 17: prism.control.v1.NamespaceSummary
+	(*DeleteNamespaceRequest)(nil),       // 18: prism.control.v1.DeleteNamespaceRequest
+	(*DeleteNamespaceResponse)(nil),      // 19: prism.control.v1.DeleteNamespaceResponse
+	(*WatchNamespaceStatusRequest)(nil),  // 20: prism.control.v1.WatchNamespaceStatusRequest
+	(*WatchNamespaceStatusResponse)(nil), // 21: prism.control.v1.WatchNamespaceStatusResponse
+	(*ReserveNameRequest)(nil),           // 22: prism.control.v1.ReserveNameRequest
+	(*ReserveNameResponse)(nil),          // 23: prism.control.v1.ReserveNameResponse
+	(*ReservedName)(nil),                 // 24: prism.control.v1.ReservedName
+	(*RenewNameRequest)(nil),             // 25: prism.control.v1.RenewNameRequest
+	(*RenewNameResponse)(nil),            // 26: prism.control.v1.RenewNameResponse
+	(*ReleaseNameRequest)(nil),           // 27: prism.control.v1.ReleaseNameRequest
+	(*ReleaseNameResponse)(nil),          // 28: prism.control.v1.ReleaseNameResponse
+	(*ListReservedNamesRequest)(nil),     // 29: prism.control.v1.ListReservedNamesRequest
+	(*ListReservedNamesResponse)(nil),    // 30: prism.control.v1.ListReservedNamesResponse
+	nil,                                  // 31: prism.control.v1.ApplyNamespacesRequest.ReservationTokensEntry
+	(*durationpb.Duration)(nil),          // 32: google.protobuf.Duration
+	(*v1.NamespaceRequest)(nil),          // 33: prism.config.v1.NamespaceRequest
+	(v1.ReleaseClass)(0),                 // 34: prism.config.v1.ReleaseClass
+	(*v1.ReleasePolicy)(nil),             // 35: prism.config.v1.ReleasePolicy
+	(*v1.NamespaceResponse)(nil),         // 36: prism.config.v1.NamespaceResponse
+	(*v1.NamespaceStatus)(nil),           // 37: prism.config.v1.NamespaceStatus
+	(*timestamppb.Timestamp)(nil),        // 38: google.protobuf.Timestamp
 }
 var file_prism_control_v1_control_proto_depIdxs = []int32{
-	21, // 0: prism.control.v1.PlanNamespacesRequest.requests:type_name -> prism.config.v1.NamespaceRequest
-	4,  // 1: prism.control.v1.PlanNamespacesResponse.plans:type_name -> prism.control.v1.NamespacePlan
-	0,  // 2: prism.control.v1.NamespacePlan.action:type_name -> prism.control.v1.PlanAction
-	22, // 3: prism.control.v1.NamespacePlan.namespace:type_name -> prism.config.v1.NamespaceResponse
-	21, // 4: prism.control.v1.CreateNamespaceRequest.request:type_name -> prism.config.v1.NamespaceRequest
-	1,  // 5: prism.control.v1.CreateNamespaceRequest.note:type_name -> prism.control.v1.ChangeNote
-	22, // 6: prism.control.v1.CreateNamespaceResponse.namespace:type_name -> prism.config.v1.NamespaceResponse
-	21, // 7: prism.control.v1.UpdateNamespaceRequest.request:type_name -> prism.config.v1.NamespaceRequest
-	1,  // 8: prism.control.v1.UpdateNamespaceRequest.note:type_name -> prism.control.v1.ChangeNote
-	22, // 9: prism.control.v1.UpdateNamespaceResponse.namespace:type_name -> prism.config.v1.NamespaceResponse
-	10, // 10: prism.control.v1.ApplyNamespacesRequest.changes:type_name -> prism.control.v1.NamespaceChange
-	1,  // 11: prism.control.v1.ApplyNamespacesRequest.note:type_name -> prism.control.v1.ChangeNote
-	21, // 12: prism.control.v1.NamespaceChange.request:type_name -> prism.config.v1.NamespaceRequest
-	4,  // 13: prism.control.v1.ApplyNamespacesResponse.results:type_name -> prism.control.v1.NamespacePlan
-	22, // 14: prism.control.v1.GetNamespaceResponse.namespace:type_name -> prism.config.v1.NamespaceResponse
-	16, // 15: prism.control.v1.ListNamespacesResponse.namespaces:type_name -> prism.control.v1.NamespaceSummary
-	1,  // 16: prism.control.v1.DeleteNamespaceRequest.note:type_name -> prism.control.v1.ChangeNote
-	23, // 17: prism.control.v1.WatchNamespaceStatusResponse.status:type_name -> prism.config.v1.NamespaceStatus
-	2,  // 18: prism.control.v1.ControlPlane.PlanNamespaces:input_type -> prism.control.v1.PlanNamespacesRequest
-	5,  // 19: prism.control.v1.ControlPlane.CreateNamespace:input_type -> prism.control.v1.CreateNamespaceRequest
-	7,  // 20: prism.control.v1.ControlPlane.UpdateNamespace:input_type -> prism.control.v1.UpdateNamespaceRequest
-	9,  // 21: prism.control.v1.ControlPlane.ApplyNamespaces:input_type -> prism.control.v1.ApplyNamespacesRequest
-	12, // 22: prism.control.v1.ControlPlane.GetNamespace:input_type -> prism.control.v1.GetNamespaceRequest
-	14, // 23: prism.control.v1.ControlPlane.ListNamespaces:input_type -> prism.control.v1.ListNamespacesRequest
-	17, // 24: prism.control.v1.ControlPlane.DeleteNamespace:input_type -> prism.control.v1.DeleteNamespaceRequest
-	19, // 25: prism.control.v1.ControlPlane.WatchNamespaceStatus:input_type -> prism.control.v1.WatchNamespaceStatusRequest
-	3,  // 26: prism.control.v1.ControlPlane.PlanNamespaces:output_type -> prism.control.v1.PlanNamespacesResponse
-	6,  // 27: prism.control.v1.ControlPlane.CreateNamespace:output_type -> prism.control.v1.CreateNamespaceResponse
-	8,  // 28: prism.control.v1.ControlPlane.UpdateNamespace:output_type -> prism.control.v1.UpdateNamespaceResponse
-	11, // 29: prism.control.v1.ControlPlane.ApplyNamespaces:output_type -> prism.control.v1.ApplyNamespacesResponse
-	13, // 30: prism.control.v1.ControlPlane.GetNamespace:output_type -> prism.control.v1.GetNamespaceResponse
-	15, // 31: prism.control.v1.ControlPlane.ListNamespaces:output_type -> prism.control.v1.ListNamespacesResponse
-	18, // 32: prism.control.v1.ControlPlane.DeleteNamespace:output_type -> prism.control.v1.DeleteNamespaceResponse
-	20, // 33: prism.control.v1.ControlPlane.WatchNamespaceStatus:output_type -> prism.control.v1.WatchNamespaceStatusResponse
-	26, // [26:34] is the sub-list for method output_type
-	18, // [18:26] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	32, // 0: prism.control.v1.ReleaseOptions.confirm_within:type_name -> google.protobuf.Duration
+	33, // 1: prism.control.v1.PlanNamespacesRequest.requests:type_name -> prism.config.v1.NamespaceRequest
+	5,  // 2: prism.control.v1.PlanNamespacesResponse.plans:type_name -> prism.control.v1.NamespacePlan
+	34, // 3: prism.control.v1.PlanNamespacesResponse.class:type_name -> prism.config.v1.ReleaseClass
+	35, // 4: prism.control.v1.PlanNamespacesResponse.policy:type_name -> prism.config.v1.ReleasePolicy
+	0,  // 5: prism.control.v1.NamespacePlan.action:type_name -> prism.control.v1.PlanAction
+	36, // 6: prism.control.v1.NamespacePlan.namespace:type_name -> prism.config.v1.NamespaceResponse
+	33, // 7: prism.control.v1.CreateNamespaceRequest.request:type_name -> prism.config.v1.NamespaceRequest
+	1,  // 8: prism.control.v1.CreateNamespaceRequest.note:type_name -> prism.control.v1.ChangeNote
+	2,  // 9: prism.control.v1.CreateNamespaceRequest.release:type_name -> prism.control.v1.ReleaseOptions
+	36, // 10: prism.control.v1.CreateNamespaceResponse.namespace:type_name -> prism.config.v1.NamespaceResponse
+	33, // 11: prism.control.v1.UpdateNamespaceRequest.request:type_name -> prism.config.v1.NamespaceRequest
+	1,  // 12: prism.control.v1.UpdateNamespaceRequest.note:type_name -> prism.control.v1.ChangeNote
+	2,  // 13: prism.control.v1.UpdateNamespaceRequest.release:type_name -> prism.control.v1.ReleaseOptions
+	36, // 14: prism.control.v1.UpdateNamespaceResponse.namespace:type_name -> prism.config.v1.NamespaceResponse
+	11, // 15: prism.control.v1.ApplyNamespacesRequest.changes:type_name -> prism.control.v1.NamespaceChange
+	1,  // 16: prism.control.v1.ApplyNamespacesRequest.note:type_name -> prism.control.v1.ChangeNote
+	2,  // 17: prism.control.v1.ApplyNamespacesRequest.release:type_name -> prism.control.v1.ReleaseOptions
+	31, // 18: prism.control.v1.ApplyNamespacesRequest.reservation_tokens:type_name -> prism.control.v1.ApplyNamespacesRequest.ReservationTokensEntry
+	33, // 19: prism.control.v1.NamespaceChange.request:type_name -> prism.config.v1.NamespaceRequest
+	5,  // 20: prism.control.v1.ApplyNamespacesResponse.results:type_name -> prism.control.v1.NamespacePlan
+	36, // 21: prism.control.v1.GetNamespaceResponse.namespace:type_name -> prism.config.v1.NamespaceResponse
+	17, // 22: prism.control.v1.ListNamespacesResponse.namespaces:type_name -> prism.control.v1.NamespaceSummary
+	1,  // 23: prism.control.v1.DeleteNamespaceRequest.note:type_name -> prism.control.v1.ChangeNote
+	2,  // 24: prism.control.v1.DeleteNamespaceRequest.release:type_name -> prism.control.v1.ReleaseOptions
+	37, // 25: prism.control.v1.WatchNamespaceStatusResponse.status:type_name -> prism.config.v1.NamespaceStatus
+	32, // 26: prism.control.v1.ReserveNameRequest.lease:type_name -> google.protobuf.Duration
+	1,  // 27: prism.control.v1.ReserveNameRequest.note:type_name -> prism.control.v1.ChangeNote
+	24, // 28: prism.control.v1.ReserveNameResponse.reservation:type_name -> prism.control.v1.ReservedName
+	38, // 29: prism.control.v1.ReservedName.reserved_at:type_name -> google.protobuf.Timestamp
+	38, // 30: prism.control.v1.ReservedName.renew_at:type_name -> google.protobuf.Timestamp
+	38, // 31: prism.control.v1.ReservedName.expires_at:type_name -> google.protobuf.Timestamp
+	24, // 32: prism.control.v1.RenewNameResponse.reservation:type_name -> prism.control.v1.ReservedName
+	1,  // 33: prism.control.v1.ReleaseNameRequest.note:type_name -> prism.control.v1.ChangeNote
+	24, // 34: prism.control.v1.ListReservedNamesResponse.reservations:type_name -> prism.control.v1.ReservedName
+	3,  // 35: prism.control.v1.ControlPlane.PlanNamespaces:input_type -> prism.control.v1.PlanNamespacesRequest
+	6,  // 36: prism.control.v1.ControlPlane.CreateNamespace:input_type -> prism.control.v1.CreateNamespaceRequest
+	8,  // 37: prism.control.v1.ControlPlane.UpdateNamespace:input_type -> prism.control.v1.UpdateNamespaceRequest
+	10, // 38: prism.control.v1.ControlPlane.ApplyNamespaces:input_type -> prism.control.v1.ApplyNamespacesRequest
+	13, // 39: prism.control.v1.ControlPlane.GetNamespace:input_type -> prism.control.v1.GetNamespaceRequest
+	15, // 40: prism.control.v1.ControlPlane.ListNamespaces:input_type -> prism.control.v1.ListNamespacesRequest
+	18, // 41: prism.control.v1.ControlPlane.DeleteNamespace:input_type -> prism.control.v1.DeleteNamespaceRequest
+	22, // 42: prism.control.v1.ControlPlane.ReserveName:input_type -> prism.control.v1.ReserveNameRequest
+	25, // 43: prism.control.v1.ControlPlane.RenewName:input_type -> prism.control.v1.RenewNameRequest
+	27, // 44: prism.control.v1.ControlPlane.ReleaseName:input_type -> prism.control.v1.ReleaseNameRequest
+	29, // 45: prism.control.v1.ControlPlane.ListReservedNames:input_type -> prism.control.v1.ListReservedNamesRequest
+	20, // 46: prism.control.v1.ControlPlane.WatchNamespaceStatus:input_type -> prism.control.v1.WatchNamespaceStatusRequest
+	4,  // 47: prism.control.v1.ControlPlane.PlanNamespaces:output_type -> prism.control.v1.PlanNamespacesResponse
+	7,  // 48: prism.control.v1.ControlPlane.CreateNamespace:output_type -> prism.control.v1.CreateNamespaceResponse
+	9,  // 49: prism.control.v1.ControlPlane.UpdateNamespace:output_type -> prism.control.v1.UpdateNamespaceResponse
+	12, // 50: prism.control.v1.ControlPlane.ApplyNamespaces:output_type -> prism.control.v1.ApplyNamespacesResponse
+	14, // 51: prism.control.v1.ControlPlane.GetNamespace:output_type -> prism.control.v1.GetNamespaceResponse
+	16, // 52: prism.control.v1.ControlPlane.ListNamespaces:output_type -> prism.control.v1.ListNamespacesResponse
+	19, // 53: prism.control.v1.ControlPlane.DeleteNamespace:output_type -> prism.control.v1.DeleteNamespaceResponse
+	23, // 54: prism.control.v1.ControlPlane.ReserveName:output_type -> prism.control.v1.ReserveNameResponse
+	26, // 55: prism.control.v1.ControlPlane.RenewName:output_type -> prism.control.v1.RenewNameResponse
+	28, // 56: prism.control.v1.ControlPlane.ReleaseName:output_type -> prism.control.v1.ReleaseNameResponse
+	30, // 57: prism.control.v1.ControlPlane.ListReservedNames:output_type -> prism.control.v1.ListReservedNamesResponse
+	21, // 58: prism.control.v1.ControlPlane.WatchNamespaceStatus:output_type -> prism.control.v1.WatchNamespaceStatusResponse
+	47, // [47:59] is the sub-list for method output_type
+	35, // [35:47] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_prism_control_v1_control_proto_init() }
@@ -1447,7 +2245,7 @@ func file_prism_control_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_prism_control_v1_control_proto_rawDesc), len(file_prism_control_v1_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   20,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

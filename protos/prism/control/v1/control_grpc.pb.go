@@ -28,6 +28,10 @@ const (
 	ControlPlane_GetNamespace_FullMethodName         = "/prism.control.v1.ControlPlane/GetNamespace"
 	ControlPlane_ListNamespaces_FullMethodName       = "/prism.control.v1.ControlPlane/ListNamespaces"
 	ControlPlane_DeleteNamespace_FullMethodName      = "/prism.control.v1.ControlPlane/DeleteNamespace"
+	ControlPlane_ReserveName_FullMethodName          = "/prism.control.v1.ControlPlane/ReserveName"
+	ControlPlane_RenewName_FullMethodName            = "/prism.control.v1.ControlPlane/RenewName"
+	ControlPlane_ReleaseName_FullMethodName          = "/prism.control.v1.ControlPlane/ReleaseName"
+	ControlPlane_ListReservedNames_FullMethodName    = "/prism.control.v1.ControlPlane/ListReservedNames"
 	ControlPlane_WatchNamespaceStatus_FullMethodName = "/prism.control.v1.ControlPlane/WatchNamespaceStatus"
 )
 
@@ -52,6 +56,14 @@ type ControlPlaneClient interface {
 	ListNamespaces(ctx context.Context, in *ListNamespacesRequest, opts ...grpc.CallOption) (*ListNamespacesResponse, error)
 	// Delete drains a namespace and removes it. Its data stays where it is.
 	DeleteNamespace(ctx context.Context, in *DeleteNamespaceRequest, opts ...grpc.CallOption) (*DeleteNamespaceResponse, error)
+	// ReserveName keeps a name until its holder creates the namespace, or until the reservation runs out.
+	ReserveName(ctx context.Context, in *ReserveNameRequest, opts ...grpc.CallOption) (*ReserveNameResponse, error)
+	// RenewName prolongs a reservation. Its holder does so at half of the lease.
+	RenewName(ctx context.Context, in *RenewNameRequest, opts ...grpc.CallOption) (*RenewNameResponse, error)
+	// ReleaseName gives a reservation up.
+	ReleaseName(ctx context.Context, in *ReleaseNameRequest, opts ...grpc.CallOption) (*ReleaseNameResponse, error)
+	// ListReservedNames returns the reservations by name.
+	ListReservedNames(ctx context.Context, in *ListReservedNamesRequest, opts ...grpc.CallOption) (*ListReservedNamesResponse, error)
 	// Watch streams how far a namespace is live, at each change, until it is or the caller has seen enough.
 	WatchNamespaceStatus(ctx context.Context, in *WatchNamespaceStatusRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchNamespaceStatusResponse], error)
 }
@@ -134,6 +146,46 @@ func (c *controlPlaneClient) DeleteNamespace(ctx context.Context, in *DeleteName
 	return out, nil
 }
 
+func (c *controlPlaneClient) ReserveName(ctx context.Context, in *ReserveNameRequest, opts ...grpc.CallOption) (*ReserveNameResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReserveNameResponse)
+	err := c.cc.Invoke(ctx, ControlPlane_ReserveName_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controlPlaneClient) RenewName(ctx context.Context, in *RenewNameRequest, opts ...grpc.CallOption) (*RenewNameResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RenewNameResponse)
+	err := c.cc.Invoke(ctx, ControlPlane_RenewName_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controlPlaneClient) ReleaseName(ctx context.Context, in *ReleaseNameRequest, opts ...grpc.CallOption) (*ReleaseNameResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReleaseNameResponse)
+	err := c.cc.Invoke(ctx, ControlPlane_ReleaseName_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controlPlaneClient) ListReservedNames(ctx context.Context, in *ListReservedNamesRequest, opts ...grpc.CallOption) (*ListReservedNamesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListReservedNamesResponse)
+	err := c.cc.Invoke(ctx, ControlPlane_ListReservedNames_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *controlPlaneClient) WatchNamespaceStatus(ctx context.Context, in *WatchNamespaceStatusRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchNamespaceStatusResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &ControlPlane_ServiceDesc.Streams[0], ControlPlane_WatchNamespaceStatus_FullMethodName, cOpts...)
@@ -174,6 +226,14 @@ type ControlPlaneServer interface {
 	ListNamespaces(context.Context, *ListNamespacesRequest) (*ListNamespacesResponse, error)
 	// Delete drains a namespace and removes it. Its data stays where it is.
 	DeleteNamespace(context.Context, *DeleteNamespaceRequest) (*DeleteNamespaceResponse, error)
+	// ReserveName keeps a name until its holder creates the namespace, or until the reservation runs out.
+	ReserveName(context.Context, *ReserveNameRequest) (*ReserveNameResponse, error)
+	// RenewName prolongs a reservation. Its holder does so at half of the lease.
+	RenewName(context.Context, *RenewNameRequest) (*RenewNameResponse, error)
+	// ReleaseName gives a reservation up.
+	ReleaseName(context.Context, *ReleaseNameRequest) (*ReleaseNameResponse, error)
+	// ListReservedNames returns the reservations by name.
+	ListReservedNames(context.Context, *ListReservedNamesRequest) (*ListReservedNamesResponse, error)
 	// Watch streams how far a namespace is live, at each change, until it is or the caller has seen enough.
 	WatchNamespaceStatus(*WatchNamespaceStatusRequest, grpc.ServerStreamingServer[WatchNamespaceStatusResponse]) error
 	mustEmbedUnimplementedControlPlaneServer()
@@ -206,6 +266,18 @@ func (UnimplementedControlPlaneServer) ListNamespaces(context.Context, *ListName
 }
 func (UnimplementedControlPlaneServer) DeleteNamespace(context.Context, *DeleteNamespaceRequest) (*DeleteNamespaceResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeleteNamespace not implemented")
+}
+func (UnimplementedControlPlaneServer) ReserveName(context.Context, *ReserveNameRequest) (*ReserveNameResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReserveName not implemented")
+}
+func (UnimplementedControlPlaneServer) RenewName(context.Context, *RenewNameRequest) (*RenewNameResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RenewName not implemented")
+}
+func (UnimplementedControlPlaneServer) ReleaseName(context.Context, *ReleaseNameRequest) (*ReleaseNameResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReleaseName not implemented")
+}
+func (UnimplementedControlPlaneServer) ListReservedNames(context.Context, *ListReservedNamesRequest) (*ListReservedNamesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListReservedNames not implemented")
 }
 func (UnimplementedControlPlaneServer) WatchNamespaceStatus(*WatchNamespaceStatusRequest, grpc.ServerStreamingServer[WatchNamespaceStatusResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchNamespaceStatus not implemented")
@@ -357,6 +429,78 @@ func _ControlPlane_DeleteNamespace_Handler(srv interface{}, ctx context.Context,
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ControlPlane_ReserveName_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReserveNameRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlPlaneServer).ReserveName(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ControlPlane_ReserveName_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlPlaneServer).ReserveName(ctx, req.(*ReserveNameRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ControlPlane_RenewName_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RenewNameRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlPlaneServer).RenewName(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ControlPlane_RenewName_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlPlaneServer).RenewName(ctx, req.(*RenewNameRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ControlPlane_ReleaseName_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReleaseNameRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlPlaneServer).ReleaseName(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ControlPlane_ReleaseName_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlPlaneServer).ReleaseName(ctx, req.(*ReleaseNameRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ControlPlane_ListReservedNames_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListReservedNamesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlPlaneServer).ListReservedNames(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ControlPlane_ListReservedNames_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlPlaneServer).ListReservedNames(ctx, req.(*ListReservedNamesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _ControlPlane_WatchNamespaceStatus_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(WatchNamespaceStatusRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -402,6 +546,22 @@ var ControlPlane_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "DeleteNamespace",
 			Handler:    _ControlPlane_DeleteNamespace_Handler,
+		},
+		{
+			MethodName: "ReserveName",
+			Handler:    _ControlPlane_ReserveName_Handler,
+		},
+		{
+			MethodName: "RenewName",
+			Handler:    _ControlPlane_RenewName_Handler,
+		},
+		{
+			MethodName: "ReleaseName",
+			Handler:    _ControlPlane_ReleaseName_Handler,
+		},
+		{
+			MethodName: "ListReservedNames",
+			Handler:    _ControlPlane_ListReservedNames_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

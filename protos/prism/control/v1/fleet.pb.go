@@ -45,7 +45,11 @@ type ReportRequest struct {
 	// Calls per second over the last interval.
 	CallsPerSecond float64 `protobuf:"fixed64,8,opt,name=calls_per_second,json=callsPerSecond,proto3" json:"calls_per_second,omitempty"`
 	// How old its newest configuration is because no control plane answered; zero while connected.
-	Stale         *durationpb.Duration `protobuf:"bytes,9,opt,name=stale,proto3" json:"stale,omitempty"`
+	Stale *durationpb.Duration `protobuf:"bytes,9,opt,name=stale,proto3" json:"stale,omitempty"`
+	// What it carries now.
+	Load *Load `protobuf:"bytes,10,opt,name=load,proto3" json:"load,omitempty"`
+	// How long configuration took to come into effect, since the last message.
+	Propagation   []*Propagation `protobuf:"bytes,11,rep,name=propagation,proto3" json:"propagation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -143,6 +147,157 @@ func (x *ReportRequest) GetStale() *durationpb.Duration {
 	return nil
 }
 
+func (x *ReportRequest) GetLoad() *Load {
+	if x != nil {
+		return x.Load
+	}
+	return nil
+}
+
+func (x *ReportRequest) GetPropagation() []*Propagation {
+	if x != nil {
+		return x.Propagation
+	}
+	return nil
+}
+
+// Load is what a proxy carries.
+type Load struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Calls under way.
+	CallsInFlight uint64 `protobuf:"varint,1,opt,name=calls_in_flight,json=callsInFlight,proto3" json:"calls_in_flight,omitempty"`
+	// Connections of applications and other proxies.
+	Connections uint32 `protobuf:"varint,2,opt,name=connections,proto3" json:"connections,omitempty"`
+	// Sessions of principals.
+	Sessions uint32 `protobuf:"varint,3,opt,name=sessions,proto3" json:"sessions,omitempty"`
+	// Bytes of memory that the process has from its system.
+	MemoryBytes uint64 `protobuf:"varint,4,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	// Processor time that the process has used since it started.
+	Cpu           *durationpb.Duration `protobuf:"bytes,5,opt,name=cpu,proto3" json:"cpu,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Load) Reset() {
+	*x = Load{}
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Load) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Load) ProtoMessage() {}
+
+func (x *Load) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Load.ProtoReflect.Descriptor instead.
+func (*Load) Descriptor() ([]byte, []int) {
+	return file_prism_control_v1_fleet_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Load) GetCallsInFlight() uint64 {
+	if x != nil {
+		return x.CallsInFlight
+	}
+	return 0
+}
+
+func (x *Load) GetConnections() uint32 {
+	if x != nil {
+		return x.Connections
+	}
+	return 0
+}
+
+func (x *Load) GetSessions() uint32 {
+	if x != nil {
+		return x.Sessions
+	}
+	return 0
+}
+
+func (x *Load) GetMemoryBytes() uint64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *Load) GetCpu() *durationpb.Duration {
+	if x != nil {
+		return x.Cpu
+	}
+	return nil
+}
+
+// Propagation is one change's way into effect on one proxy.
+type Propagation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The snapshot.
+	SnapshotVersion uint64 `protobuf:"varint,1,opt,name=snapshot_version,json=snapshotVersion,proto3" json:"snapshot_version,omitempty"`
+	// From the commit, by the committing replica's clock, until it was in effect, by the proxy's.
+	Took          *durationpb.Duration `protobuf:"bytes,2,opt,name=took,proto3" json:"took,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Propagation) Reset() {
+	*x = Propagation{}
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Propagation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Propagation) ProtoMessage() {}
+
+func (x *Propagation) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Propagation.ProtoReflect.Descriptor instead.
+func (*Propagation) Descriptor() ([]byte, []int) {
+	return file_prism_control_v1_fleet_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Propagation) GetSnapshotVersion() uint64 {
+	if x != nil {
+		return x.SnapshotVersion
+	}
+	return 0
+}
+
+func (x *Propagation) GetTook() *durationpb.Duration {
+	if x != nil {
+		return x.Took
+	}
+	return nil
+}
+
 // CellReport is what a proxy serves of one partition.
 type CellReport struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -157,14 +312,18 @@ type CellReport struct {
 	// Namespaces that are in the table but whose backend does not answer, each with a reason.
 	Unready []*Unready `protobuf:"bytes,5,rep,name=unready,proto3" json:"unready,omitempty"`
 	// Namespaces whose newest version was refused, each with field and reason.
-	Rejections    []*v1.Rejection `protobuf:"bytes,6,rep,name=rejections,proto3" json:"rejections,omitempty"`
+	Rejections []*v1.Rejection `protobuf:"bytes,6,rep,name=rejections,proto3" json:"rejections,omitempty"`
+	// The calls that it answered for the partition, since the proxy started.
+	Traffic *Traffic `protobuf:"bytes,7,opt,name=traffic,proto3" json:"traffic,omitempty"`
+	// Resources whose content in use no longer has the version that the root stands for, by name.
+	Drifted       []string `protobuf:"bytes,8,rep,name=drifted,proto3" json:"drifted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CellReport) Reset() {
 	*x = CellReport{}
-	mi := &file_prism_control_v1_fleet_proto_msgTypes[1]
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -176,7 +335,7 @@ func (x *CellReport) String() string {
 func (*CellReport) ProtoMessage() {}
 
 func (x *CellReport) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_control_v1_fleet_proto_msgTypes[1]
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -189,7 +348,7 @@ func (x *CellReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CellReport.ProtoReflect.Descriptor instead.
 func (*CellReport) Descriptor() ([]byte, []int) {
-	return file_prism_control_v1_fleet_proto_rawDescGZIP(), []int{1}
+	return file_prism_control_v1_fleet_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *CellReport) GetPartition() uint32 {
@@ -234,6 +393,93 @@ func (x *CellReport) GetRejections() []*v1.Rejection {
 	return nil
 }
 
+func (x *CellReport) GetTraffic() *Traffic {
+	if x != nil {
+		return x.Traffic
+	}
+	return nil
+}
+
+func (x *CellReport) GetDrifted() []string {
+	if x != nil {
+		return x.Drifted
+	}
+	return nil
+}
+
+// Traffic counts calls since a proxy started.
+type Traffic struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Calls answered.
+	Calls uint64 `protobuf:"varint,1,opt,name=calls,proto3" json:"calls,omitempty"`
+	// Calls of them that failed by the fault of Prism or a backend: INTERNAL, UNKNOWN, UNAVAILABLE, DATA_LOSS or DEADLINE_EXCEEDED.
+	Failed uint64 `protobuf:"varint,2,opt,name=failed,proto3" json:"failed,omitempty"`
+	// The time that they took, all together.
+	Took *durationpb.Duration `protobuf:"bytes,3,opt,name=took,proto3" json:"took,omitempty"`
+	// The proxy's start, so that counters that begin anew are seen.
+	Since         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Traffic) Reset() {
+	*x = Traffic{}
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Traffic) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Traffic) ProtoMessage() {}
+
+func (x *Traffic) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
+func (*Traffic) Descriptor() ([]byte, []int) {
+	return file_prism_control_v1_fleet_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Traffic) GetCalls() uint64 {
+	if x != nil {
+		return x.Calls
+	}
+	return 0
+}
+
+func (x *Traffic) GetFailed() uint64 {
+	if x != nil {
+		return x.Failed
+	}
+	return 0
+}
+
+func (x *Traffic) GetTook() *durationpb.Duration {
+	if x != nil {
+		return x.Took
+	}
+	return nil
+}
+
+func (x *Traffic) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
 // Unready is a namespace that cannot serve.
 type Unready struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -247,7 +493,7 @@ type Unready struct {
 
 func (x *Unready) Reset() {
 	*x = Unready{}
-	mi := &file_prism_control_v1_fleet_proto_msgTypes[2]
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -259,7 +505,7 @@ func (x *Unready) String() string {
 func (*Unready) ProtoMessage() {}
 
 func (x *Unready) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_control_v1_fleet_proto_msgTypes[2]
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -272,7 +518,7 @@ func (x *Unready) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unready.ProtoReflect.Descriptor instead.
 func (*Unready) Descriptor() ([]byte, []int) {
-	return file_prism_control_v1_fleet_proto_rawDescGZIP(), []int{2}
+	return file_prism_control_v1_fleet_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Unready) GetNamespace() string {
@@ -302,7 +548,7 @@ type ReportResponse struct {
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_prism_control_v1_fleet_proto_msgTypes[3]
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -314,7 +560,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_control_v1_fleet_proto_msgTypes[3]
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -327,7 +573,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_prism_control_v1_fleet_proto_rawDescGZIP(), []int{3}
+	return file_prism_control_v1_fleet_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ReportResponse) GetHeartbeat() *durationpb.Duration {
@@ -355,7 +601,7 @@ type WatchCellsRequest struct {
 
 func (x *WatchCellsRequest) Reset() {
 	*x = WatchCellsRequest{}
-	mi := &file_prism_control_v1_fleet_proto_msgTypes[4]
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -367,7 +613,7 @@ func (x *WatchCellsRequest) String() string {
 func (*WatchCellsRequest) ProtoMessage() {}
 
 func (x *WatchCellsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_control_v1_fleet_proto_msgTypes[4]
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -380,7 +626,7 @@ func (x *WatchCellsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchCellsRequest.ProtoReflect.Descriptor instead.
 func (*WatchCellsRequest) Descriptor() ([]byte, []int) {
-	return file_prism_control_v1_fleet_proto_rawDescGZIP(), []int{4}
+	return file_prism_control_v1_fleet_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *WatchCellsRequest) GetPartitions() []uint32 {
@@ -403,7 +649,7 @@ type WatchCellsResponse struct {
 
 func (x *WatchCellsResponse) Reset() {
 	*x = WatchCellsResponse{}
-	mi := &file_prism_control_v1_fleet_proto_msgTypes[5]
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -415,7 +661,7 @@ func (x *WatchCellsResponse) String() string {
 func (*WatchCellsResponse) ProtoMessage() {}
 
 func (x *WatchCellsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_control_v1_fleet_proto_msgTypes[5]
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -428,7 +674,7 @@ func (x *WatchCellsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchCellsResponse.ProtoReflect.Descriptor instead.
 func (*WatchCellsResponse) Descriptor() ([]byte, []int) {
-	return file_prism_control_v1_fleet_proto_rawDescGZIP(), []int{5}
+	return file_prism_control_v1_fleet_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *WatchCellsResponse) GetCells() []*CellState {
@@ -474,13 +720,17 @@ type CellState struct {
 	ServingSharedRoot []byte `protobuf:"bytes,12,opt,name=serving_shared_root,json=servingSharedRoot,proto3" json:"serving_shared_root,omitempty"`
 	// The shared root last acknowledged with the partition.
 	AcceptedSharedRoot []byte `protobuf:"bytes,13,opt,name=accepted_shared_root,json=acceptedSharedRoot,proto3" json:"accepted_shared_root,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// The calls that it answered for the partition.
+	Traffic *Traffic `protobuf:"bytes,14,opt,name=traffic,proto3" json:"traffic,omitempty"`
+	// Resources whose content in use has drifted, by name.
+	Drifted       []string `protobuf:"bytes,15,rep,name=drifted,proto3" json:"drifted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CellState) Reset() {
 	*x = CellState{}
-	mi := &file_prism_control_v1_fleet_proto_msgTypes[6]
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -492,7 +742,7 @@ func (x *CellState) String() string {
 func (*CellState) ProtoMessage() {}
 
 func (x *CellState) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_control_v1_fleet_proto_msgTypes[6]
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -505,7 +755,7 @@ func (x *CellState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CellState.ProtoReflect.Descriptor instead.
 func (*CellState) Descriptor() ([]byte, []int) {
-	return file_prism_control_v1_fleet_proto_rawDescGZIP(), []int{6}
+	return file_prism_control_v1_fleet_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CellState) GetProxy() string {
@@ -599,6 +849,20 @@ func (x *CellState) GetAcceptedSharedRoot() []byte {
 	return nil
 }
 
+func (x *CellState) GetTraffic() *Traffic {
+	if x != nil {
+		return x.Traffic
+	}
+	return nil
+}
+
+func (x *CellState) GetDrifted() []string {
+	if x != nil {
+		return x.Drifted
+	}
+	return nil
+}
+
 // ListReportsRequest asks what proxies have told a replica.
 type ListReportsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -608,7 +872,7 @@ type ListReportsRequest struct {
 
 func (x *ListReportsRequest) Reset() {
 	*x = ListReportsRequest{}
-	mi := &file_prism_control_v1_fleet_proto_msgTypes[7]
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -620,7 +884,7 @@ func (x *ListReportsRequest) String() string {
 func (*ListReportsRequest) ProtoMessage() {}
 
 func (x *ListReportsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_control_v1_fleet_proto_msgTypes[7]
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -633,7 +897,7 @@ func (x *ListReportsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReportsRequest.ProtoReflect.Descriptor instead.
 func (*ListReportsRequest) Descriptor() ([]byte, []int) {
-	return file_prism_control_v1_fleet_proto_rawDescGZIP(), []int{7}
+	return file_prism_control_v1_fleet_proto_rawDescGZIP(), []int{10}
 }
 
 // ListReportsResponse is what proxies have told a replica.
@@ -647,7 +911,7 @@ type ListReportsResponse struct {
 
 func (x *ListReportsResponse) Reset() {
 	*x = ListReportsResponse{}
-	mi := &file_prism_control_v1_fleet_proto_msgTypes[8]
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -659,7 +923,7 @@ func (x *ListReportsResponse) String() string {
 func (*ListReportsResponse) ProtoMessage() {}
 
 func (x *ListReportsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_control_v1_fleet_proto_msgTypes[8]
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -672,7 +936,7 @@ func (x *ListReportsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReportsResponse.ProtoReflect.Descriptor instead.
 func (*ListReportsResponse) Descriptor() ([]byte, []int) {
-	return file_prism_control_v1_fleet_proto_rawDescGZIP(), []int{8}
+	return file_prism_control_v1_fleet_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListReportsResponse) GetReports() []*ProxyReport {
@@ -701,13 +965,19 @@ type ProxyReport struct {
 	Rejected []string `protobuf:"bytes,7,rep,name=rejected,proto3" json:"rejected,omitempty"`
 	// Calls per second over its last interval.
 	CallsPerSecond float64 `protobuf:"fixed64,8,opt,name=calls_per_second,json=callsPerSecond,proto3" json:"calls_per_second,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// What it carries.
+	Load *Load `protobuf:"bytes,9,opt,name=load,proto3" json:"load,omitempty"`
+	// How old its configuration is because no control plane answered it.
+	Stale *durationpb.Duration `protobuf:"bytes,10,opt,name=stale,proto3" json:"stale,omitempty"`
+	// Resources whose content in use has drifted, by name.
+	Drifted       []string `protobuf:"bytes,11,rep,name=drifted,proto3" json:"drifted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ProxyReport) Reset() {
 	*x = ProxyReport{}
-	mi := &file_prism_control_v1_fleet_proto_msgTypes[9]
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -719,7 +989,7 @@ func (x *ProxyReport) String() string {
 func (*ProxyReport) ProtoMessage() {}
 
 func (x *ProxyReport) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_control_v1_fleet_proto_msgTypes[9]
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -732,7 +1002,7 @@ func (x *ProxyReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyReport.ProtoReflect.Descriptor instead.
 func (*ProxyReport) Descriptor() ([]byte, []int) {
-	return file_prism_control_v1_fleet_proto_rawDescGZIP(), []int{9}
+	return file_prism_control_v1_fleet_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ProxyReport) GetProxy() string {
@@ -791,11 +1061,32 @@ func (x *ProxyReport) GetCallsPerSecond() float64 {
 	return 0
 }
 
+func (x *ProxyReport) GetLoad() *Load {
+	if x != nil {
+		return x.Load
+	}
+	return nil
+}
+
+func (x *ProxyReport) GetStale() *durationpb.Duration {
+	if x != nil {
+		return x.Stale
+	}
+	return nil
+}
+
+func (x *ProxyReport) GetDrifted() []string {
+	if x != nil {
+		return x.Drifted
+	}
+	return nil
+}
+
 var File_prism_control_v1_fleet_proto protoreflect.FileDescriptor
 
 const file_prism_control_v1_fleet_proto_rawDesc = "" +
 	"\n" +
-	"\x1cprism/control/v1/fleet.proto\x12\x10prism.control.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dprism/config/v1/request.proto\x1a\x1fprism/config/v1/resources.proto\"\xcd\x02\n" +
+	"\x1cprism/control/v1/fleet.proto\x12\x10prism.control.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dprism/config/v1/request.proto\x1a\x1fprism/config/v1/resources.proto\"\xba\x03\n" +
 	"\rReportRequest\x127\n" +
 	"\x06member\x18\x01 \x01(\v2\x17.prism.config.v1.MemberB\x06\xbaH\x03\xc8\x01\x01R\x06member\x12\x14\n" +
 	"\x05build\x18\x02 \x01(\tR\x05build\x12\x14\n" +
@@ -805,7 +1096,19 @@ const file_prism_control_v1_fleet_proto_rawDesc = "" +
 	"\x05cells\x18\x06 \x03(\v2\x1c.prism.control.v1.CellReportR\x05cells\x12\x18\n" +
 	"\adropped\x18\a \x03(\rR\adropped\x12(\n" +
 	"\x10calls_per_second\x18\b \x01(\x01R\x0ecallsPerSecond\x12/\n" +
-	"\x05stale\x18\t \x01(\v2\x19.google.protobuf.DurationR\x05stale\"\xfb\x01\n" +
+	"\x05stale\x18\t \x01(\v2\x19.google.protobuf.DurationR\x05stale\x12*\n" +
+	"\x04load\x18\n" +
+	" \x01(\v2\x16.prism.control.v1.LoadR\x04load\x12?\n" +
+	"\vpropagation\x18\v \x03(\v2\x1d.prism.control.v1.PropagationR\vpropagation\"\xbc\x01\n" +
+	"\x04Load\x12&\n" +
+	"\x0fcalls_in_flight\x18\x01 \x01(\x04R\rcallsInFlight\x12 \n" +
+	"\vconnections\x18\x02 \x01(\rR\vconnections\x12\x1a\n" +
+	"\bsessions\x18\x03 \x01(\rR\bsessions\x12!\n" +
+	"\fmemory_bytes\x18\x04 \x01(\x04R\vmemoryBytes\x12+\n" +
+	"\x03cpu\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x03cpu\"g\n" +
+	"\vPropagation\x12)\n" +
+	"\x10snapshot_version\x18\x01 \x01(\x04R\x0fsnapshotVersion\x12-\n" +
+	"\x04took\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04took\"\xca\x02\n" +
 	"\n" +
 	"CellReport\x12\x1c\n" +
 	"\tpartition\x18\x01 \x01(\rR\tpartition\x12\x12\n" +
@@ -816,7 +1119,14 @@ const file_prism_control_v1_fleet_proto_rawDesc = "" +
 	"\aunready\x18\x05 \x03(\v2\x19.prism.control.v1.UnreadyR\aunready\x12:\n" +
 	"\n" +
 	"rejections\x18\x06 \x03(\v2\x1a.prism.config.v1.RejectionR\n" +
-	"rejections\"?\n" +
+	"rejections\x123\n" +
+	"\atraffic\x18\a \x01(\v2\x19.prism.control.v1.TrafficR\atraffic\x12\x18\n" +
+	"\adrifted\x18\b \x03(\tR\adrifted\"\x98\x01\n" +
+	"\aTraffic\x12\x14\n" +
+	"\x05calls\x18\x01 \x01(\x04R\x05calls\x12\x16\n" +
+	"\x06failed\x18\x02 \x01(\x04R\x06failed\x12-\n" +
+	"\x04took\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x04took\x120\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"?\n" +
 	"\aUnready\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"z\n" +
@@ -829,7 +1139,7 @@ const file_prism_control_v1_fleet_proto_rawDesc = "" +
 	"partitions\"c\n" +
 	"\x12WatchCellsResponse\x121\n" +
 	"\x05cells\x18\x01 \x03(\v2\x1b.prism.control.v1.CellStateR\x05cells\x12\x1a\n" +
-	"\bcomplete\x18\x02 \x01(\bR\bcomplete\"\x85\x04\n" +
+	"\bcomplete\x18\x02 \x01(\bR\bcomplete\"\xd4\x04\n" +
 	"\tCellState\x12\x14\n" +
 	"\x05proxy\x18\x01 \x01(\tR\x05proxy\x12\x1c\n" +
 	"\tpartition\x18\x02 \x01(\rR\tpartition\x12\x1b\n" +
@@ -846,10 +1156,12 @@ const file_prism_control_v1_fleet_proto_rawDesc = "" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\blastSeen\x12\x12\n" +
 	"\x04gone\x18\v \x01(\bR\x04gone\x12.\n" +
 	"\x13serving_shared_root\x18\f \x01(\fR\x11servingSharedRoot\x120\n" +
-	"\x14accepted_shared_root\x18\r \x01(\fR\x12acceptedSharedRoot\"\x14\n" +
+	"\x14accepted_shared_root\x18\r \x01(\fR\x12acceptedSharedRoot\x123\n" +
+	"\atraffic\x18\x0e \x01(\v2\x19.prism.control.v1.TrafficR\atraffic\x12\x18\n" +
+	"\adrifted\x18\x0f \x03(\tR\adrifted\"\x14\n" +
 	"\x12ListReportsRequest\"N\n" +
 	"\x13ListReportsResponse\x127\n" +
-	"\areports\x18\x01 \x03(\v2\x1d.prism.control.v1.ProxyReportR\areports\"\x8a\x02\n" +
+	"\areports\x18\x01 \x03(\v2\x1d.prism.control.v1.ProxyReportR\areports\"\x81\x03\n" +
 	"\vProxyReport\x12\x14\n" +
 	"\x05proxy\x18\x01 \x01(\tR\x05proxy\x12\x1c\n" +
 	"\tconnected\x18\x02 \x01(\bR\tconnected\x127\n" +
@@ -858,7 +1170,11 @@ const file_prism_control_v1_fleet_proto_rawDesc = "" +
 	"\areasons\x18\x05 \x03(\tR\areasons\x12\x18\n" +
 	"\acurrent\x18\x06 \x01(\rR\acurrent\x12\x1a\n" +
 	"\brejected\x18\a \x03(\tR\brejected\x12(\n" +
-	"\x10calls_per_second\x18\b \x01(\x01R\x0ecallsPerSecond2\x96\x02\n" +
+	"\x10calls_per_second\x18\b \x01(\x01R\x0ecallsPerSecond\x12*\n" +
+	"\x04load\x18\t \x01(\v2\x16.prism.control.v1.LoadR\x04load\x12/\n" +
+	"\x05stale\x18\n" +
+	" \x01(\v2\x19.google.protobuf.DurationR\x05stale\x12\x18\n" +
+	"\adrifted\x18\v \x03(\tR\adrifted2\x96\x02\n" +
 	"\fFleetService\x12O\n" +
 	"\x06Report\x12\x1f.prism.control.v1.ReportRequest\x1a .prism.control.v1.ReportResponse(\x010\x01\x12Y\n" +
 	"\n" +
@@ -879,48 +1195,61 @@ func file_prism_control_v1_fleet_proto_rawDescGZIP() []byte {
 	return file_prism_control_v1_fleet_proto_rawDescData
 }
 
-var file_prism_control_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_prism_control_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_prism_control_v1_fleet_proto_goTypes = []any{
 	(*ReportRequest)(nil),         // 0: prism.control.v1.ReportRequest
-	(*CellReport)(nil),            // 1: prism.control.v1.CellReport
-	(*Unready)(nil),               // 2: prism.control.v1.Unready
-	(*ReportResponse)(nil),        // 3: prism.control.v1.ReportResponse
-	(*WatchCellsRequest)(nil),     // 4: prism.control.v1.WatchCellsRequest
-	(*WatchCellsResponse)(nil),    // 5: prism.control.v1.WatchCellsResponse
-	(*CellState)(nil),             // 6: prism.control.v1.CellState
-	(*ListReportsRequest)(nil),    // 7: prism.control.v1.ListReportsRequest
-	(*ListReportsResponse)(nil),   // 8: prism.control.v1.ListReportsResponse
-	(*ProxyReport)(nil),           // 9: prism.control.v1.ProxyReport
-	(*v1.Member)(nil),             // 10: prism.config.v1.Member
-	(*durationpb.Duration)(nil),   // 11: google.protobuf.Duration
-	(*v1.Rejection)(nil),          // 12: prism.config.v1.Rejection
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
+	(*Load)(nil),                  // 1: prism.control.v1.Load
+	(*Propagation)(nil),           // 2: prism.control.v1.Propagation
+	(*CellReport)(nil),            // 3: prism.control.v1.CellReport
+	(*Traffic)(nil),               // 4: prism.control.v1.Traffic
+	(*Unready)(nil),               // 5: prism.control.v1.Unready
+	(*ReportResponse)(nil),        // 6: prism.control.v1.ReportResponse
+	(*WatchCellsRequest)(nil),     // 7: prism.control.v1.WatchCellsRequest
+	(*WatchCellsResponse)(nil),    // 8: prism.control.v1.WatchCellsResponse
+	(*CellState)(nil),             // 9: prism.control.v1.CellState
+	(*ListReportsRequest)(nil),    // 10: prism.control.v1.ListReportsRequest
+	(*ListReportsResponse)(nil),   // 11: prism.control.v1.ListReportsResponse
+	(*ProxyReport)(nil),           // 12: prism.control.v1.ProxyReport
+	(*v1.Member)(nil),             // 13: prism.config.v1.Member
+	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
+	(*v1.Rejection)(nil),          // 15: prism.config.v1.Rejection
+	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
 }
 var file_prism_control_v1_fleet_proto_depIdxs = []int32{
-	10, // 0: prism.control.v1.ReportRequest.member:type_name -> prism.config.v1.Member
-	1,  // 1: prism.control.v1.ReportRequest.cells:type_name -> prism.control.v1.CellReport
-	11, // 2: prism.control.v1.ReportRequest.stale:type_name -> google.protobuf.Duration
-	2,  // 3: prism.control.v1.CellReport.unready:type_name -> prism.control.v1.Unready
-	12, // 4: prism.control.v1.CellReport.rejections:type_name -> prism.config.v1.Rejection
-	11, // 5: prism.control.v1.ReportResponse.heartbeat:type_name -> google.protobuf.Duration
-	11, // 6: prism.control.v1.ReportResponse.lease:type_name -> google.protobuf.Duration
-	6,  // 7: prism.control.v1.WatchCellsResponse.cells:type_name -> prism.control.v1.CellState
-	12, // 8: prism.control.v1.CellState.rejections:type_name -> prism.config.v1.Rejection
-	2,  // 9: prism.control.v1.CellState.unready:type_name -> prism.control.v1.Unready
-	13, // 10: prism.control.v1.CellState.last_seen:type_name -> google.protobuf.Timestamp
-	9,  // 11: prism.control.v1.ListReportsResponse.reports:type_name -> prism.control.v1.ProxyReport
-	13, // 12: prism.control.v1.ProxyReport.last_seen:type_name -> google.protobuf.Timestamp
-	0,  // 13: prism.control.v1.FleetService.Report:input_type -> prism.control.v1.ReportRequest
-	4,  // 14: prism.control.v1.FleetService.WatchCells:input_type -> prism.control.v1.WatchCellsRequest
-	7,  // 15: prism.control.v1.FleetService.ListReports:input_type -> prism.control.v1.ListReportsRequest
-	3,  // 16: prism.control.v1.FleetService.Report:output_type -> prism.control.v1.ReportResponse
-	5,  // 17: prism.control.v1.FleetService.WatchCells:output_type -> prism.control.v1.WatchCellsResponse
-	8,  // 18: prism.control.v1.FleetService.ListReports:output_type -> prism.control.v1.ListReportsResponse
-	16, // [16:19] is the sub-list for method output_type
-	13, // [13:16] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	13, // 0: prism.control.v1.ReportRequest.member:type_name -> prism.config.v1.Member
+	3,  // 1: prism.control.v1.ReportRequest.cells:type_name -> prism.control.v1.CellReport
+	14, // 2: prism.control.v1.ReportRequest.stale:type_name -> google.protobuf.Duration
+	1,  // 3: prism.control.v1.ReportRequest.load:type_name -> prism.control.v1.Load
+	2,  // 4: prism.control.v1.ReportRequest.propagation:type_name -> prism.control.v1.Propagation
+	14, // 5: prism.control.v1.Load.cpu:type_name -> google.protobuf.Duration
+	14, // 6: prism.control.v1.Propagation.took:type_name -> google.protobuf.Duration
+	5,  // 7: prism.control.v1.CellReport.unready:type_name -> prism.control.v1.Unready
+	15, // 8: prism.control.v1.CellReport.rejections:type_name -> prism.config.v1.Rejection
+	4,  // 9: prism.control.v1.CellReport.traffic:type_name -> prism.control.v1.Traffic
+	14, // 10: prism.control.v1.Traffic.took:type_name -> google.protobuf.Duration
+	16, // 11: prism.control.v1.Traffic.since:type_name -> google.protobuf.Timestamp
+	14, // 12: prism.control.v1.ReportResponse.heartbeat:type_name -> google.protobuf.Duration
+	14, // 13: prism.control.v1.ReportResponse.lease:type_name -> google.protobuf.Duration
+	9,  // 14: prism.control.v1.WatchCellsResponse.cells:type_name -> prism.control.v1.CellState
+	15, // 15: prism.control.v1.CellState.rejections:type_name -> prism.config.v1.Rejection
+	5,  // 16: prism.control.v1.CellState.unready:type_name -> prism.control.v1.Unready
+	16, // 17: prism.control.v1.CellState.last_seen:type_name -> google.protobuf.Timestamp
+	4,  // 18: prism.control.v1.CellState.traffic:type_name -> prism.control.v1.Traffic
+	12, // 19: prism.control.v1.ListReportsResponse.reports:type_name -> prism.control.v1.ProxyReport
+	16, // 20: prism.control.v1.ProxyReport.last_seen:type_name -> google.protobuf.Timestamp
+	1,  // 21: prism.control.v1.ProxyReport.load:type_name -> prism.control.v1.Load
+	14, // 22: prism.control.v1.ProxyReport.stale:type_name -> google.protobuf.Duration
+	0,  // 23: prism.control.v1.FleetService.Report:input_type -> prism.control.v1.ReportRequest
+	7,  // 24: prism.control.v1.FleetService.WatchCells:input_type -> prism.control.v1.WatchCellsRequest
+	10, // 25: prism.control.v1.FleetService.ListReports:input_type -> prism.control.v1.ListReportsRequest
+	6,  // 26: prism.control.v1.FleetService.Report:output_type -> prism.control.v1.ReportResponse
+	8,  // 27: prism.control.v1.FleetService.WatchCells:output_type -> prism.control.v1.WatchCellsResponse
+	11, // 28: prism.control.v1.FleetService.ListReports:output_type -> prism.control.v1.ListReportsResponse
+	26, // [26:29] is the sub-list for method output_type
+	23, // [23:26] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_prism_control_v1_fleet_proto_init() }
@@ -934,7 +1263,7 @@ func file_prism_control_v1_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_prism_control_v1_fleet_proto_rawDesc), len(file_prism_control_v1_fleet_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -425,7 +425,11 @@ type Change struct {
 	// For a rollback: the version that was gone back to.
 	ToVersion uint64 `protobuf:"varint,8,opt,name=to_version,json=toVersion,proto3" json:"to_version,omitempty"`
 	// As stored: author, message and request id are those of the change before, and are left out here.
-	SameNote      bool `protobuf:"varint,9,opt,name=same_note,json=sameNote,proto3" json:"same_note,omitempty"`
+	SameNote bool `protobuf:"varint,9,opt,name=same_note,json=sameNote,proto3" json:"same_note,omitempty"`
+	// Whether it goes in waves, in the release that bears the snapshot's number. Else every owner gets it at once.
+	InRelease bool `protobuf:"varint,10,opt,name=in_release,json=inRelease,proto3" json:"in_release,omitempty"`
+	// The W3C trace context of the request that asked for it; empty when it was not traced. Not kept when same_note is set.
+	TraceParent   string `protobuf:"bytes,11,opt,name=trace_parent,json=traceParent,proto3" json:"trace_parent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -523,13 +527,31 @@ func (x *Change) GetSameNote() bool {
 	return false
 }
 
-// Head names the newest snapshot.
+func (x *Change) GetInRelease() bool {
+	if x != nil {
+		return x.InRelease
+	}
+	return false
+}
+
+func (x *Change) GetTraceParent() string {
+	if x != nil {
+		return x.TraceParent
+	}
+	return ""
+}
+
+// Head names the newest snapshot, and says what of it the fleet has: all, but for what is in a release under way.
 type Head struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Its number.
 	Version uint64 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
 	// Its root.
-	Root          []byte `protobuf:"bytes,2,opt,name=root,proto3" json:"root,omitempty"`
+	Root []byte `protobuf:"bytes,2,opt,name=root,proto3" json:"root,omitempty"`
+	// What every owner may have: the newest snapshot without what is pending. Absent when no release is under way.
+	Stable *Stable `protobuf:"bytes,3,opt,name=stable,proto3" json:"stable,omitempty"`
+	// The releases under way, by snapshot.
+	Releases      []*Release `protobuf:"bytes,4,rep,name=releases,proto3" json:"releases,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -578,6 +600,521 @@ func (x *Head) GetRoot() []byte {
 	return nil
 }
 
+func (x *Head) GetStable() *Stable {
+	if x != nil {
+		return x.Stable
+	}
+	return nil
+}
+
+func (x *Head) GetReleases() []*Release {
+	if x != nil {
+		return x.Releases
+	}
+	return nil
+}
+
+// Stable is a tree that is no snapshot: the newest one without what releases have not brought to every owner yet.
+type Stable struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SHA-256 over groups and shared root.
+	Root []byte `protobuf:"bytes,1,opt,name=root,proto3" json:"root,omitempty"`
+	// The groups' hashes, as in Snapshot.
+	Groups [][]byte `protobuf:"bytes,2,rep,name=groups,proto3" json:"groups,omitempty"`
+	// The hash of the manifest of the shared collection, as in Snapshot.
+	Shared        []byte `protobuf:"bytes,3,opt,name=shared,proto3" json:"shared,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Stable) Reset() {
+	*x = Stable{}
+	mi := &file_prism_record_v1_record_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Stable) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Stable) ProtoMessage() {}
+
+func (x *Stable) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_record_v1_record_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Stable.ProtoReflect.Descriptor instead.
+func (*Stable) Descriptor() ([]byte, []int) {
+	return file_prism_record_v1_record_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Stable) GetRoot() []byte {
+	if x != nil {
+		return x.Root
+	}
+	return nil
+}
+
+func (x *Stable) GetGroups() [][]byte {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+func (x *Stable) GetShared() []byte {
+	if x != nil {
+		return x.Shared
+	}
+	return nil
+}
+
+// Release is the way of one snapshot's changes to the fleet. It is part of Head while it is under way, and has a key of
+// its own once it has ended.
+type Release struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The snapshot, which names the release.
+	Snapshot uint64 `protobuf:"varint,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// How it stands.
+	State v1.ReleaseState `protobuf:"varint,2,opt,name=state,proto3,enum=prism.config.v1.ReleaseState" json:"state,omitempty"`
+	// What its changes can hurt: the most of them.
+	Class v1.ReleaseClass `protobuf:"varint,3,opt,name=class,proto3,enum=prism.config.v1.ReleaseClass" json:"class,omitempty"`
+	// The policy, complete, as it was when the snapshot was recorded.
+	Policy *v1.ReleasePolicy `protobuf:"bytes,4,opt,name=policy,proto3" json:"policy,omitempty"`
+	// Whether it holds all that is pending and is not in a newer release: a rollback of everything.
+	Whole bool `protobuf:"varint,5,opt,name=whole,proto3" json:"whole,omitempty"`
+	// The wave reached: 0 none; 1 validators, 2 rank 0 of the first partitions, 3 rank 0, 4 rank 1, 5 everybody.
+	Wave uint32 `protobuf:"varint,6,opt,name=wave,proto3" json:"wave,omitempty"`
+	// When the wave reached was begun.
+	WaveAt *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=wave_at,json=waveAt,proto3" json:"wave_at,omitempty"`
+	// When the snapshot was recorded.
+	StartedAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	// When it ended; absent while under way.
+	EndedAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=ended_at,json=endedAt,proto3" json:"ended_at,omitempty"`
+	// It is taken back by itself at this time unless somebody confirms it; absent when nothing need be confirmed.
+	ConfirmBy *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=confirm_by,json=confirmBy,proto3" json:"confirm_by,omitempty"`
+	// How many objects it held when it began.
+	Objects uint32 `protobuf:"varint,11,opt,name=objects,proto3" json:"objects,omitempty"`
+	// How many it held of whom it let go: because they were changed again, or taken back by themselves.
+	LetGo uint32 `protobuf:"varint,12,opt,name=let_go,json=letGo,proto3" json:"let_go,omitempty"`
+	// What was taken back, at most 100.
+	TakenBack []*TakenBack `protobuf:"bytes,13,rep,name=taken_back,json=takenBack,proto3" json:"taken_back,omitempty"`
+	// What happened, oldest first, at most 50.
+	Events []*ReleaseEvent `protobuf:"bytes,14,rep,name=events,proto3" json:"events,omitempty"`
+	// Who asked for the snapshot: the author of its first change.
+	Author string `protobuf:"bytes,15,opt,name=author,proto3" json:"author,omitempty"`
+	// Why it ended or is held, for people.
+	Reason        string `protobuf:"bytes,16,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Release) Reset() {
+	*x = Release{}
+	mi := &file_prism_record_v1_record_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Release) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Release) ProtoMessage() {}
+
+func (x *Release) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_record_v1_record_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Release.ProtoReflect.Descriptor instead.
+func (*Release) Descriptor() ([]byte, []int) {
+	return file_prism_record_v1_record_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Release) GetSnapshot() uint64 {
+	if x != nil {
+		return x.Snapshot
+	}
+	return 0
+}
+
+func (x *Release) GetState() v1.ReleaseState {
+	if x != nil {
+		return x.State
+	}
+	return v1.ReleaseState(0)
+}
+
+func (x *Release) GetClass() v1.ReleaseClass {
+	if x != nil {
+		return x.Class
+	}
+	return v1.ReleaseClass(0)
+}
+
+func (x *Release) GetPolicy() *v1.ReleasePolicy {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+func (x *Release) GetWhole() bool {
+	if x != nil {
+		return x.Whole
+	}
+	return false
+}
+
+func (x *Release) GetWave() uint32 {
+	if x != nil {
+		return x.Wave
+	}
+	return 0
+}
+
+func (x *Release) GetWaveAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.WaveAt
+	}
+	return nil
+}
+
+func (x *Release) GetStartedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartedAt
+	}
+	return nil
+}
+
+func (x *Release) GetEndedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EndedAt
+	}
+	return nil
+}
+
+func (x *Release) GetConfirmBy() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ConfirmBy
+	}
+	return nil
+}
+
+func (x *Release) GetObjects() uint32 {
+	if x != nil {
+		return x.Objects
+	}
+	return 0
+}
+
+func (x *Release) GetLetGo() uint32 {
+	if x != nil {
+		return x.LetGo
+	}
+	return 0
+}
+
+func (x *Release) GetTakenBack() []*TakenBack {
+	if x != nil {
+		return x.TakenBack
+	}
+	return nil
+}
+
+func (x *Release) GetEvents() []*ReleaseEvent {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+func (x *Release) GetAuthor() string {
+	if x != nil {
+		return x.Author
+	}
+	return ""
+}
+
+func (x *Release) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// TakenBack is one object that a release took back by itself.
+type TakenBack struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The object: ns/user-profiles.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Why, where, and by which snapshot.
+	Why           *v1.TakenBack `protobuf:"bytes,2,opt,name=why,proto3" json:"why,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TakenBack) Reset() {
+	*x = TakenBack{}
+	mi := &file_prism_record_v1_record_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TakenBack) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TakenBack) ProtoMessage() {}
+
+func (x *TakenBack) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_record_v1_record_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TakenBack.ProtoReflect.Descriptor instead.
+func (*TakenBack) Descriptor() ([]byte, []int) {
+	return file_prism_record_v1_record_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *TakenBack) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *TakenBack) GetWhy() *v1.TakenBack {
+	if x != nil {
+		return x.Why
+	}
+	return nil
+}
+
+// ReleaseEvent is one thing that happened to a release.
+type ReleaseEvent struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When.
+	At *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
+	// What: started, wave, halted, paused, resumed, pushed, confirmed, taken back, aborted, done, superseded.
+	What string `protobuf:"bytes,2,opt,name=what,proto3" json:"what,omitempty"`
+	// The wave reached by it.
+	Wave uint32 `protobuf:"varint,3,opt,name=wave,proto3" json:"wave,omitempty"`
+	// Who; empty when Prism did.
+	Author string `protobuf:"bytes,4,opt,name=author,proto3" json:"author,omitempty"`
+	// Why, for people.
+	Reason        string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseEvent) Reset() {
+	*x = ReleaseEvent{}
+	mi := &file_prism_record_v1_record_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseEvent) ProtoMessage() {}
+
+func (x *ReleaseEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_record_v1_record_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseEvent.ProtoReflect.Descriptor instead.
+func (*ReleaseEvent) Descriptor() ([]byte, []int) {
+	return file_prism_record_v1_record_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ReleaseEvent) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *ReleaseEvent) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *ReleaseEvent) GetWave() uint32 {
+	if x != nil {
+		return x.Wave
+	}
+	return 0
+}
+
+func (x *ReleaseEvent) GetAuthor() string {
+	if x != nil {
+		return x.Author
+	}
+	return ""
+}
+
+func (x *ReleaseEvent) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// NameReservation keeps a name for whoever is to create the namespace.
+type NameReservation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name.
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// The team that the namespace will belong to.
+	Team string `protobuf:"bytes,2,opt,name=team,proto3" json:"team,omitempty"`
+	// SHA-256 of the token that its holder was given.
+	TokenHash []byte `protobuf:"bytes,3,opt,name=token_hash,json=tokenHash,proto3" json:"token_hash,omitempty"`
+	// Who reserved it.
+	Author string `protobuf:"bytes,4,opt,name=author,proto3" json:"author,omitempty"`
+	// Why.
+	Message string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	// When it was reserved.
+	ReservedAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=reserved_at,json=reservedAt,proto3" json:"reserved_at,omitempty"`
+	// When it was renewed last.
+	RenewedAt *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=renewed_at,json=renewedAt,proto3" json:"renewed_at,omitempty"`
+	// Until when it holds. A grace follows in which its holder alone may still renew it.
+	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	// For how long each renewal holds, in seconds.
+	LeaseSeconds  int64 `protobuf:"varint,9,opt,name=lease_seconds,json=leaseSeconds,proto3" json:"lease_seconds,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NameReservation) Reset() {
+	*x = NameReservation{}
+	mi := &file_prism_record_v1_record_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NameReservation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NameReservation) ProtoMessage() {}
+
+func (x *NameReservation) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_record_v1_record_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NameReservation.ProtoReflect.Descriptor instead.
+func (*NameReservation) Descriptor() ([]byte, []int) {
+	return file_prism_record_v1_record_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *NameReservation) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *NameReservation) GetTeam() string {
+	if x != nil {
+		return x.Team
+	}
+	return ""
+}
+
+func (x *NameReservation) GetTokenHash() []byte {
+	if x != nil {
+		return x.TokenHash
+	}
+	return nil
+}
+
+func (x *NameReservation) GetAuthor() string {
+	if x != nil {
+		return x.Author
+	}
+	return ""
+}
+
+func (x *NameReservation) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *NameReservation) GetReservedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ReservedAt
+	}
+	return nil
+}
+
+func (x *NameReservation) GetRenewedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RenewedAt
+	}
+	return nil
+}
+
+func (x *NameReservation) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+func (x *NameReservation) GetLeaseSeconds() int64 {
+	if x != nil {
+		return x.LeaseSeconds
+	}
+	return 0
+}
+
 // Placement is what the elected replica decided about the fleet.
 type Placement struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -598,7 +1135,7 @@ type Placement struct {
 
 func (x *Placement) Reset() {
 	*x = Placement{}
-	mi := &file_prism_record_v1_record_proto_msgTypes[6]
+	mi := &file_prism_record_v1_record_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -610,7 +1147,7 @@ func (x *Placement) String() string {
 func (*Placement) ProtoMessage() {}
 
 func (x *Placement) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_record_v1_record_proto_msgTypes[6]
+	mi := &file_prism_record_v1_record_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -623,7 +1160,7 @@ func (x *Placement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Placement.ProtoReflect.Descriptor instead.
 func (*Placement) Descriptor() ([]byte, []int) {
-	return file_prism_record_v1_record_proto_rawDescGZIP(), []int{6}
+	return file_prism_record_v1_record_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Placement) GetEpoch() uint64 {
@@ -676,7 +1213,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_prism_record_v1_record_proto_msgTypes[7]
+	mi := &file_prism_record_v1_record_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -688,7 +1225,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_record_v1_record_proto_msgTypes[7]
+	mi := &file_prism_record_v1_record_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -701,7 +1238,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_prism_record_v1_record_proto_rawDescGZIP(), []int{7}
+	return file_prism_record_v1_record_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Replica) GetId() string {
@@ -742,7 +1279,7 @@ type MemberLease struct {
 
 func (x *MemberLease) Reset() {
 	*x = MemberLease{}
-	mi := &file_prism_record_v1_record_proto_msgTypes[8]
+	mi := &file_prism_record_v1_record_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -754,7 +1291,7 @@ func (x *MemberLease) String() string {
 func (*MemberLease) ProtoMessage() {}
 
 func (x *MemberLease) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_record_v1_record_proto_msgTypes[8]
+	mi := &file_prism_record_v1_record_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -767,7 +1304,7 @@ func (x *MemberLease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberLease.ProtoReflect.Descriptor instead.
 func (*MemberLease) Descriptor() ([]byte, []int) {
-	return file_prism_record_v1_record_proto_rawDescGZIP(), []int{8}
+	return file_prism_record_v1_record_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *MemberLease) GetMember() *v1.Member {
@@ -802,7 +1339,7 @@ var File_prism_record_v1_record_proto protoreflect.FileDescriptor
 
 const file_prism_record_v1_record_proto_rawDesc = "" +
 	"\n" +
-	"\x1cprism/record/v1/record.proto\x12\x0fprism.record.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dprism/config/v1/request.proto\x1a\x1fprism/config/v1/resources.proto\"y\n" +
+	"\x1cprism/record/v1/record.proto\x12\x0fprism.record.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dprism/config/v1/release.proto\x1a\x1dprism/config/v1/request.proto\x1a\x1fprism/config/v1/resources.proto\"y\n" +
 	"\fInstallation\x12\x1e\n" +
 	"\n" +
 	"partitions\x18\x01 \x01(\rR\n" +
@@ -833,7 +1370,7 @@ const file_prism_record_v1_record_proto_rawDesc = "" +
 	"\tcommit_id\x18\b \x01(\tR\bcommitId\x12\x1e\n" +
 	"\n" +
 	"namespaces\x18\t \x01(\x04R\n" +
-	"namespaces\"\x88\x02\n" +
+	"namespaces\"\xca\x02\n" +
 	"\x06Change\x12/\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1b.prism.record.v1.ChangeKindR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -845,10 +1382,64 @@ const file_prism_record_v1_record_proto_rawDesc = "" +
 	"request_id\x18\a \x01(\tR\trequestId\x12\x1d\n" +
 	"\n" +
 	"to_version\x18\b \x01(\x04R\ttoVersion\x12\x1b\n" +
-	"\tsame_note\x18\t \x01(\bR\bsameNote\"4\n" +
+	"\tsame_note\x18\t \x01(\bR\bsameNote\x12\x1d\n" +
+	"\n" +
+	"in_release\x18\n" +
+	" \x01(\bR\tinRelease\x12!\n" +
+	"\ftrace_parent\x18\v \x01(\tR\vtraceParent\"\x9b\x01\n" +
 	"\x04Head\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x12\n" +
-	"\x04root\x18\x02 \x01(\fR\x04root\"\xb5\x01\n" +
+	"\x04root\x18\x02 \x01(\fR\x04root\x12/\n" +
+	"\x06stable\x18\x03 \x01(\v2\x17.prism.record.v1.StableR\x06stable\x124\n" +
+	"\breleases\x18\x04 \x03(\v2\x18.prism.record.v1.ReleaseR\breleases\"L\n" +
+	"\x06Stable\x12\x12\n" +
+	"\x04root\x18\x01 \x01(\fR\x04root\x12\x16\n" +
+	"\x06groups\x18\x02 \x03(\fR\x06groups\x12\x16\n" +
+	"\x06shared\x18\x03 \x01(\fR\x06shared\"\xa6\x05\n" +
+	"\aRelease\x12\x1a\n" +
+	"\bsnapshot\x18\x01 \x01(\x04R\bsnapshot\x123\n" +
+	"\x05state\x18\x02 \x01(\x0e2\x1d.prism.config.v1.ReleaseStateR\x05state\x123\n" +
+	"\x05class\x18\x03 \x01(\x0e2\x1d.prism.config.v1.ReleaseClassR\x05class\x126\n" +
+	"\x06policy\x18\x04 \x01(\v2\x1e.prism.config.v1.ReleasePolicyR\x06policy\x12\x14\n" +
+	"\x05whole\x18\x05 \x01(\bR\x05whole\x12\x12\n" +
+	"\x04wave\x18\x06 \x01(\rR\x04wave\x123\n" +
+	"\awave_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x06waveAt\x129\n" +
+	"\n" +
+	"started_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x125\n" +
+	"\bended_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt\x129\n" +
+	"\n" +
+	"confirm_by\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\tconfirmBy\x12\x18\n" +
+	"\aobjects\x18\v \x01(\rR\aobjects\x12\x15\n" +
+	"\x06let_go\x18\f \x01(\rR\x05letGo\x129\n" +
+	"\n" +
+	"taken_back\x18\r \x03(\v2\x1a.prism.record.v1.TakenBackR\ttakenBack\x125\n" +
+	"\x06events\x18\x0e \x03(\v2\x1d.prism.record.v1.ReleaseEventR\x06events\x12\x16\n" +
+	"\x06author\x18\x0f \x01(\tR\x06author\x12\x16\n" +
+	"\x06reason\x18\x10 \x01(\tR\x06reason\"M\n" +
+	"\tTakenBack\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12,\n" +
+	"\x03why\x18\x02 \x01(\v2\x1a.prism.config.v1.TakenBackR\x03why\"\x92\x01\n" +
+	"\fReleaseEvent\x12*\n" +
+	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x12\n" +
+	"\x04what\x18\x02 \x01(\tR\x04what\x12\x12\n" +
+	"\x04wave\x18\x03 \x01(\rR\x04wave\x12\x16\n" +
+	"\x06author\x18\x04 \x01(\tR\x06author\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\"\xec\x02\n" +
+	"\x0fNameReservation\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04team\x18\x02 \x01(\tR\x04team\x12\x1d\n" +
+	"\n" +
+	"token_hash\x18\x03 \x01(\fR\ttokenHash\x12\x16\n" +
+	"\x06author\x18\x04 \x01(\tR\x06author\x12\x18\n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\x12;\n" +
+	"\vreserved_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"reservedAt\x129\n" +
+	"\n" +
+	"renewed_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\trenewedAt\x129\n" +
+	"\n" +
+	"expires_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12#\n" +
+	"\rlease_seconds\x18\t \x01(\x03R\fleaseSeconds\"\xb5\x01\n" +
 	"\tPlacement\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x121\n" +
 	"\amembers\x18\x02 \x03(\v2\x17.prism.config.v1.MemberR\amembers\x123\n" +
@@ -886,7 +1477,7 @@ func file_prism_record_v1_record_proto_rawDescGZIP() []byte {
 }
 
 var file_prism_record_v1_record_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_prism_record_v1_record_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_prism_record_v1_record_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_prism_record_v1_record_proto_goTypes = []any{
 	(ChangeKind)(0),               // 0: prism.record.v1.ChangeKind
 	(*Installation)(nil),          // 1: prism.record.v1.Installation
@@ -895,32 +1486,57 @@ var file_prism_record_v1_record_proto_goTypes = []any{
 	(*Snapshot)(nil),              // 4: prism.record.v1.Snapshot
 	(*Change)(nil),                // 5: prism.record.v1.Change
 	(*Head)(nil),                  // 6: prism.record.v1.Head
-	(*Placement)(nil),             // 7: prism.record.v1.Placement
-	(*Replica)(nil),               // 8: prism.record.v1.Replica
-	(*MemberLease)(nil),           // 9: prism.record.v1.MemberLease
-	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
-	(*v1.NamespaceRequest)(nil),   // 11: prism.config.v1.NamespaceRequest
-	(*v1.Decision)(nil),           // 12: prism.config.v1.Decision
-	(*v1.Member)(nil),             // 13: prism.config.v1.Member
+	(*Stable)(nil),                // 7: prism.record.v1.Stable
+	(*Release)(nil),               // 8: prism.record.v1.Release
+	(*TakenBack)(nil),             // 9: prism.record.v1.TakenBack
+	(*ReleaseEvent)(nil),          // 10: prism.record.v1.ReleaseEvent
+	(*NameReservation)(nil),       // 11: prism.record.v1.NameReservation
+	(*Placement)(nil),             // 12: prism.record.v1.Placement
+	(*Replica)(nil),               // 13: prism.record.v1.Replica
+	(*MemberLease)(nil),           // 14: prism.record.v1.MemberLease
+	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
+	(*v1.NamespaceRequest)(nil),   // 16: prism.config.v1.NamespaceRequest
+	(*v1.Decision)(nil),           // 17: prism.config.v1.Decision
+	(v1.ReleaseState)(0),          // 18: prism.config.v1.ReleaseState
+	(v1.ReleaseClass)(0),          // 19: prism.config.v1.ReleaseClass
+	(*v1.ReleasePolicy)(nil),      // 20: prism.config.v1.ReleasePolicy
+	(*v1.TakenBack)(nil),          // 21: prism.config.v1.TakenBack
+	(*v1.Member)(nil),             // 22: prism.config.v1.Member
 }
 var file_prism_record_v1_record_proto_depIdxs = []int32{
-	10, // 0: prism.record.v1.Installation.created_at:type_name -> google.protobuf.Timestamp
-	11, // 1: prism.record.v1.NamespaceRecord.request:type_name -> prism.config.v1.NamespaceRequest
-	12, // 2: prism.record.v1.NamespaceRecord.decisions:type_name -> prism.config.v1.Decision
-	10, // 3: prism.record.v1.NamespaceRecord.created_at:type_name -> google.protobuf.Timestamp
-	10, // 4: prism.record.v1.NamespaceRecord.updated_at:type_name -> google.protobuf.Timestamp
-	10, // 5: prism.record.v1.Snapshot.recorded_at:type_name -> google.protobuf.Timestamp
+	15, // 0: prism.record.v1.Installation.created_at:type_name -> google.protobuf.Timestamp
+	16, // 1: prism.record.v1.NamespaceRecord.request:type_name -> prism.config.v1.NamespaceRequest
+	17, // 2: prism.record.v1.NamespaceRecord.decisions:type_name -> prism.config.v1.Decision
+	15, // 3: prism.record.v1.NamespaceRecord.created_at:type_name -> google.protobuf.Timestamp
+	15, // 4: prism.record.v1.NamespaceRecord.updated_at:type_name -> google.protobuf.Timestamp
+	15, // 5: prism.record.v1.Snapshot.recorded_at:type_name -> google.protobuf.Timestamp
 	5,  // 6: prism.record.v1.Snapshot.changes:type_name -> prism.record.v1.Change
 	0,  // 7: prism.record.v1.Change.kind:type_name -> prism.record.v1.ChangeKind
-	13, // 8: prism.record.v1.Placement.members:type_name -> prism.config.v1.Member
-	13, // 9: prism.record.v1.Placement.previous:type_name -> prism.config.v1.Member
-	13, // 10: prism.record.v1.MemberLease.member:type_name -> prism.config.v1.Member
-	10, // 11: prism.record.v1.MemberLease.since:type_name -> google.protobuf.Timestamp
-	12, // [12:12] is the sub-list for method output_type
-	12, // [12:12] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	7,  // 8: prism.record.v1.Head.stable:type_name -> prism.record.v1.Stable
+	8,  // 9: prism.record.v1.Head.releases:type_name -> prism.record.v1.Release
+	18, // 10: prism.record.v1.Release.state:type_name -> prism.config.v1.ReleaseState
+	19, // 11: prism.record.v1.Release.class:type_name -> prism.config.v1.ReleaseClass
+	20, // 12: prism.record.v1.Release.policy:type_name -> prism.config.v1.ReleasePolicy
+	15, // 13: prism.record.v1.Release.wave_at:type_name -> google.protobuf.Timestamp
+	15, // 14: prism.record.v1.Release.started_at:type_name -> google.protobuf.Timestamp
+	15, // 15: prism.record.v1.Release.ended_at:type_name -> google.protobuf.Timestamp
+	15, // 16: prism.record.v1.Release.confirm_by:type_name -> google.protobuf.Timestamp
+	9,  // 17: prism.record.v1.Release.taken_back:type_name -> prism.record.v1.TakenBack
+	10, // 18: prism.record.v1.Release.events:type_name -> prism.record.v1.ReleaseEvent
+	21, // 19: prism.record.v1.TakenBack.why:type_name -> prism.config.v1.TakenBack
+	15, // 20: prism.record.v1.ReleaseEvent.at:type_name -> google.protobuf.Timestamp
+	15, // 21: prism.record.v1.NameReservation.reserved_at:type_name -> google.protobuf.Timestamp
+	15, // 22: prism.record.v1.NameReservation.renewed_at:type_name -> google.protobuf.Timestamp
+	15, // 23: prism.record.v1.NameReservation.expires_at:type_name -> google.protobuf.Timestamp
+	22, // 24: prism.record.v1.Placement.members:type_name -> prism.config.v1.Member
+	22, // 25: prism.record.v1.Placement.previous:type_name -> prism.config.v1.Member
+	22, // 26: prism.record.v1.MemberLease.member:type_name -> prism.config.v1.Member
+	15, // 27: prism.record.v1.MemberLease.since:type_name -> google.protobuf.Timestamp
+	28, // [28:28] is the sub-list for method output_type
+	28, // [28:28] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_prism_record_v1_record_proto_init() }
@@ -934,7 +1550,7 @@ func file_prism_record_v1_record_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_prism_record_v1_record_proto_rawDesc), len(file_prism_record_v1_record_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   9,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
