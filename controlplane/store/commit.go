@@ -23,7 +23,6 @@ import (
 )
 
 const (
-	maxBatch   = 1000       // changes in one commit
 	maxRecord  = 1450 << 10 // bytes of changes in one snapshot's record, which must fit into one request
 	maxObject  = 1 << 20    // bytes of one object
 	maxOneTxn  = 90         // nodes that are written together with head
