@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"google.golang.org/grpc"
-	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/prism-gateway/prism/controlplane/pipeline"
@@ -155,7 +154,7 @@ func (s *Server) ListNamespaces(_ context.Context, in *controlv1.ListNamespacesR
 	out := &controlv1.ListNamespacesResponse{TotalCount: count(tree, in.GetPrefix(), in.GetTeam())}
 	size := pageSize(in.GetPageSize())
 	for o := range tree.Namespaces(in.GetPrefix(), after) {
-		if in.GetTeam() != "" && teamOf(o.Data) != in.GetTeam() {
+		if in.GetTeam() != "" && snapshot.TeamOf(o.Data) != in.GetTeam() {
 			continue
 		}
 		if len(out.Namespaces) == size {
@@ -172,41 +171,23 @@ func (s *Server) ListNamespaces(_ context.Context, in *controlv1.ListNamespacesR
 }
 
 func count(tree *snapshot.Tree, prefix, team string) uint64 {
-	if prefix == "" && team == "" {
+	switch {
+	case prefix == "" && team == "":
 		return uint64(tree.Len())
+	case prefix == "":
+		return tree.Team(team).Namespaces
 	}
 	var n uint64
 	for p := range ident.Partition(tree.Partitions()) {
 		c := tree.Collection(p)
 		for i := range c.Len() {
 			o := c.At(i)
-			if strings.HasPrefix(o.ShortName(), prefix) && (team == "" || teamOf(o.Data) == team) {
+			if strings.HasPrefix(o.ShortName(), prefix) && (team == "" || snapshot.TeamOf(o.Data) == team) {
 				n++
 			}
 		}
 	}
 	return n
-}
-
-// teamOf finds the team in a marshalled NamespaceConfig and decodes nothing else: a list may look at all of them.
-func teamOf(data []byte) string {
-	const teamField = 9
-	for len(data) > 0 {
-		field, kind, n := protowire.ConsumeTag(data)
-		if n < 0 {
-			return ""
-		}
-		data = data[n:]
-		if n = protowire.ConsumeFieldValue(field, kind, data); n < 0 {
-			return ""
-		}
-		if field == teamField && kind == protowire.BytesType {
-			value, _ := protowire.ConsumeBytes(data)
-			return string(value)
-		}
-		data = data[n:]
-	}
-	return ""
 }
 
 func summaryOf(tree *snapshot.Tree, o snapshot.Object) (*controlv1.NamespaceSummary, error) {

@@ -48,6 +48,7 @@ type Tree struct {
 	groups     []*group
 	shared     *Collection
 	usage      map[string]Usage // by backend; copied when it changes
+	teams      *teams
 	namespaces int
 	root       ident.Hash
 }
@@ -134,6 +135,7 @@ func (t *Tree) Replace(version uint64, partitions map[ident.Partition]*Collectio
 	size := groupSize(t.partitions)
 	touched := map[int]bool{}
 	var moved deltas
+	movedTeams := map[string]TeamUsage{}
 	for p, c := range partitions {
 		old := t.Collection(p)
 		if old == c {
@@ -150,7 +152,9 @@ func (t *Tree) Replace(version uint64, partitions map[ident.Partition]*Collectio
 		next.groups[n].collections[int(p)%size] = c
 		next.namespaces += c.manifest.Len() - old.manifest.Len()
 		moved.move(old.usage, c.usage)
+		moveTeams(movedTeams, old, c)
 	}
+	next.teams = t.teams.with(movedTeams)
 	for n := range touched {
 		g := next.groups[n]
 		g.hash = hashOfGroup(g.encode())
