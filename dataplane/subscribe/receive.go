@@ -92,7 +92,7 @@ func (l *loop) receiveAssignment(a *ack, f *flow, res *discoveryv3.Resource) {
 	if res.GetName() != assignmentName {
 		return
 	}
-	next, err := parseAssignment(res.GetResource().GetValue(), res.GetVersion())
+	next, err := l.c.cfg.Commons.assignment(res.GetResource().GetValue(), res.GetVersion())
 	if err == nil && l.assignment != nil && l.assignment.count() != 0 && next.count() != l.assignment.count() {
 		err = fmt.Errorf("it has %d partitions, not %d: their number never changes", next.count(), l.assignment.count())
 	}
@@ -167,6 +167,7 @@ func (l *loop) receiveSentinel(a *ack, f *flow, c *collection, res *discoveryv3.
 		l.scheduleResync(c, "root")
 		return
 	}
+	v = l.c.cfg.Commons.version(v)
 	c.wantFull, c.resyncAt, c.attempts = false, time.Time{}, 0
 	l.revision = max(l.revision, sentinel.GetStoreRevision())
 	if c == l.shared {

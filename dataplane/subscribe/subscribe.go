@@ -125,6 +125,8 @@ type Config struct {
 	Apply func(ctx context.Context, state State) []*configv1.Rejection
 	// Facts are told to the fleet. Without them nothing is reported.
 	Facts Facts
+	// Commons is shared with other clients of the process, so that what they are all sent is kept once; nil shares nothing.
+	Commons *Commons
 	// DialOptions are added to the client's own; without credentials among them the connection is plaintext.
 	DialOptions []grpc.DialOption
 	// Registerer takes the metrics; nil keeps them unregistered.
