@@ -3,6 +3,7 @@ package backend
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -179,18 +180,22 @@ func bytes(n uint64) string {
 func (c *Commands) apply() *cobra.Command {
 	var file string
 	var note terminal.Note
+	var release terminal.Release
 	cmd := &cobra.Command{
 		Use:     "apply -f FILE",
 		Short:   "Register or change the backends of a file as one change: all or none",
 		Example: "  prismctl backend apply -f redis-main.yaml -m 'a second Redis'",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := release.Check(cmd, note); err != nil {
+				return err
+			}
 			docs, err := c.read(file)
 			if err != nil {
 				return err
 			}
 			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
-				req := &adminv1.ApplyBackendsRequest{Note: note.Proto(c.term)}
+				req := &adminv1.ApplyBackendsRequest{Note: note.Proto(c.term), Release: release.Proto()}
 				for _, d := range docs {
 					req.Changes = append(req.Changes, &adminv1.BackendChange{Backend: d.Backend})
 				}
@@ -213,6 +218,7 @@ func (c *Commands) apply() *cobra.Command {
 	_ = cmd.MarkFlagRequired("filename")                        // fails only for an unknown flag
 	_ = cmd.MarkFlagFilename("filename", "yaml", "yml", "json") // likewise
 	note.Register(cmd)
+	release.Register(cmd)
 	return cmd
 }
 
@@ -263,6 +269,7 @@ func locate(docs []admission.BackendDocument, err error) error {
 
 func (c *Commands) delete() *cobra.Command {
 	var note terminal.Note
+	var release terminal.Release
 	var version string
 	cmd := &cobra.Command{
 		Use:               "delete NAME",
@@ -271,11 +278,11 @@ func (c *Commands) delete() *cobra.Command {
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: c.names,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := terminal.CheckVersion(version, "prismctl backend get"); err != nil {
+			if err := errors.Join(terminal.CheckVersion(version, "prismctl backend get"), release.Check(cmd, note)); err != nil {
 				return err
 			}
 			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
-				resp, err := control.Admin.DeleteBackend(ctx, &adminv1.DeleteBackendRequest{Name: args[0], Version: version, Note: note.Proto(c.term)})
+				resp, err := control.Admin.DeleteBackend(ctx, &adminv1.DeleteBackendRequest{Name: args[0], Version: version, Note: note.Proto(c.term), Release: release.Proto()})
 				if err != nil {
 					return err
 				}
@@ -287,6 +294,7 @@ func (c *Commands) delete() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&version, "version", "", "delete only if the backend still has this version (as backend get shows it)")
 	note.Register(cmd)
+	release.Register(cmd)
 	return cmd
 }
 

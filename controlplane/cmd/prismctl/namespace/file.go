@@ -2,6 +2,7 @@ package namespace
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"regexp"
@@ -48,6 +49,7 @@ func (c *Commands) plan() *cobra.Command {
 						}
 						writePlan(w, p)
 					}
+					writeRelease(w, resp)
 				})
 			})
 		},
@@ -59,6 +61,7 @@ func (c *Commands) plan() *cobra.Command {
 func (c *Commands) apply() *cobra.Command {
 	var file, version string
 	var note terminal.Note
+	var release terminal.Release
 	var wait bool
 	waitFor := 2 * time.Minute
 	cmd := &cobra.Command{
@@ -67,11 +70,14 @@ func (c *Commands) apply() *cobra.Command {
 		Long: `Create or change the namespaces of a file as one change: all or none.
 
 Whoever applies last wins. To change only what you have read, give --version as "namespace get" showed it: apply then
-refuses when somebody else changed the namespace since.`,
+refuses when somebody else changed the namespace since.
+
+How the change goes to the fleet is decided by what it can hurt (prismctl namespace plan says it), unless --at-once or
+--confirm-within says otherwise. With --wait the waves are shown; a change that is taken back is an error.`,
 		Example: "  prismctl namespace apply -f user-profiles.yaml --wait -m 'keep profiles a day'",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := terminal.CheckVersion(version, "prismctl namespace get"); err != nil {
+			if err := errors.Join(terminal.CheckVersion(version, "prismctl namespace get"), release.Check(cmd, note)); err != nil {
 				return err
 			}
 			docs, err := c.read(file)
@@ -83,7 +89,7 @@ refuses when somebody else changed the namespace since.`,
 			}
 			var resp *controlv1.ApplyNamespacesResponse
 			err = c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
-				req := &controlv1.ApplyNamespacesRequest{Note: note.Proto(c.term)}
+				req := &controlv1.ApplyNamespacesRequest{Note: note.Proto(c.term), Release: release.Proto()}
 				for _, d := range docs {
 					req.Changes = append(req.Changes, &controlv1.NamespaceChange{Request: d.Request, Version: version})
 				}
@@ -104,6 +110,7 @@ refuses when somebody else changed the namespace since.`,
 	cmd.Flags().StringVar(&version, "version", "", "apply only if the namespace still has this version (as namespace get shows it)")
 	waitFlags(cmd, &wait, &waitFor)
 	note.Register(cmd)
+	release.Register(cmd)
 	return cmd
 }
 
@@ -189,6 +196,16 @@ func writePlan(w io.Writer, p *controlv1.NamespacePlan) {
 	fmt.Fprintln(w)
 	writeBindings(w, n)
 	decisions(w, n.GetDecisions())
+}
+
+// writeRelease says how the change would go to the fleet, and what bounds it comes near.
+func writeRelease(w io.Writer, resp *controlv1.PlanNamespacesResponse) {
+	if class := resp.GetClass(); class != configv1.ReleaseClass_RELEASE_CLASS_UNSPECIFIED {
+		fmt.Fprintf(w, "\nrelease: %s, %s\n", terminal.Class(class), terminal.Policy(resp.GetPolicy()))
+	}
+	for _, line := range resp.GetHeadroom() {
+		fmt.Fprintf(w, "%s\n", terminal.Clean(line))
+	}
 }
 
 func writeBindings(w io.Writer, n *configv1.NamespaceResponse) {

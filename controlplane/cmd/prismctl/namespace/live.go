@@ -85,6 +85,7 @@ func (c *Commands) history() *cobra.Command {
 func (c *Commands) rollback() *cobra.Command {
 	var to uint64
 	var note terminal.Note
+	var release terminal.Release
 	var wait bool
 	waitFor := 2 * time.Minute
 	cmd := &cobra.Command{
@@ -94,10 +95,13 @@ func (c *Commands) rollback() *cobra.Command {
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: c.names,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := release.Check(cmd, note); err != nil {
+				return err
+			}
 			var resp *adminv1.RollbackSnapshotResponse
 			err := c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
 				var err error
-				resp, err = control.Admin.RollbackSnapshot(ctx, &adminv1.RollbackSnapshotRequest{ToVersion: to, Namespace: args[0], Note: note.Proto(c.term)})
+				resp, err = control.Admin.RollbackSnapshot(ctx, &adminv1.RollbackSnapshotRequest{ToVersion: to, Namespace: args[0], Note: note.Proto(c.term), Release: release.Proto()})
 				return err
 			})
 			if err != nil {
@@ -120,6 +124,7 @@ func (c *Commands) rollback() *cobra.Command {
 	_ = cmd.MarkFlagRequired("to") // fails only for an unknown flag
 	waitFlags(cmd, &wait, &waitFor)
 	note.Register(cmd)
+	release.Register(cmd)
 	return cmd
 }
 
@@ -136,12 +141,49 @@ func (c *Commands) waitLive(ctx context.Context, limit time.Duration, snapshot u
 				return err
 			}
 		}
-		return nil
+		if ctx.Err() != nil {
+			return nil
+		}
+		return c.released(ctx, control, snapshot)
 	})
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return fmt.Errorf("the change is recorded, but not every owner of %s served it within %v (--wait-for)\n  see what is in the way with: prismctl namespace status %[1]s", waiting, limit)
 	}
 	return err
+}
+
+// released returns an error when a snapshot's release was taken back as a whole: the namespaces are live again as they
+// were before.
+func (c *Commands) released(ctx context.Context, control *client.Control, snapshot uint64) error {
+	resp, err := control.Admin.GetRelease(ctx, &adminv1.GetReleaseRequest{Snapshot: snapshot})
+	if f := faultgrpc.FromStatus(err); f != nil {
+		if f.Code == fault.NotFound || f.Code == fault.Unimplemented {
+			return nil // it went to all owners at once
+		}
+		return err
+	}
+	switch r := resp.GetRelease(); r.GetState() {
+	case configv1.ReleaseState_RELEASE_STATE_ROLLED_BACK, configv1.ReleaseState_RELEASE_STATE_ABORTED:
+		return takenBack(fmt.Sprintf("release %d", snapshot), &configv1.TakenBack{Snapshot: snapshot, Reason: r.GetReason()})
+	}
+	return nil
+}
+
+// takenBack is the error of a change that its release took back.
+func takenBack(what string, t *configv1.TakenBack) error {
+	text := fmt.Sprintf("%s was taken back: ", what)
+	switch r := t.GetRejection(); {
+	case r == nil:
+		text += t.GetReason()
+	case r.GetField() != "":
+		text += fmt.Sprintf("%s refused %s: %s: %s", t.GetProxy(), r.GetResource(), r.GetField(), r.GetReason())
+	default:
+		text += fmt.Sprintf("%s refused %s: %s", t.GetProxy(), r.GetResource(), r.GetReason())
+	}
+	if t.GetBuild() != "" {
+		text += " (build " + t.GetBuild() + ")"
+	}
+	return fmt.Errorf("%s\n  see all of it with: prismctl release status %d", terminal.Clean(text), t.GetSnapshot())
 }
 
 // follow shows a namespace's status until the server ends the stream: when the snapshot is served by every owner.
@@ -159,10 +201,38 @@ func (c *Commands) follow(ctx context.Context, control *client.Control, progress
 			if f.Code == fault.Cancelled && ctx.Err() != nil {
 				return nil // the person ended it
 			}
+			if f.Code == fault.NotFound && until > 0 {
+				// It was new: to take it back is to take it away.
+				if t := c.takenBackIn(ctx, control, until, name); t != nil {
+					return takenBack("namespace "+name, t)
+				}
+			}
 			return err
 		}
-		progress.Show(name, summary(resp.GetStatus()))
+		status := resp.GetStatus()
+		progress.Show(name, summary(status))
+		if t := status.GetTakenBack(); until > 0 && t.GetSnapshot() >= until {
+			return takenBack("namespace "+name, t)
+		}
 	}
+}
+
+// takenBackIn says why a release took a namespace back; nil when it did not, or nobody knows.
+func (c *Commands) takenBackIn(ctx context.Context, control *client.Control, snapshot uint64, name string) *configv1.TakenBack {
+	resp, err := control.Admin.GetRelease(ctx, &adminv1.GetReleaseRequest{Snapshot: snapshot})
+	if err != nil {
+		return nil
+	}
+	for _, t := range resp.GetRelease().GetTakenBack() {
+		if t.GetName() == "ns/"+name {
+			return t.GetWhy()
+		}
+	}
+	switch resp.GetRelease().GetState() {
+	case configv1.ReleaseState_RELEASE_STATE_ROLLED_BACK, configv1.ReleaseState_RELEASE_STATE_ABORTED:
+		return &configv1.TakenBack{Snapshot: snapshot, Reason: resp.GetRelease().GetReason()}
+	}
+	return nil
 }
 
 // summary says in one line how far a namespace is live.
@@ -181,6 +251,15 @@ func summary(s *configv1.NamespaceStatus) string {
 		waiting = append(waiting, text)
 	}
 	text := fmt.Sprintf("snapshot %d served by %d of %d owners", s.GetSnapshotVersion(), serving, len(s.GetOwners()))
+	if r := s.GetRelease(); r != nil {
+		text = fmt.Sprintf("release %d served by %d of %d owners", r.GetSnapshot(), serving, len(s.GetOwners()))
+		if r.GetState() == configv1.ReleaseState_RELEASE_STATE_PAUSED {
+			text += "; paused"
+		}
+		if r.GetWaitsFor() != "" {
+			return text + "; " + r.GetWaitsFor()
+		}
+	}
 	if len(waiting) > 0 {
 		text += "; " + strings.Join(waiting, ", ")
 	} else if !s.GetLive() && s.GetSummary() != "" {
@@ -225,6 +304,12 @@ func owners(w io.Writer, s *configv1.NamespaceStatus, draining bool) {
 		}
 	}
 	fmt.Fprintf(w, "%s, snapshot %d: %s\n", terminal.Clean(s.GetNamespace()), s.GetSnapshotVersion(), terminal.Clean(live))
+	if r := s.GetRelease(); r != nil {
+		fmt.Fprintf(w, "release %d: %s; %s\n", r.GetSnapshot(), terminal.State(r.GetState()), terminal.Clean(r.GetWaitsFor()))
+	}
+	if t := s.GetTakenBack(); t != nil {
+		fmt.Fprintf(w, "taken back: what snapshot %d changed, by snapshot %d: %s\n", t.GetSnapshot(), t.GetBySnapshot(), terminal.Clean(t.GetReason()))
+	}
 	g := terminal.NewGrid("OWNER", "RANK", "STAGE", "ADDRESS", "LAST SEEN", "REASON")
 	for _, o := range s.GetOwners() {
 		g.Row(o.GetProxy(), strconv.Itoa(int(o.GetRank())), stage(o.GetStage()), o.GetAddress(), terminal.Time(o.GetLastSeen()), reason(o))

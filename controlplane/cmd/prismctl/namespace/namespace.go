@@ -3,6 +3,7 @@ package namespace
 
 import (
 	"context"
+	"errors"
 	"io"
 	"strconv"
 	"strings"
@@ -134,6 +135,7 @@ func (c *Commands) export() *cobra.Command {
 
 func (c *Commands) delete() *cobra.Command {
 	var note terminal.Note
+	var release terminal.Release
 	var version string
 	cmd := &cobra.Command{
 		Use:               "delete NAME",
@@ -142,12 +144,12 @@ func (c *Commands) delete() *cobra.Command {
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: c.names,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := terminal.CheckVersion(version, "prismctl namespace get"); err != nil {
+			if err := errors.Join(terminal.CheckVersion(version, "prismctl namespace get"), release.Check(cmd, note)); err != nil {
 				return err
 			}
 			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
 				resp, err := control.Namespaces.DeleteNamespace(ctx, &controlv1.DeleteNamespaceRequest{
-					Namespace: args[0], Version: version, Note: note.Proto(c.term)})
+					Namespace: args[0], Version: version, Note: note.Proto(c.term), Release: release.Proto()})
 				if err != nil {
 					return err
 				}
@@ -160,6 +162,7 @@ func (c *Commands) delete() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&version, "version", "", "delete only if the namespace still has this version (as namespace get shows it)")
 	note.Register(cmd)
+	release.Register(cmd)
 	return cmd
 }
 

@@ -93,7 +93,8 @@ func liveness(serving int) *configv1.NamespaceStatus {
 func (p *peer) PlanNamespaces(_ context.Context, req *controlv1.PlanNamespacesRequest) (*controlv1.PlanNamespacesResponse, error) {
 	p.note(req)
 	return &controlv1.PlanNamespacesResponse{Plans: []*controlv1.NamespacePlan{{
-		Action: controlv1.PlanAction_PLAN_ACTION_UPDATE, Namespace: profiles(), Differences: []string{"needs.ttl: 1h -> 24h"}}}}, nil
+		Action: controlv1.PlanAction_PLAN_ACTION_UPDATE, Namespace: profiles(), Differences: []string{"needs.ttl: 1h -> 24h"}}},
+		Class: configv1.ReleaseClass_RELEASE_CLASS_SCOPED, Policy: waves(), Headroom: []string{"team accounts: 3 namespaces left"}}, nil
 }
 
 func (p *peer) ApplyNamespaces(_ context.Context, req *controlv1.ApplyNamespacesRequest) (*controlv1.ApplyNamespacesResponse, error) {
@@ -101,6 +102,9 @@ func (p *peer) ApplyNamespaces(_ context.Context, req *controlv1.ApplyNamespaces
 	if req.GetChanges()[0].GetRequest().GetNamespace() == "no-backend" {
 		return nil, fault.New(fault.FailedPrecondition, fault.NoBackend, "no backend fits").WithViolations([]fault.Violation{
 			{Field: "changes[0].request.needs.write_rps", Rule: "assign.capacity", Text: "local-sqlite has 10 writes/s left"}})
+	}
+	if resp, ok := inWaves(req.GetChanges()[0].GetRequest().GetNamespace()); ok {
+		return resp, nil
 	}
 	return &controlv1.ApplyNamespacesResponse{SnapshotVersion: 7, Results: []*controlv1.NamespacePlan{{
 		Action: controlv1.PlanAction_PLAN_ACTION_CREATE, Namespace: profiles()}}}, nil
@@ -139,6 +143,12 @@ func (p *peer) DeleteNamespace(_ context.Context, req *controlv1.DeleteNamespace
 }
 
 func (p *peer) WatchNamespaceStatus(req *controlv1.WatchNamespaceStatusRequest, stream grpc.ServerStreamingServer[controlv1.WatchNamespaceStatusResponse]) error {
+	told, err := watchInWaves(req.GetNamespace(), func(s *configv1.NamespaceStatus) error {
+		return stream.Send(&controlv1.WatchNamespaceStatusResponse{Status: s})
+	})
+	if told {
+		return err
+	}
 	for serving := range 3 {
 		if err := stream.Send(&controlv1.WatchNamespaceStatusResponse{Status: liveness(serving)}); err != nil {
 			return err

@@ -191,19 +191,19 @@ func differences(w io.Writer, all []*adminv1.Difference) {
 
 func (c *Commands) rollback() *cobra.Command {
 	var note terminal.Note
-	var allowShrink bool
+	var release terminal.Release
 	cmd := &cobra.Command{
 		Use:     "rollback VERSION",
 		Short:   "Take everything back to what it was in a snapshot",
-		Example: "  prismctl snapshot rollback 41 -m 'undo the migration'",
+		Example: "  prismctl snapshot rollback 41 -m 'undo the migration'\n  prismctl snapshot rollback 41 -m 'undo the migration' --confirm-within 10m",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			to, err := number(args[0])
-			if err != nil {
+			if err = errors.Join(err, release.Check(cmd, note)); err != nil {
 				return err
 			}
 			err = c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
-				resp, err := control.Admin.RollbackSnapshot(ctx, &adminv1.RollbackSnapshotRequest{ToVersion: to, AllowShrink: allowShrink, Note: note.Proto(c.term)})
+				resp, err := control.Admin.RollbackSnapshot(ctx, &adminv1.RollbackSnapshotRequest{ToVersion: to, AllowShrink: release.AllowShrink, Note: note.Proto(c.term), Release: release.Proto()})
 				if err != nil {
 					return err
 				}
@@ -221,7 +221,7 @@ func (c *Commands) rollback() *cobra.Command {
 			return err
 		},
 	}
-	cmd.Flags().BoolVar(&allowShrink, "allow-shrink", false, "also when more than half of the namespaces go by it")
 	note.Register(cmd)
+	release.Register(cmd)
 	return cmd
 }

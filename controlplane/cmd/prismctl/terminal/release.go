@@ -1,0 +1,69 @@
+package terminal
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
+	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
+)
+
+// Release are the flags that say how a change goes to the fleet.
+type Release struct {
+	AtOnce        bool
+	ConfirmWithin time.Duration
+	AllowShrink   bool
+}
+
+// Register adds the flags to a command that changes something.
+func (r *Release) Register(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&r.AtOnce, "at-once", false, "give it to every owner at once instead of in waves; say why with --message")
+	cmd.Flags().DurationVar(&r.ConfirmWithin, "confirm-within", 0, "take it back unless it is confirmed within this time (prismctl release confirm)")
+	cmd.Flags().BoolVar(&r.AllowShrink, "allow-shrink", false, "also when a large share of the namespaces or of what they are bound to goes by it")
+}
+
+// Check finds mistakes in the flags together with the note.
+func (r *Release) Check(cmd *cobra.Command, note Note) error {
+	if r.AtOnce && note.Message == "" {
+		return Misusef("--at-once passes the waves by: say why with --message")
+	}
+	if given := cmd.Flags().Changed("confirm-within"); given && r.ConfirmWithin < time.Second {
+		return Misusef("--confirm-within %v: want 1s or more", r.ConfirmWithin)
+	}
+	return nil
+}
+
+// Proto returns the options as they are sent; nil when none was given.
+func (r *Release) Proto() *controlv1.ReleaseOptions {
+	if *r == (Release{}) {
+		return nil
+	}
+	options := &controlv1.ReleaseOptions{AtOnce: r.AtOnce, AllowShrink: r.AllowShrink}
+	if r.ConfirmWithin > 0 {
+		options.ConfirmWithin = durationpb.New(r.ConfirmWithin)
+	}
+	return options
+}
+
+// State is running, paused, done, rolled back, aborted or superseded.
+func State(s configv1.ReleaseState) string { return word(s.String(), "RELEASE_STATE_") }
+
+// Class is additive, scoped, shared or rollback.
+func Class(c configv1.ReleaseClass) string { return word(c.String(), "RELEASE_CLASS_") }
+
+func word(value, prefix string) string {
+	return strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(value, prefix)), "_", " ")
+}
+
+// Policy says in one line what a release goes by.
+func Policy(p *configv1.ReleasePolicy) string {
+	if p == nil || p.GetAtOnce() {
+		return "at once"
+	}
+	return fmt.Sprintf("in waves, the first of owners to %d %% of the partitions; soak %v, silence %v; from %d calls on at most %g points more failures and %g times the latency",
+		p.GetFirstPercent(), p.GetSoak().AsDuration(), p.GetSilence().AsDuration(), p.GetMinCalls(), p.GetMaxFailedPoints(), p.GetMaxLatencyFactor())
+}
