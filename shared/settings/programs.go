@@ -2,6 +2,7 @@ package settings
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	bootstrapv1 "github.com/prism-gateway/prism/protos/prism/bootstrap/v1"
+	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	"github.com/prism-gateway/prism/shared/strictyaml"
 )
 
@@ -61,6 +63,12 @@ func LoadAdmin(path string, env Lookup, flags ...func(*bootstrapv1.AdminConfig))
 	ck.endpoints("etcd.endpoints", c.GetEtcd().GetEndpoints())
 	if c.GetPartitions()%32 != 0 {
 		ck.field("partitions", fmt.Errorf("%d: want a multiple of 32", c.GetPartitions()))
+	}
+	for class, policy := range map[string]*configv1.ReleasePolicy{
+		"additive": c.GetRelease().GetAdditive(), "scoped": c.GetRelease().GetScoped(),
+		"shared": c.GetRelease().GetShared(), "rollback": c.GetRelease().GetRollback(),
+	} {
+		ck.policy("release."+class, policy)
 	}
 	return c, ck.err()
 }
@@ -119,6 +127,13 @@ type checks struct {
 func (c *checks) field(name string, err error) {
 	if err != nil {
 		c.problems = append(c.problems, c.from.problem(name, err.Error()))
+	}
+}
+
+// policy refuses one that says how waves go and that there are none.
+func (c *checks) policy(field string, p *configv1.ReleasePolicy) {
+	if p.GetAtOnce() && !proto.Equal(p, &configv1.ReleasePolicy{AtOnce: true}) {
+		c.field(field, errors.New("at_once passes the waves by, so nothing else of the policy can count: leave at_once or the rest out"))
 	}
 }
 

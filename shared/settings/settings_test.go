@@ -116,6 +116,39 @@ func TestPartitionsFillTheirGroups(t *testing.T) {
 	}
 }
 
+func TestReleasePoliciesAreChecked(t *testing.T) {
+	for name, tc := range map[string]struct {
+		file string
+		want string // empty: it loads
+	}{
+		"none":                      {"id: a", ""},
+		"waves with defaults":       {"release:\n  scoped: {}", ""},
+		"at once":                   {"release:\n  additive: {at_once: true}", ""},
+		"waves in full":             {"release: {shared: {first_percent: 10, soak: 5m, silence: 1m, max_failed_points: 0.5, max_latency_factor: 1.5, min_calls: 1000}}", ""},
+		"an unknown class":          {"release:\n  scope: {}", `a.yaml:2: release: unknown field "scope"; did you mean "scoped"?`},
+		"an unknown field":          {"release:\n  scoped:\n    soaked: 1m", `a.yaml:3: release.scoped: unknown field "soaked"; did you mean "soak"?`},
+		"more than all":             {"release:\n  scoped:\n    first_percent: 101", "a.yaml:3: release.scoped.first_percent: must be less than or equal to 100"},
+		"no time to answer":         {"release:\n  rollback:\n    silence: 0s", "a.yaml:3: release.rollback.silence: must be "},
+		"a soak without a unit":     {"release:\n  shared:\n    soak: 30", `a.yaml:3: release.shared.soak: "30": want a duration`},
+		"at once and in waves":      {"release:\n  scoped:\n    at_once: true\n    soak: 30s", "a.yaml:2: release.scoped: at_once passes the waves by"},
+		"a share that is no number": {"release: {scoped: {max_failed_points: .nan}}", "a.yaml:1: release.scoped.max_failed_points: "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := write(t, strings.Replace(tc.file, "id: a", "replica_id: a", 1))
+			_, err := settings.LoadAdmin(path, none)
+			if tc.want == "" {
+				if err != nil {
+					t.Errorf("got %v", err)
+				}
+				return
+			}
+			if err == nil || !strings.Contains(strings.ReplaceAll(err.Error(), filepath.Dir(path)+"/", ""), tc.want) {
+				t.Errorf("got %v\nwant %s", err, tc.want)
+			}
+		})
+	}
+}
+
 func TestLoopback(t *testing.T) {
 	for address, ok := range map[string]bool{
 		"127.0.0.1:1": true, "127.8.8.8:1": true, "[::1]:1": true, "localhost:0": true,
