@@ -17,6 +17,7 @@ var pure = []string{
 	"./controlplane/pipeline/...",
 	"./controlplane/snapshot/...",
 	"./controlplane/release/...",
+	"./controlplane/quota/...",
 	"./shared/catalog/...",
 	"./shared/placement/...",
 	"./shared/ident/...",
