@@ -45,6 +45,7 @@ type Tracker struct {
 	streams map[string]*tracked                        // by proxy; the newest stream of each
 	cells   map[ident.Partition]map[string]*progress   // by partition and proxy
 	watches map[ident.Partition]map[chan struct{}]bool // who watches a partition
+	changed func(ident.Partition)                      // nil: nobody listens
 }
 
 // tracked is one stream.
@@ -143,6 +144,14 @@ func (t *Tracker) Watch(partitions ...ident.Partition) (<-chan struct{}, func())
 	}
 }
 
+// Listen has changed called after something about a partition has changed, with locks of the Tracker held: it must return
+// at once and ask the Tracker nothing. Only one may listen, and from before the first stream.
+func (t *Tracker) Listen(changed func(ident.Partition)) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.changed = changed
+}
+
 // refused is what a stream refuses of a partition, and of what all share.
 func (s *tracked) refused(of *progress) []*configv1.Rejection {
 	all := slices.Clone(of.rejections)
@@ -153,6 +162,9 @@ func (s *tracked) refused(of *progress) []*configv1.Rejection {
 }
 
 func (t *Tracker) signalLocked(c cell) {
+	if t.changed != nil && c != sharedCell {
+		t.changed(ident.Partition(c))
+	}
 	for signal := range t.watches[ident.Partition(c)] {
 		select {
 		case signal <- struct{}{}:
