@@ -125,6 +125,7 @@ Exit codes: 0 stopped as asked, 1 failed while running, 2 wrong flags or configu
 	f.StringVar(&logLevel, "log-level", "", strings.Join([]string{"debug", "info", "warn", "error"}, ", ")+" (default info)")
 	f.BoolVar(&insecure, "insecure-listen", false, "listen on addresses other than loopback although callers are not authenticated")
 	f.BoolVar(&check, "check", false, "check the configuration and end")
+	cmd.AddCommand(simulateCommand(stderr))
 	return cmd
 }
 

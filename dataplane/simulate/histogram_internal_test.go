@@ -1,0 +1,71 @@
+package simulate
+
+import (
+	"testing"
+	"time"
+)
+
+func TestQuantiles(t *testing.T) {
+	times := func(of ...time.Duration) (h histogram) {
+		for _, d := range of {
+			h.add(d)
+		}
+		return h
+	}
+	thousand := histogram{}
+	for i := range 1000 {
+		thousand.add(time.Duration(i+1) * time.Millisecond)
+	}
+	for _, c := range []struct {
+		name string
+		of   histogram
+		q    float64
+		want time.Duration
+	}{
+		{"of nothing", histogram{}, 0.5, 0},
+		{"of one it is that one", times(7 * time.Millisecond), 0.99, 7 * time.Millisecond},
+		{"half of two is the smaller", times(time.Millisecond, time.Second), 0.5, time.Millisecond},
+		{"nearly all of two is the larger", times(time.Millisecond, time.Second), 0.99, time.Second},
+		{"half of many", thousand, 0.5, 500 * time.Millisecond},
+		{"99 of 100", thousand, 0.99, 990 * time.Millisecond},
+		{"below what is told apart", times(time.Nanosecond), 0.5, time.Nanosecond},
+		{"clocks that differ are no time", times(-time.Second), 1, 0},
+		{"beyond the last bucket", times(24 * time.Hour), 1, 24 * time.Hour},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got := c.of.quantile(c.q)
+			if got < c.want || float64(got) > float64(c.want)*growth && c.want < time.Hour {
+				if c.want < time.Hour || got == 0 {
+					t.Errorf("%v, want %v or at most 4 %% more", got, c.want)
+				}
+			}
+			if got > c.of.max {
+				t.Errorf("%v is more than the largest, %v", got, c.of.max)
+			}
+		})
+	}
+}
+
+func TestASnapshotIsEverywhereWhenNothingMoreCame(t *testing.T) {
+	committed := time.Unix(1000, 0)
+	at := func(d time.Duration) time.Time { return committed.Add(d) }
+	c := newCounts(committed)
+	c.effective(7, committed, at(2*time.Millisecond))
+	c.effective(7, committed, at(5*time.Millisecond))
+	c.effective(8, committed, at(time.Second))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if got := c.settleLocked(at(time.Millisecond)); len(got) != 0 {
+		t.Fatalf("settled %v although all is later", got)
+	}
+	got := c.settleLocked(at(5 * time.Millisecond))
+	if len(got) != 1 || got[0] != (Spread{Snapshot: 7, Committed: committed, Cells: 2, First: 0.002, Last: 0.005}) {
+		t.Fatalf("settled %+v, want snapshot 7 with two cells, 2 and 5 ms", got)
+	}
+	if all := c.everywhere.latency(); all.Count != 1 || all.Max != 0.005 {
+		t.Errorf("everywhere %+v, want once, 5 ms", all)
+	}
+	if each := c.cells.latency(); each.Count != 3 || each.Max != 1 {
+		t.Errorf("each cell %+v, want three, at most 1 s", each)
+	}
+}
