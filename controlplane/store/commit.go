@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -121,19 +122,20 @@ type plan struct {
 	changes []*recordv1.Change
 	records map[ident.Hash][]byte
 	guards  []*guard
-	answers map[*request]answer // refused
-	done    []*request          // part of the plan
-	changed map[*request]bool   // of those that are part of it
-	rest    []*request          // did not fit
+	answers map[*request]answer                  // refused
+	names   map[string]*recordv1.NameReservation // that it makes, renews or, nil, ends
+	done    []*request                           // part of the plan
+	changed map[*request]bool                    // of those that are part of it
+	rest    []*request                           // did not fit
 }
 
 // evaluate applies requests in order, each to the tree that the one before left. One that fails is left out.
 func (s *Store) evaluate(st *state, batch []*request) *plan {
-	p := &plan{tree: st.tree, records: map[ident.Hash][]byte{}, answers: map[*request]answer{}, changed: map[*request]bool{}}
+	p := &plan{tree: st.tree, records: map[ident.Hash][]byte{}, names: map[string]*recordv1.NameReservation{}, answers: map[*request]answer{}, changed: map[*request]bool{}}
 	version := st.tree.Version() + 1
 	size := 0
 	for i, r := range batch {
-		e, err := r.apply(p.tree, version)
+		e, err := s.apply(p, r, version)
 		added := 0
 		var before *recordv1.Change
 		if n := len(p.changes); n > 0 {
@@ -159,6 +161,7 @@ func (s *Store) evaluate(st *state, batch []*request) *plan {
 			break
 		}
 		p.done = append(p.done, r)
+		maps.Copy(p.names, e.names)
 		if len(e.changes) == 0 {
 			continue
 		}
@@ -184,6 +187,9 @@ func (s *Store) commit(ctx context.Context, batch []*request) []*request {
 		next, err := s.record(ctx, st, p, written)
 		switch {
 		case err == nil:
+			for name, r := range p.names {
+				s.names.put(name, r, next.revision)
+			}
 			s.publish(next)
 			s.logCommit(p, next)
 			for r, a := range p.answers {
@@ -258,11 +264,14 @@ func (e *guardError) Error() string { return fmt.Sprintf("store: snapshot %d is 
 // record writes a plan and returns the state that follows. errLost means that head has moved, that the state is newer
 // now, and that the plan must be made again.
 func (s *Store) record(ctx context.Context, st *state, p *plan, written map[ident.Hash]bool) (*state, error) {
+	if len(p.changes) == 0 && len(p.names) > 0 {
+		return s.recordNames(ctx, st, p)
+	}
 	if len(p.changes) == 0 {
 		return st, s.confirm(ctx, st)
 	}
 	rec := p.tree.Record(st.tree.Version(), nil)
-	rec.RecordedAt, rec.CommitId = timestamppb.New(s.cfg.Now()), rand.Text()
+	rec.RecordedAt, rec.CommitId = timestamppb.New(s.cfg.Now()), s.cfg.Name+"/"+rand.Text()
 	recData, err := encodeRecord(rec, p.changes)
 	if err != nil {
 		return nil, fault.From(err)
@@ -280,7 +289,11 @@ func (s *Store) record(ctx context.Context, st *state, p *plan, written map[iden
 	for _, op := range puts {
 		size += len(op.ValueBytes()) + len(op.KeyBytes())
 	}
-	if len(puts) > maxOneTxn || size > maxBytes {
+	nameOps, err := s.nameOps(p)
+	if err != nil {
+		return nil, err
+	}
+	if len(puts)+len(nameOps) > maxOneTxn || size > maxBytes {
 		if err := s.write(ctx, puts); err != nil {
 			return nil, err
 		}
@@ -290,7 +303,7 @@ func (s *Store) record(ctx context.Context, st *state, p *plan, written map[iden
 		}
 	}
 	// head comes last, so that a watcher has seen all that it names.
-	puts = append(puts, clientv3.OpPut(s.keys.snapshot(rec.Version), recData), clientv3.OpPut(s.keys.head(), headData))
+	puts = append(append(puts, nameOps...), clientv3.OpPut(s.keys.snapshot(rec.Version), recData), clientv3.OpPut(s.keys.head(), headData))
 	conditions := []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(s.keys.head()), "=", st.revision)}
 	for _, g := range p.guards {
 		conditions = append(conditions, clientv3.Compare(clientv3.ModRevision(s.keys.snapshot(g.version)), "=", g.revision))
@@ -424,7 +437,7 @@ func (s *Store) resolve(ctx context.Context, st *state, rec *recordv1.Snapshot, 
 	if refused(cause) {
 		return 0, notWritten(cause)
 	}
-	head, err := encode(&recordv1.Head{Version: st.tree.Version(), Root: st.tree.Root().Bytes()})
+	head, err := s.headOf(st)
 	if err != nil {
 		return 0, fault.From(err)
 	}
@@ -452,6 +465,17 @@ func (s *Store) resolve(ctx context.Context, st *state, rec *recordv1.Snapshot, 
 		}
 	}
 	return 0, s.lost(ctx, resp.Responses[0].GetResponseRange().Kvs)
+}
+
+// headOf is what the head key holds in a state.
+func (s *Store) headOf(st *state) (string, error) {
+	return encode(&recordv1.Head{Version: st.tree.Version(), Root: st.tree.Root().Bytes()})
+}
+
+// Own reports whether this replica recorded a snapshot.
+func (s *Store) Own(record *recordv1.Snapshot) bool {
+	id := record.GetCommitId()
+	return strings.LastIndexByte(id, '/') == len(s.cfg.Name) && strings.HasPrefix(id, s.cfg.Name)
 }
 
 // refused reports whether etcd answered that it did not do a request.

@@ -110,7 +110,10 @@ func (s *Store) load(ctx context.Context) (int64, error) {
 		return 0, damaged(s.keys.head(), fmt.Errorf("names snapshot %d, and snapshot %d is known: etcd was reset or restored from an old backup",
 			next.tree.Version(), current.tree.Version()))
 	}
-	if err := s.loadFleet(resp.Responses[2:]); err != nil {
+	if err := s.loadFleet(resp.Responses[2:5]); err != nil {
+		return 0, err
+	}
+	if err := s.loadNames(resp.Responses[5].GetResponseRange().Kvs, revision); err != nil {
 		return 0, err
 	}
 	s.publish(next)
@@ -123,6 +126,7 @@ func (s *Store) open(ctx context.Context) (*clientv3.TxnResponse, error) {
 	gets := []clientv3.Op{
 		clientv3.OpGet(s.keys.install()), clientv3.OpGet(s.keys.head()), clientv3.OpGet(s.keys.members(), clientv3.WithPrefix()),
 		clientv3.OpGet(s.keys.replicas(), clientv3.WithPrefix()), clientv3.OpGet(s.keys.placement()),
+		clientv3.OpGet(s.keys.names(), clientv3.WithPrefix()),
 	}
 	resp, err := s.readTxn(ctx, gets...)
 	if err != nil {
@@ -248,6 +252,10 @@ func (s *Store) follow(ctx context.Context, from int64) error {
 				if err := s.fleetEvent(key, event); err != nil {
 					s.log.Error("fleet key ignored", "error", err)
 				}
+			case s.isName(key):
+				if err := s.nameEvent(event); err != nil {
+					return err
+				}
 			case event.Type == clientv3.EventTypePut:
 				seen.add(key, event.Kv.Value)
 			}
@@ -328,6 +336,9 @@ func (s *Store) catchUp(ctx context.Context, head *mvccpb.KeyValue) error {
 			return ctx.Err()
 		case <-moved:
 		case <-patience.C:
+			if err := s.readNames(ctx); err != nil {
+				return err
+			}
 			next, err := s.readHead(ctx, current.tree, head, nil)
 			if err != nil {
 				return err

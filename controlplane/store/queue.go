@@ -25,13 +25,14 @@ const (
 type evaluated struct {
 	tree    *snapshot.Tree
 	changes []*recordv1.Change
-	records map[ident.Hash][]byte // of namespaces, by hash
+	records map[ident.Hash][]byte                // of namespaces, by hash
+	names   map[string]*recordv1.NameReservation // that it makes, renews or, nil, ends
 }
 
 // request is a change that waits for the committer.
 type request struct {
 	ctx    context.Context
-	apply  func(base *snapshot.Tree, version uint64) (evaluated, error)
+	apply  func(base *snapshot.Tree, version uint64) (evaluated, error) // nil when it is about a reservation
 	guard  *guard
 	taken  atomic.Bool // by the committer, or by a caller that gave up before
 	answer chan answer // of one
@@ -39,6 +40,10 @@ type request struct {
 	team    string // whose share it takes
 	weight  int    // of the team; less than 1 means 1
 	objects int    // how many it may change; less than 1 means 1
+
+	tokens map[string]ident.Hash // of reservations of names that it makes
+	name   string                // whose reservation it is about
+	decide decision              // what becomes of that
 
 	arrived float64 // the queue's virtual time when it came
 	number  uint64  // in the order of arrival

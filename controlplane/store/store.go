@@ -66,6 +66,7 @@ type Store struct {
 	keys   keys
 	queue  queue
 	recent recent
+	names  names
 
 	installation atomic.Pointer[recordv1.Installation]
 	state        atomic.Pointer[state]

@@ -22,6 +22,7 @@ import (
 type Swept struct {
 	Snapshots int // records that left the history
 	Nodes     int // objects, manifests and groups that nothing refers to
+	Names     int // reservations that have run out
 }
 
 // keysPage is how many keys are listed at once.
@@ -45,6 +46,9 @@ func (s *Store) Sweep(ctx context.Context) (Swept, error) {
 		return swept, err
 	}
 	if swept.Snapshots, err = s.trim(ctx, s.Head().Version()); err != nil {
+		return swept, err
+	}
+	if swept.Names, err = s.sweepNames(ctx); err != nil {
 		return swept, err
 	}
 	if before == 0 {
