@@ -1,26 +1,20 @@
 package fleet
 
 import (
-	"context"
+	"bytes"
+	"cmp"
+	"errors"
+	"io"
 	"slices"
-	"sync"
 	"time"
 
-	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
 	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
-	recordv1 "github.com/prism-gateway/prism/protos/prism/record/v1"
 
 	"github.com/prism-gateway/prism/shared/fault"
 	"github.com/prism-gateway/prism/shared/ident"
 )
-
-// cellKey is one partition on one proxy.
-type cellKey struct {
-	partition ident.Partition
-	proxy     string
-}
 
 // local is what this replica knows of a partition, by proxy.
 func (f *Fleet) local(p ident.Partition) map[string]*controlv1.CellState {
@@ -32,239 +26,182 @@ func (f *Fleet) local(p ident.Partition) map[string]*controlv1.CellState {
 	return cells
 }
 
-// maxWatched is how many partitions one WatchCells may name.
-const maxWatched = 1024
+// changed says that this replica knows something new of a partition.
+func (f *Fleet) changed(p ident.Partition) {
+	f.here.mark(p)
+	f.anywhere.mark(p)
+}
 
-// WatchCells tells another replica what this one knows of some partitions.
-func (f *Fleet) WatchCells(request *controlv1.WatchCellsRequest, stream controlv1.FleetService_WatchCellsServer) error {
-	if n := len(request.GetPartitions()); n > maxWatched {
-		return fault.Newf(fault.Invalid, fault.Field, "partitions: %d are too many; want %d at most", n, maxWatched)
-	}
-	partitions := make([]ident.Partition, 0, len(request.GetPartitions()))
-	for _, p := range request.GetPartitions() {
-		if err := f.checkPartition(p); err != nil {
-			return fault.Newf(fault.Invalid, fault.Field, "partitions: %v", err)
-		}
-		partitions = append(partitions, ident.Partition(p))
-	}
-	pushed, stopPushed := f.tracker.Watch(partitions...)
-	defer stopPushed()
-	reported, stopReported := f.reports.watch(partitions)
-	defer stopReported()
-	refresh := time.NewTicker(f.freshness()) // that a proxy was heard of makes no signal
-	defer refresh.Stop()
-	sent := map[cellKey]*controlv1.CellState{}
-	for first := true; ; first = false {
-		if changed := f.changed(partitions, sent); len(changed) > 0 || first {
-			if err := stream.Send(&controlv1.WatchCellsResponse{Cells: changed, Complete: first}); err != nil {
-				return err
+// FollowCells tells another replica what this one knows of the partitions that it asks for.
+func (f *Fleet) FollowCells(stream controlv1.FleetService_FollowCellsServer) error {
+	requests := make(chan *controlv1.FollowCellsRequest)
+	ended := make(chan error, 1)
+	go func() {
+		for {
+			m, err := stream.Recv()
+			if err != nil {
+				ended <- err
+				return
+			}
+			select {
+			case requests <- m:
+			case <-stream.Context().Done():
+				ended <- stream.Context().Err()
+				return
 			}
 		}
+	}()
+	follower := f.here.follow()
+	defer f.here.end(follower)
+	refresh := time.NewTicker(f.freshness()) // that a proxy was heard of makes no signal
+	defer refresh.Stop()
+	t := &teller{fleet: f, stream: stream, sent: map[ident.Partition]map[string]*controlv1.CellState{}}
+	for {
+		var err error
 		select {
-		case <-pushed:
-		case <-reported:
+		case m := <-requests:
+			err = t.request(follower, m)
+		case <-follower.changed:
+			for _, p := range f.here.take(follower) {
+				t.tell(p)
+			}
 		case <-refresh.C:
-		case <-stream.Context().Done():
-			return stream.Context().Err()
+			t.refresh()
+		case err := <-ended:
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
 		case <-f.closing.Done():
 			return fault.New(fault.Unavailable, fault.Draining, "this replica is stopping").WithRetry(100 * time.Millisecond)
 		}
-	}
-}
-
-// changed returns the cells that differ from what was sent, and counts them as sent.
-func (f *Fleet) changed(partitions []ident.Partition, sent map[cellKey]*controlv1.CellState) []*controlv1.CellState {
-	var changed []*controlv1.CellState
-	known := map[cellKey]bool{}
-	for _, p := range partitions {
-		for proxy, c := range f.local(p) {
-			key := cellKey{p, proxy}
-			known[key] = true
-			if !f.told(sent[key], c) {
-				sent[key] = c
-				changed = append(changed, c)
-			}
+		if err = errors.Join(err, t.flush()); err != nil {
+			return err
 		}
 	}
-	for key := range sent {
-		if !known[key] {
-			delete(sent, key)
-			changed = append(changed, &controlv1.CellState{Proxy: key.proxy, Partition: uint32(key.partition), Gone: true})
-		}
-	}
-	return changed
 }
 
 // freshness is how much later a proxy may have been heard of than is told to other replicas. With the interval in which
 // proxies report it stays well below the lease, after which a proxy counts as silent.
 func (f *Fleet) freshness() time.Duration { return f.cfg.Lease / 5 }
 
-// told reports whether a cell is near enough to what was sent of it, which may be nil.
-func (f *Fleet) told(sent, now *controlv1.CellState) bool {
-	seen := now.GetLastSeen()
-	if sent == nil || seen.AsTime().Sub(sent.GetLastSeen().AsTime()) >= f.freshness() {
-		return false
+// teller tells one replica what changes. It belongs to its handler's goroutine.
+type teller struct {
+	fleet  *Fleet
+	stream controlv1.FleetService_FollowCellsServer
+	sent   map[ident.Partition]map[string]*controlv1.CellState // by proxy; of each partition asked for
+
+	next  controlv1.FollowCellsResponse
+	bytes int   // about what next takes
+	err   error // of the first message that could not be sent
+}
+
+// messageBytes is about how large a message between replicas becomes, well below what gRPC takes.
+const messageBytes = 256 << 10
+
+func (t *teller) request(follower *follower, m *controlv1.FollowCellsRequest) error {
+	for _, n := range m.GetDrop() {
+		p := ident.Partition(n)
+		t.fleet.here.drop(follower, p)
+		delete(t.sent, p)
 	}
-	now.LastSeen = sent.GetLastSeen()
-	same := proto.Equal(sent, now)
-	now.LastSeen = seen
-	return same
-}
-
-// view is what all replicas know of some partitions. Its goroutines end with the contexts that ask was given; wait for
-// them with running.
-type view struct {
-	fleet   *Fleet
-	parts   [][]uint32    // the partitions, as many together as one request may name
-	moved   chan struct{} // signals that peers told something
-	running sync.WaitGroup
-
-	mu    sync.Mutex // guards peers, and cells and answered of each
-	peers map[question]*peer
-}
-
-// question is what is asked of another replica.
-type question struct {
-	replica, address string
-	part             int // of view.parts
-}
-
-// peer is what another replica has told.
-type peer struct {
-	cells    map[ident.Partition]map[string]*controlv1.CellState // by proxy
-	answered bool                                                // all that it knows, or that it cannot be asked
-	stop     func()
-}
-
-func (f *Fleet) newView(partitions ...ident.Partition) *view {
-	v := &view{fleet: f, moved: make(chan struct{}, 1), peers: map[question]*peer{}}
-	for part := range slices.Chunk(partitions, maxWatched) {
-		numbers := make([]uint32, len(part))
-		for i, p := range part {
-			numbers[i] = uint32(p)
+	for _, n := range m.GetAdd() {
+		if err := t.fleet.checkPartition(n); err != nil {
+			return fault.Newf(fault.Invalid, fault.Field, "add: %v", err)
 		}
-		v.parts = append(v.parts, numbers)
+		p := ident.Partition(n)
+		t.fleet.here.add(follower, p) // before it is looked at, so that nothing is missed
+		now := t.fleet.local(p)
+		t.sent[p] = now
+		t.next.Told = append(t.next.Told, n)
+		for _, c := range now { // in the same message, whatever its size: it is all that is known
+			t.add(c)
+		}
+		t.page()
 	}
-	return v
+	return nil
 }
 
-// others are the other replicas that can be asked.
-func (f *Fleet) others() []*recordv1.Replica {
-	return slices.DeleteFunc(f.store.Replicas(), func(r *recordv1.Replica) bool {
-		return r.GetId() == f.cfg.Replica.GetId() || r.GetFleetAddress() == ""
-	})
+// tell adds the cells of a partition that differ from what was sent by more than counters.
+func (t *teller) tell(p ident.Partition) {
+	sent, asked := t.sent[p]
+	if !asked {
+		return
+	}
+	now := t.fleet.local(p)
+	for proxy, c := range now {
+		if s := sent[proxy]; s == nil || !sameCell(s, c) {
+			sent[proxy] = c
+			t.add(c)
+		}
+	}
+	for proxy := range sent {
+		if now[proxy] == nil {
+			delete(sent, proxy)
+			t.add(&controlv1.CellState{Proxy: proxy, Partition: uint32(p), Gone: true})
+		}
+	}
+	t.page()
 }
 
-// ask asks replicas that were not asked yet, and forgets those that are gone.
-func (v *view) ask(ctx context.Context) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	alive := map[question]bool{}
-	for _, r := range v.fleet.others() {
-		for part := range v.parts {
-			q := question{replica: r.GetId(), address: r.GetFleetAddress(), part: part}
-			alive[q] = true
-			if v.peers[q] != nil {
+// refresh adds when proxies were last heard of, and their counters.
+func (t *teller) refresh() {
+	for p, sent := range t.sent {
+		for proxy, c := range t.fleet.local(p) {
+			s := sent[proxy]
+			if s == nil || !sameCell(s, c) {
+				continue // a signal of that waits
+			}
+			if s.GetLastSeen().AsTime().Equal(c.GetLastSeen().AsTime()) && proto.Equal(s.GetTraffic(), c.GetTraffic()) {
 				continue
 			}
-			asking, cancel := context.WithCancel(ctx)
-			p := &peer{cells: map[ident.Partition]map[string]*controlv1.CellState{}, stop: cancel}
-			v.peers[q] = p
-			v.running.Go(func() { v.listen(asking, q, p) })
+			sent[proxy] = c
+			t.add(&controlv1.CellState{Proxy: proxy, Partition: uint32(p), LastSeen: c.GetLastSeen(), Traffic: c.GetTraffic(), Counted: true})
 		}
-	}
-	for q, p := range v.peers {
-		if !alive[q] {
-			p.stop()
-			delete(v.peers, q)
-		}
+		t.page()
 	}
 }
 
-// listen follows one replica until ctx ends, and asks again when its stream breaks.
-func (v *view) listen(ctx context.Context, q question, p *peer) {
-	for ctx.Err() == nil {
-		err := v.stream(ctx, q, p)
-		v.mu.Lock()
-		clear(p.cells) // what it said before is void
-		p.answered = true
-		v.mu.Unlock()
-		signal(v.moved)
-		if ctx.Err() == nil {
-			v.fleet.log.Debug("another replica does not tell what it knows", "replica", q.replica, "error", err)
-		}
-		select {
-		case <-time.After(500 * time.Millisecond):
-		case <-ctx.Done():
-		}
+func (t *teller) add(c *controlv1.CellState) {
+	t.next.Cells = append(t.next.Cells, c)
+	t.bytes += proto.Size(c)
+}
+
+// page sends what has come together if that is enough for a message.
+func (t *teller) page() {
+	if t.bytes >= messageBytes {
+		t.err = errors.Join(t.err, t.flush())
 	}
 }
 
-func (v *view) stream(ctx context.Context, q question, p *peer) error {
-	conn, err := v.fleet.dial(q.address)
-	if err != nil {
-		return err
+// flush sends what has come together.
+func (t *teller) flush() error {
+	if t.err != nil || len(t.next.GetCells()) == 0 && len(t.next.GetTold()) == 0 {
+		return t.err
 	}
-	defer conn.Close()
-	request := &controlv1.WatchCellsRequest{Partitions: v.parts[q.part]}
-	stream, err := controlv1.NewFleetServiceClient(conn).WatchCells(ctx, request)
-	if err != nil {
-		return err
-	}
-	for {
-		response, err := stream.Recv()
-		if err != nil {
-			return err
-		}
-		v.mu.Lock()
-		for _, c := range response.GetCells() {
-			partition := ident.Partition(c.GetPartition())
-			switch cells := p.cells[partition]; {
-			case c.GetGone():
-				delete(cells, c.GetProxy())
-			case cells == nil:
-				p.cells[partition] = map[string]*controlv1.CellState{c.GetProxy(): c}
-			default:
-				cells[c.GetProxy()] = c
-			}
-		}
-		p.answered = p.answered || response.GetComplete()
-		v.mu.Unlock()
-		signal(v.moved)
-	}
+	t.err = t.stream.Send(&t.next)
+	t.next = controlv1.FollowCellsResponse{}
+	t.bytes = 0
+	return t.err
 }
 
-// dial connects to another replica. The caller closes the connection.
-func (f *Fleet) dial(address string) (*grpc.ClientConn, error) {
-	return grpc.NewClient("passthrough:///"+address, f.cfg.DialOptions...)
+// sameCell reports whether two states of a cell tell the same, but for when the proxy was heard of and its counters.
+func sameCell(a, b *controlv1.CellState) bool {
+	return bytes.Equal(a.GetSentRoot(), b.GetSentRoot()) &&
+		bytes.Equal(a.GetAcceptedRoot(), b.GetAcceptedRoot()) &&
+		bytes.Equal(a.GetAcceptedSharedRoot(), b.GetAcceptedSharedRoot()) &&
+		bytes.Equal(a.GetServingRoot(), b.GetServingRoot()) &&
+		bytes.Equal(a.GetServingSharedRoot(), b.GetServingSharedRoot()) &&
+		a.GetSnapshotVersion() == b.GetSnapshotVersion() && a.GetBuild() == b.GetBuild() &&
+		slices.EqualFunc(a.GetRejections(), b.GetRejections(), equal) &&
+		slices.EqualFunc(a.GetUnready(), b.GetUnready(), equal) &&
+		slices.Equal(a.GetDrifted(), b.GetDrifted())
 }
 
-// complete reports whether every replica that was asked has answered.
-func (v *view) complete() bool {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	for _, p := range v.peers {
-		if !p.answered {
-			return false
-		}
-	}
-	return true
-}
+func equal[M proto.Message](a, b M) bool { return proto.Equal(a, b) }
 
-// cells merges what all replicas know of a partition, by proxy.
-func (v *view) cells(p ident.Partition) map[string]*controlv1.CellState {
-	merged := v.fleet.local(p)
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	for _, peer := range v.peers {
-		for proxy, c := range peer.cells[p] {
-			merged[proxy] = merge(merged[proxy], c)
-		}
-	}
-	return merged
-}
-
-// merge joins what two replicas know of one cell: one may push to the proxy while the other hears its reports.
+// merge joins what two replicas know of one cell: one may push to the proxy while the other hears its reports. Neither is
+// changed.
 func merge(a, b *controlv1.CellState) *controlv1.CellState {
 	if a == nil {
 		return b
@@ -272,15 +209,21 @@ func merge(a, b *controlv1.CellState) *controlv1.CellState {
 	if a.GetLastSeen().AsTime().Before(b.GetLastSeen().AsTime()) {
 		a, b = b, a // a is the newer
 	}
-	m := proto.CloneOf(a)
-	if len(m.GetSentRoot()) == 0 {
+	m := &controlv1.CellState{
+		Proxy: a.GetProxy(), Partition: a.GetPartition(), LastSeen: a.GetLastSeen(), Build: cmp.Or(a.GetBuild(), b.GetBuild()),
+		SentRoot: a.GetSentRoot(), AcceptedRoot: a.GetAcceptedRoot(), AcceptedSharedRoot: a.GetAcceptedSharedRoot(),
+		ServingRoot: a.GetServingRoot(), ServingSharedRoot: a.GetServingSharedRoot(), SnapshotVersion: a.GetSnapshotVersion(),
+		Unready: a.GetUnready(), Traffic: a.GetTraffic(), Drifted: a.GetDrifted(), Rejections: a.GetRejections(),
+	}
+	if len(m.SentRoot) == 0 {
 		m.SentRoot, m.AcceptedRoot, m.AcceptedSharedRoot = b.GetSentRoot(), b.GetAcceptedRoot(), b.GetAcceptedSharedRoot()
 	}
-	if len(m.GetServingRoot()) == 0 {
+	if !reported(a) {
 		m.ServingRoot, m.ServingSharedRoot = b.GetServingRoot(), b.GetServingSharedRoot()
 		m.SnapshotVersion, m.Unready = b.GetSnapshotVersion(), b.GetUnready()
+		m.Traffic, m.Drifted = b.GetTraffic(), b.GetDrifted()
 	}
-	if len(m.GetRejections()) == 0 {
+	if len(m.Rejections) == 0 {
 		m.Rejections = b.GetRejections()
 	}
 	return m

@@ -48,7 +48,8 @@ type store interface {
 type tracker interface {
 	Cells(p ident.Partition) []*controlv1.CellState
 	Rejections(proxy string) []*configv1.Rejection
-	Watch(partitions ...ident.Partition) (<-chan struct{}, func())
+	// Listen has changed called after something about a partition has changed; it returns at once.
+	Listen(changed func(ident.Partition))
 }
 
 // Config is what a Fleet needs.
@@ -81,6 +82,10 @@ type Fleet struct {
 	tracker tracker
 	log     *slog.Logger
 	reports reports
+	peers   peers
+
+	here     changes // of what this replica knows
+	anywhere changes // of what any replica knows
 
 	closing context.Context // ends all streams
 	close   func()
@@ -120,9 +125,13 @@ func New(cfg Config) (*Fleet, error) {
 		store:    cfg.Store,
 		tracker:  cfg.Tracker,
 		log:      cfg.Logger,
-		reports:  newReports(),
+		here:     newChanges(),
+		anywhere: newChanges(),
 		watchers: map[chan struct{}]bool{},
 	}
+	f.reports = newReports(f.changed, cfg.Lease)
+	f.peers = peers{fleet: f, wanted: map[ident.Partition]int{}, known: map[string]*peer{}}
+	f.tracker.Listen(f.changed)
 	f.closing, f.close = context.WithCancel(context.Background())
 	return f, nil
 }
@@ -135,6 +144,7 @@ func (f *Fleet) Register(r grpc.ServiceRegistrar) { controlv1.RegisterFleetServi
 func (f *Fleet) Run(ctx context.Context) error {
 	var running sync.WaitGroup
 	defer running.Wait()
+	defer f.peers.running.Wait()
 	defer f.close()
 	running.Go(func() { f.keepReplica(ctx) })
 
@@ -144,6 +154,7 @@ func (f *Fleet) Run(ctx context.Context) error {
 	defer stopHead()
 	for {
 		f.follow()
+		f.peers.follow(ctx)
 		select {
 		case <-fleet:
 		case <-head:

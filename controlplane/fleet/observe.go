@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"context"
+	"time"
 
 	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
 
@@ -11,48 +12,58 @@ import (
 // Observation is what all replicas know of some partitions, from Observe until Close. Its methods may be called from any
 // goroutine.
 type Observation struct {
-	view   *view
-	cancel func()
+	fleet      *Fleet
+	partitions []ident.Partition
+	follower   *follower
+	forget     func()
 }
 
-// Observe begins to follow what all replicas know of some partitions. The caller closes the Observation.
+// Observe begins to follow what all replicas know of some partitions. It returns at once. The caller closes the
+// Observation; any number may be open, also of the same partitions.
 func (f *Fleet) Observe(partitions ...ident.Partition) *Observation {
-	ctx, cancel := context.WithCancel(f.closing)
-	v := f.newView(partitions...)
-	pushed, stopPushed := f.tracker.Watch(partitions...)
-	heard, stopHeard := f.reports.watch(partitions)
-	replicas, stopReplicas := f.store.WatchFleet()
-	v.running.Go(func() {
-		defer stopPushed()
-		defer stopHeard()
-		defer stopReplicas()
-		for {
-			v.ask(ctx)
-			select {
-			case <-pushed:
-			case <-heard:
-			case <-replicas:
-			case <-ctx.Done():
-				return
-			}
-			signal(v.moved)
-		}
-	})
-	return &Observation{view: v, cancel: cancel}
+	return &Observation{
+		fleet: f, partitions: partitions,
+		follower: f.anywhere.follow(partitions...),
+		forget:   f.peers.want(partitions),
+	}
 }
 
-// Changed is sent to after something about the partitions has changed; signals that nobody took are one. That a proxy
-// was heard of again, and that its counters went on, makes no signal.
-func (o *Observation) Changed() <-chan struct{} { return o.view.moved }
+// Changed is sent to after something about the partitions has changed, and after Complete may have; signals that nobody
+// took are one. That a proxy was heard of again, and that its counters went on, makes no signal.
+func (o *Observation) Changed() <-chan struct{} { return o.follower.changed }
 
-// Cells is what is known of a partition now, by proxy. It must not be changed.
-func (o *Observation) Cells(p ident.Partition) map[string]*controlv1.CellState { return o.view.cells(p) }
+// Cells is what is known of a partition now, by proxy. The map is the caller's; the states must not be changed.
+func (o *Observation) Cells(p ident.Partition) map[string]*controlv1.CellState {
+	cells := o.fleet.local(p)
+	o.fleet.peers.add(p, cells)
+	return cells
+}
 
 // Complete reports whether every replica that can be asked has told all that it knows of the partitions.
-func (o *Observation) Complete() bool { return o.view.complete() }
+func (o *Observation) Complete() bool { return o.fleet.peers.complete(o.partitions) }
 
 // Close ends the Observation.
 func (o *Observation) Close() {
-	o.cancel()
-	o.view.running.Wait()
+	o.fleet.anywhere.end(o.follower)
+	o.forget()
+}
+
+// peerPatience is how long is waited for other replicas before it is told without them.
+const peerPatience = time.Second
+
+// await returns when the Observation is complete, or after the patience for that: those that do not answer are then not
+// waited for by anybody until they do.
+func (o *Observation) await(ctx context.Context) {
+	patience := time.NewTimer(peerPatience)
+	defer patience.Stop()
+	for !o.Complete() {
+		select {
+		case <-o.Changed():
+		case <-patience.C:
+			o.fleet.peers.giveUp(o.partitions)
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
 }

@@ -21,22 +21,23 @@ import (
 	"github.com/prism-gateway/prism/shared/ident"
 )
 
-// watched is a tracker that tells when many partitions are watched: by the leader, or by one that the leader asks.
-type watched struct {
+// asked is a tracker that tells when it is asked of a partition: as the leader asks who follows when partitions move.
+type asked struct {
 	*push.Tracker
-	many chan struct{}
+	once chan struct{}
 }
 
-func (w watched) Watch(partitions ...ident.Partition) (<-chan struct{}, func()) {
-	if len(partitions) > 1 {
-		w.many <- struct{}{}
+func (a asked) Cells(p ident.Partition) []*controlv1.CellState {
+	select {
+	case a.once <- struct{}{}:
+	default:
 	}
-	return w.Tracker.Watch(partitions...)
+	return a.Tracker.Cells(p)
 }
 
 func TestAMoveThatIsOvertakenSettles(t *testing.T) {
 	server := etcd(t)
-	tracker := watched{push.NewTracker(), make(chan struct{}, 64)}
+	tracker := asked{push.NewTracker(), make(chan struct{}, 1)}
 	leader := start(t, server, "replica-1")
 	wait(t, leader.leads, "the first leads")
 	followers := []*replica{
@@ -51,7 +52,7 @@ func TestAMoveThatIsOvertakenSettles(t *testing.T) {
 		_, loading := fleetOf(a)
 		return slices.Equal(loading, []string{"b"})
 	})
-	wait(t, tracker.many, "the leader asks the others")
+	wait(t, tracker.once, "the leader asks the others")
 	c := join(t, followers[0], "c")
 	leader.until(t, "the third loads as well", func(a *configv1.Assignment) bool {
 		_, loading := fleetOf(a)
@@ -84,26 +85,30 @@ func TestALargeInstallationMoves(t *testing.T) {
 	leader.until(t, "both own everything", settled("a", "b"))
 }
 
-func TestWatchCells(t *testing.T) {
+func TestFollowCells(t *testing.T) {
 	r := startOf(t, 3000, etcd(t), "replica-1")
 	client := controlv1.NewFleetServiceClient(r.conn)
-	t.Run("too many are refused", func(t *testing.T) {
-		stream, err := client.WatchCells(t.Context(), &controlv1.WatchCellsRequest{Partitions: make([]uint32, 1025)})
+	follow := func(t *testing.T, partitions ...uint32) controlv1.FleetService_FollowCellsClient {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		t.Cleanup(cancel)
+		stream, err := client.FollowCells(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := stream.Recv(); err == nil || status.Code(err) == codes.Unavailable {
+		if err := stream.Send(&controlv1.FollowCellsRequest{Add: partitions}); err != nil {
+			t.Fatal(err)
+		}
+		return stream
+	}
+	t.Run("a partition that there is not is refused", func(t *testing.T) {
+		if _, err := follow(t, 3000).Recv(); status.Code(err) == codes.Unavailable || err == nil {
 			t.Errorf("got %v", err)
 		}
 	})
 	t.Run("who goes on reporting the same is no silent proxy", func(t *testing.T) {
 		join(t, r, "a").serve(commit(t, r, "alpha"))
-		ctx, cancel := context.WithTimeout(t.Context(), patience)
-		defer cancel()
-		stream, err := client.WatchCells(ctx, &controlv1.WatchCellsRequest{Partitions: []uint32{1}})
-		if err != nil {
-			t.Fatal(err)
-		}
+		stream := follow(t, 1)
 		var seen time.Time
 		for later := 0; later < 3; {
 			out, err := stream.Recv()

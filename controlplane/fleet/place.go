@@ -62,21 +62,19 @@ type move struct {
 	since    time.Time
 	snapshot uint64 // the newest when it began
 	epoch    uint64
-	view     *view
-	ask      func() // asks replicas that were not asked yet
-	stop     func() // ends what asks and waits for it
+	cells    *Observation
 }
 
 func (pl *placer) moved() <-chan struct{} {
 	if pl.move == nil {
 		return nil
 	}
-	return pl.move.view.moved
+	return pl.move.cells.Changed()
 }
 
 func (pl *placer) stopMove() {
 	if pl.move != nil {
-		pl.move.stop()
+		pl.move.cells.Close()
 		pl.move = nil
 	}
 }
@@ -91,7 +89,7 @@ func (pl *placer) step(ctx context.Context, now time.Time) time.Duration {
 	next, wait := pl.members(current, f.live(), now)
 	if next == nil && len(current.GetPrevious()) > 0 {
 		var settled bool
-		if settled, wait = pl.settled(ctx, current, now, wait); settled {
+		if settled, wait = pl.settled(current, now, wait); settled {
 			next = proto.CloneOf(current)
 			next.Previous, next.Gone = nil, nil
 		}
@@ -211,7 +209,7 @@ func (pl *placer) members(current *recordv1.Placement, live []*configv1.Member, 
 }
 
 // settled reports whether every owner that loads a partition serves it, or has been given enough time.
-func (pl *placer) settled(ctx context.Context, current *recordv1.Placement, now time.Time, wait time.Duration) (bool, time.Duration) {
+func (pl *placer) settled(current *recordv1.Placement, now time.Time, wait time.Duration) (bool, time.Duration) {
 	f := pl.fleet
 	a := f.assigned.Load()
 	if a == nil || a.placement.GetEpoch() != current.GetEpoch() {
@@ -227,9 +225,8 @@ func (pl *placer) settled(ctx context.Context, current *recordv1.Placement, now 
 		return true, wait
 	}
 	if pl.move == nil || pl.move.epoch != current.GetEpoch() {
-		pl.begin(ctx, current.GetEpoch(), loading, now)
+		pl.begin(current.GetEpoch(), loading, now)
 	}
-	pl.move.ask()
 	left := f.cfg.MoveDeadline - now.Sub(pl.move.since)
 	if left <= 0 {
 		f.log.Warn("partitions move although not all new owners serve them", "epoch", current.GetEpoch())
@@ -237,7 +234,7 @@ func (pl *placer) settled(ctx context.Context, current *recordv1.Placement, now 
 	}
 	tree := f.store.Head()
 	for _, p := range loading {
-		cells := pl.move.view.cells(p)
+		cells := pl.move.cells.Cells(p)
 		for _, m := range pick(a.assignment, a.assignment.GetPartitions()[p].GetLoading()) {
 			c := cells[m.GetId()]
 			root, err := ident.HashFrom(c.GetServingRoot())
@@ -250,34 +247,14 @@ func (pl *placer) settled(ctx context.Context, current *recordv1.Placement, now 
 	return true, wait
 }
 
-// begin starts to watch the partitions that move. The time a move is given counts from its first epoch.
-func (pl *placer) begin(ctx context.Context, epoch uint64, loading []ident.Partition, now time.Time) {
+// begin starts to observe the partitions that move. The time a move is given counts from its first epoch.
+func (pl *placer) begin(epoch uint64, loading []ident.Partition, now time.Time) {
 	since := now
 	if pl.move != nil {
 		since = pl.move.since
 	}
 	pl.stopMove()
-	watching, cancel := context.WithCancel(ctx)
-	v := pl.fleet.newView(loading...)
-	pushed, stopPushed := pl.fleet.tracker.Watch(loading...)
-	heard, stopHeard := pl.fleet.reports.watch(loading)
-	v.running.Go(func() {
-		for {
-			select {
-			case <-pushed:
-			case <-heard:
-			case <-watching.Done():
-				return
-			}
-			signal(v.moved)
-		}
-	})
-	pl.move = &move{since: since, epoch: epoch, snapshot: pl.fleet.store.Head().Version(), view: v, ask: func() { v.ask(watching) }, stop: func() {
-		cancel()
-		stopPushed()
-		stopHeard()
-		v.running.Wait()
-	}}
+	pl.move = &move{since: since, epoch: epoch, snapshot: pl.fleet.store.Head().Version(), cells: pl.fleet.Observe(loading...)}
 }
 
 func byID(members []*configv1.Member) map[string]*configv1.Member {

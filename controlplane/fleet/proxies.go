@@ -6,7 +6,6 @@ import (
 	"maps"
 	"slices"
 	"sync"
-	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -62,32 +61,22 @@ func (f *Fleet) heardOf(ctx context.Context) (map[string]*controlv1.ProxyReport,
 	var asking sync.WaitGroup
 	var mu sync.Mutex // guards merged and answered
 	merged, answered := map[string]*controlv1.ProxyReport{}, map[string]bool{f.cfg.Replica.GetId(): true}
-	for _, r := range f.others() {
+	for id, client := range f.peers.clients() {
 		asking.Go(func() {
-			reports, err := f.reportsOf(ctx, r.GetFleetAddress())
+			out, err := client.ListReports(ctx, &controlv1.ListReportsRequest{})
 			mu.Lock()
 			defer mu.Unlock()
 			if err != nil {
-				f.log.Warn("another replica does not tell what it knows", "replica", r.GetId(), "error", err)
+				f.log.Warn("another replica does not tell what it knows", "replica", id, "error", err)
 				return
 			}
-			answered[r.GetId()] = true
-			mergeReports(merged, reports)
+			answered[id] = true
+			mergeReports(merged, out.GetReports())
 		})
 	}
 	asking.Wait()
 	mergeReports(merged, f.heard())
 	return merged, answered
-}
-
-func (f *Fleet) reportsOf(ctx context.Context, address string) ([]*controlv1.ProxyReport, error) {
-	conn, err := f.dial(address)
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
-	out, err := controlv1.NewFleetServiceClient(conn).ListReports(ctx, &controlv1.ListReportsRequest{})
-	return out.GetReports(), err
 }
 
 // mergeReports joins what replicas know of the same proxies: the one that heard of it last tells, but all tell what it
@@ -170,12 +159,9 @@ func (f *Fleet) partitionsOf(ctx context.Context, id string) []*adminv1.ProxyPar
 			}
 		}
 	}
-	v := f.newView(held...)
-	ctx, cancel := context.WithCancel(ctx)
-	defer v.running.Wait()
-	defer cancel()
-	v.ask(ctx)
-	v.await(ctx)
+	seen := f.Observe(held...)
+	defer seen.Close()
+	seen.await(ctx)
 	root := func(data []byte) string {
 		h, err := ident.HashFrom(data)
 		if err != nil {
@@ -184,25 +170,10 @@ func (f *Fleet) partitionsOf(ctx context.Context, id string) []*adminv1.ProxyPar
 		return h.String()
 	}
 	for i, p := range held {
-		c := v.cells(p)[id]
+		c := seen.Cells(p)[id]
 		list[i].AcceptedRoot, list[i].ServingRoot, list[i].Rejections = root(c.GetAcceptedRoot()), root(c.GetServingRoot()), c.GetRejections()
 	}
 	return list
-}
-
-// await returns when every replica that was asked has answered, or after the patience for that.
-func (v *view) await(ctx context.Context) {
-	patience := time.NewTimer(peerPatience)
-	defer patience.Stop()
-	for !v.complete() {
-		select {
-		case <-v.moved:
-		case <-patience.C:
-			return
-		case <-ctx.Done():
-			return
-		}
-	}
 }
 
 // place is how many partitions one proxy was given.

@@ -153,17 +153,19 @@ type report struct {
 
 // reports are those of all proxies that report to this replica.
 type reports struct {
-	mu       sync.Mutex // guards all
-	byProxy  map[string]*report
-	byCell   map[ident.Partition]map[string]*report
-	watchers map[ident.Partition]map[chan struct{}]bool
+	changed func(ident.Partition) // is called after what is reported of a partition has changed, with mu held
+	lease   time.Duration         // after what silence a proxy counts as gone
+
+	mu      sync.Mutex // guards all below
+	byProxy map[string]*report
+	byCell  map[ident.Partition]map[string]*report
 }
 
-func newReports() reports {
+func newReports(changed func(ident.Partition), lease time.Duration) reports {
 	return reports{
-		byProxy:  map[string]*report{},
-		byCell:   map[ident.Partition]map[string]*report{},
-		watchers: map[ident.Partition]map[chan struct{}]bool{},
+		changed: changed, lease: lease,
+		byProxy: map[string]*report{},
+		byCell:  map[ident.Partition]map[string]*report{},
 	}
 }
 
@@ -194,7 +196,7 @@ func (r *reports) dropLocked(of *report, p ident.Partition) {
 	if len(r.byCell[p]) == 0 {
 		delete(r.byCell, p)
 	}
-	r.signalLocked(p)
+	r.changed(p)
 }
 
 // update takes what one message says. A report that was replaced changes nothing.
@@ -224,7 +226,7 @@ func (r *reports) putLocked(of *report, p ident.Partition) {
 		r.byCell[p] = map[string]*report{}
 	}
 	r.byCell[p][of.proxy] = of
-	r.signalLocked(p)
+	r.changed(p)
 }
 
 // end notes that a stream has ended. What it said last stays known, but no longer counts as what is served.
@@ -233,7 +235,7 @@ func (r *reports) end(of *report) {
 	defer r.mu.Unlock()
 	of.ended = true
 	for p := range of.cells {
-		r.signalLocked(p)
+		r.changed(p)
 	}
 }
 
@@ -248,35 +250,6 @@ func (r *reports) prune(members []*recordv1.MemberLease) {
 	for proxy, known := range r.byProxy {
 		if known.ended && !alive[proxy] {
 			r.removeLocked(proxy)
-		}
-	}
-}
-
-func (r *reports) signalLocked(p ident.Partition) {
-	for c := range r.watchers[p] {
-		signal(c)
-	}
-}
-
-// watch signals after something that was reported of the partitions has changed.
-func (r *reports) watch(partitions []ident.Partition) (<-chan struct{}, func()) {
-	c := make(chan struct{}, 1)
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, p := range partitions {
-		if r.watchers[p] == nil {
-			r.watchers[p] = map[chan struct{}]bool{}
-		}
-		r.watchers[p][c] = true
-	}
-	return c, func() {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		for _, p := range partitions {
-			delete(r.watchers[p], c)
-			if len(r.watchers[p]) == 0 {
-				delete(r.watchers, p)
-			}
 		}
 	}
 }

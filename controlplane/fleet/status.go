@@ -17,9 +17,6 @@ import (
 	"github.com/prism-gateway/prism/shared/ident"
 )
 
-// peerPatience is how long a status waits for other replicas before it is told without them.
-const peerPatience = time.Second
-
 // Status says how far the newest version of a namespace is in effect on its owners. It fails with the reason NAMESPACE
 // when there is no such namespace.
 func (f *Fleet) Status(ctx context.Context, namespace string) (*configv1.NamespaceStatus, error) {
@@ -40,54 +37,36 @@ func (f *Fleet) WatchStatus(ctx context.Context, namespace string, told func(*co
 		return fault.New(fault.Unavailable, fault.NotLoaded, "this replica has not loaded the configuration yet").WithRetry(time.Second)
 	}
 	partition := ident.PartitionOf(namespace, tree.Partitions())
-	watching, cancel := context.WithCancel(ctx)
-	v := f.newView(partition)
-	defer v.running.Wait()
-	defer cancel()
-
+	seen := f.Observe(partition)
+	defer seen.Close()
 	moved, stopHead := f.store.Watch()
 	defer stopHead()
-	replicas, stopReplicas := f.store.WatchFleet()
-	defer stopReplicas()
 	assigned, stopAssigned := f.WatchAssignment()
 	defer stopAssigned()
-	pushed, stopPushed := f.tracker.Watch(partition)
-	defer stopPushed()
-	heard, stopHeard := f.reports.watch([]ident.Partition{partition})
-	defer stopHeard()
 	clock := time.NewTicker(time.Second) // silence makes no signal
 	defer clock.Stop()
-	patience := time.After(peerPatience)
+	seen.await(ctx)
 
 	a := &assessment{fleet: f, namespace: namespace, partition: partition, holds: map[ident.Hash]bool{}}
 	var last *configv1.NamespaceStatus
-	v.ask(watching)
-	for patient := true; ; {
-		if !patient || v.complete() {
-			status, err := a.assess(ctx, v.cells(partition), time.Now())
-			if err != nil {
-				return err
-			}
-			if last == nil || !sameStatus(last, status) {
-				last = status
-				if told(status) {
-					return nil
-				}
+	for {
+		status, err := a.assess(ctx, seen.Cells(partition), time.Now())
+		if err != nil {
+			return err
+		}
+		if last == nil || !sameStatus(last, status) {
+			last = status
+			if told(status) {
+				return nil
 			}
 		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-moved:
-		case <-replicas:
-			v.ask(watching)
 		case <-assigned:
-		case <-pushed:
-		case <-heard:
-		case <-v.moved:
+		case <-seen.Changed():
 		case <-clock.C:
-		case <-patience:
-			patient = false
 		}
 	}
 }

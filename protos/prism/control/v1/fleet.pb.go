@@ -590,29 +590,31 @@ func (x *ReportResponse) GetLease() *durationpb.Duration {
 	return nil
 }
 
-// WatchCellsRequest names partitions.
-type WatchCellsRequest struct {
+// FollowCellsRequest changes which partitions are told of.
+type FollowCellsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The partitions; at most 1,024.
-	Partitions    []uint32 `protobuf:"varint,1,rep,packed,name=partitions,proto3" json:"partitions,omitempty"`
+	// Partitions to tell of from now on.
+	Add []uint32 `protobuf:"varint,1,rep,packed,name=add,proto3" json:"add,omitempty"`
+	// Partitions no longer to tell of.
+	Drop          []uint32 `protobuf:"varint,2,rep,packed,name=drop,proto3" json:"drop,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *WatchCellsRequest) Reset() {
-	*x = WatchCellsRequest{}
+func (x *FollowCellsRequest) Reset() {
+	*x = FollowCellsRequest{}
 	mi := &file_prism_control_v1_fleet_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *WatchCellsRequest) String() string {
+func (x *FollowCellsRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*WatchCellsRequest) ProtoMessage() {}
+func (*FollowCellsRequest) ProtoMessage() {}
 
-func (x *WatchCellsRequest) ProtoReflect() protoreflect.Message {
+func (x *FollowCellsRequest) ProtoReflect() protoreflect.Message {
 	mi := &file_prism_control_v1_fleet_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -624,43 +626,51 @@ func (x *WatchCellsRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use WatchCellsRequest.ProtoReflect.Descriptor instead.
-func (*WatchCellsRequest) Descriptor() ([]byte, []int) {
+// Deprecated: Use FollowCellsRequest.ProtoReflect.Descriptor instead.
+func (*FollowCellsRequest) Descriptor() ([]byte, []int) {
 	return file_prism_control_v1_fleet_proto_rawDescGZIP(), []int{7}
 }
 
-func (x *WatchCellsRequest) GetPartitions() []uint32 {
+func (x *FollowCellsRequest) GetAdd() []uint32 {
 	if x != nil {
-		return x.Partitions
+		return x.Add
 	}
 	return nil
 }
 
-// WatchCellsResponse is what changed of the cells; first all that is known.
-type WatchCellsResponse struct {
+func (x *FollowCellsRequest) GetDrop() []uint32 {
+	if x != nil {
+		return x.Drop
+	}
+	return nil
+}
+
+// FollowCellsResponse is what changed.
+type FollowCellsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The cells that changed.
 	Cells []*CellState `protobuf:"bytes,1,rep,name=cells,proto3" json:"cells,omitempty"`
-	// Whether all that is known has been sent once.
-	Complete      bool `protobuf:"varint,2,opt,name=complete,proto3" json:"complete,omitempty"`
+	// Partitions of which these cells are all that is known: what was said of them before is void. Each is here once after
+	// it was added.
+	Told          []uint32 `protobuf:"varint,2,rep,packed,name=told,proto3" json:"told,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *WatchCellsResponse) Reset() {
-	*x = WatchCellsResponse{}
+func (x *FollowCellsResponse) Reset() {
+	*x = FollowCellsResponse{}
 	mi := &file_prism_control_v1_fleet_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *WatchCellsResponse) String() string {
+func (x *FollowCellsResponse) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*WatchCellsResponse) ProtoMessage() {}
+func (*FollowCellsResponse) ProtoMessage() {}
 
-func (x *WatchCellsResponse) ProtoReflect() protoreflect.Message {
+func (x *FollowCellsResponse) ProtoReflect() protoreflect.Message {
 	mi := &file_prism_control_v1_fleet_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -672,23 +682,23 @@ func (x *WatchCellsResponse) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use WatchCellsResponse.ProtoReflect.Descriptor instead.
-func (*WatchCellsResponse) Descriptor() ([]byte, []int) {
+// Deprecated: Use FollowCellsResponse.ProtoReflect.Descriptor instead.
+func (*FollowCellsResponse) Descriptor() ([]byte, []int) {
 	return file_prism_control_v1_fleet_proto_rawDescGZIP(), []int{8}
 }
 
-func (x *WatchCellsResponse) GetCells() []*CellState {
+func (x *FollowCellsResponse) GetCells() []*CellState {
 	if x != nil {
 		return x.Cells
 	}
 	return nil
 }
 
-func (x *WatchCellsResponse) GetComplete() bool {
+func (x *FollowCellsResponse) GetTold() []uint32 {
 	if x != nil {
-		return x.Complete
+		return x.Told
 	}
-	return false
+	return nil
 }
 
 // CellState is what one replica knows of one cell.
@@ -723,7 +733,9 @@ type CellState struct {
 	// The calls that it answered for the partition.
 	Traffic *Traffic `protobuf:"bytes,14,opt,name=traffic,proto3" json:"traffic,omitempty"`
 	// Resources whose content in use has drifted, by name.
-	Drifted       []string `protobuf:"bytes,15,rep,name=drifted,proto3" json:"drifted,omitempty"`
+	Drifted []string `protobuf:"bytes,15,rep,name=drifted,proto3" json:"drifted,omitempty"`
+	// Whether only proxy, partition, last_seen and traffic are told, and the rest is as before.
+	Counted       bool `protobuf:"varint,16,opt,name=counted,proto3" json:"counted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -863,9 +875,18 @@ func (x *CellState) GetDrifted() []string {
 	return nil
 }
 
+func (x *CellState) GetCounted() bool {
+	if x != nil {
+		return x.Counted
+	}
+	return false
+}
+
 // ListReportsRequest asks what proxies have told a replica.
 type ListReportsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only this proxy; empty means all.
+	Proxy         string `protobuf:"bytes,1,opt,name=proxy,proto3" json:"proxy,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -898,6 +919,13 @@ func (x *ListReportsRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use ListReportsRequest.ProtoReflect.Descriptor instead.
 func (*ListReportsRequest) Descriptor() ([]byte, []int) {
 	return file_prism_control_v1_fleet_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ListReportsRequest) GetProxy() string {
+	if x != nil {
+		return x.Proxy
+	}
+	return ""
 }
 
 // ListReportsResponse is what proxies have told a replica.
@@ -1082,6 +1110,216 @@ func (x *ProxyReport) GetDrifted() []string {
 	return nil
 }
 
+// ServedAtRequest asks what a proxy served.
+type ServedAtRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The proxy.
+	Proxy string `protobuf:"bytes,1,opt,name=proxy,proto3" json:"proxy,omitempty"`
+	// When.
+	At            *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServedAtRequest) Reset() {
+	*x = ServedAtRequest{}
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServedAtRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServedAtRequest) ProtoMessage() {}
+
+func (x *ServedAtRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServedAtRequest.ProtoReflect.Descriptor instead.
+func (*ServedAtRequest) Descriptor() ([]byte, []int) {
+	return file_prism_control_v1_fleet_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ServedAtRequest) GetProxy() string {
+	if x != nil {
+		return x.Proxy
+	}
+	return ""
+}
+
+func (x *ServedAtRequest) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+// ServedAtResponse is what one replica heard of a proxy until a time.
+type ServedAtResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When the proxy began the report that it was in; absent when it was not heard of here.
+	Begun *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=begun,proto3" json:"begun,omitempty"`
+	// What it served, by partition.
+	Cells []*Served `protobuf:"bytes,2,rep,name=cells,proto3" json:"cells,omitempty"`
+	// From when on this replica's journal tells everything; absent when it holds nothing.
+	Oldest        *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=oldest,proto3" json:"oldest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServedAtResponse) Reset() {
+	*x = ServedAtResponse{}
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServedAtResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServedAtResponse) ProtoMessage() {}
+
+func (x *ServedAtResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServedAtResponse.ProtoReflect.Descriptor instead.
+func (*ServedAtResponse) Descriptor() ([]byte, []int) {
+	return file_prism_control_v1_fleet_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ServedAtResponse) GetBegun() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Begun
+	}
+	return nil
+}
+
+func (x *ServedAtResponse) GetCells() []*Served {
+	if x != nil {
+		return x.Cells
+	}
+	return nil
+}
+
+func (x *ServedAtResponse) GetOldest() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Oldest
+	}
+	return nil
+}
+
+// Served is what a proxy served of a partition.
+type Served struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The partition.
+	Partition uint32 `protobuf:"varint,1,opt,name=partition,proto3" json:"partition,omitempty"`
+	// The root in effect.
+	Root []byte `protobuf:"bytes,2,opt,name=root,proto3" json:"root,omitempty"`
+	// The root of the shared collection in effect for it.
+	SharedRoot []byte `protobuf:"bytes,3,opt,name=shared_root,json=sharedRoot,proto3" json:"shared_root,omitempty"`
+	// The snapshot that they belonged to.
+	SnapshotVersion uint64 `protobuf:"varint,4,opt,name=snapshot_version,json=snapshotVersion,proto3" json:"snapshot_version,omitempty"`
+	// Since when this replica heard of it.
+	Since *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`
+	// When it was heard last, before that, that something else was served; absent when it was not.
+	Other         *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=other,proto3" json:"other,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Served) Reset() {
+	*x = Served{}
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Served) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Served) ProtoMessage() {}
+
+func (x *Served) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Served.ProtoReflect.Descriptor instead.
+func (*Served) Descriptor() ([]byte, []int) {
+	return file_prism_control_v1_fleet_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Served) GetPartition() uint32 {
+	if x != nil {
+		return x.Partition
+	}
+	return 0
+}
+
+func (x *Served) GetRoot() []byte {
+	if x != nil {
+		return x.Root
+	}
+	return nil
+}
+
+func (x *Served) GetSharedRoot() []byte {
+	if x != nil {
+		return x.SharedRoot
+	}
+	return nil
+}
+
+func (x *Served) GetSnapshotVersion() uint64 {
+	if x != nil {
+		return x.SnapshotVersion
+	}
+	return 0
+}
+
+func (x *Served) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *Served) GetOther() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Other
+	}
+	return nil
+}
+
 var File_prism_control_v1_fleet_proto protoreflect.FileDescriptor
 
 const file_prism_control_v1_fleet_proto_rawDesc = "" +
@@ -1132,14 +1370,13 @@ const file_prism_control_v1_fleet_proto_rawDesc = "" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"z\n" +
 	"\x0eReportResponse\x127\n" +
 	"\theartbeat\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\theartbeat\x12/\n" +
-	"\x05lease\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05lease\"@\n" +
-	"\x11WatchCellsRequest\x12+\n" +
-	"\n" +
-	"partitions\x18\x01 \x03(\rB\v\xbaH\b\x92\x01\x05\b\x01\x10\x80\bR\n" +
-	"partitions\"c\n" +
-	"\x12WatchCellsResponse\x121\n" +
-	"\x05cells\x18\x01 \x03(\v2\x1b.prism.control.v1.CellStateR\x05cells\x12\x1a\n" +
-	"\bcomplete\x18\x02 \x01(\bR\bcomplete\"\xd4\x04\n" +
+	"\x05lease\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05lease\":\n" +
+	"\x12FollowCellsRequest\x12\x10\n" +
+	"\x03add\x18\x01 \x03(\rR\x03add\x12\x12\n" +
+	"\x04drop\x18\x02 \x03(\rR\x04drop\"\\\n" +
+	"\x13FollowCellsResponse\x121\n" +
+	"\x05cells\x18\x01 \x03(\v2\x1b.prism.control.v1.CellStateR\x05cells\x12\x12\n" +
+	"\x04told\x18\x02 \x03(\rR\x04told\"\xee\x04\n" +
 	"\tCellState\x12\x14\n" +
 	"\x05proxy\x18\x01 \x01(\tR\x05proxy\x12\x1c\n" +
 	"\tpartition\x18\x02 \x01(\rR\tpartition\x12\x1b\n" +
@@ -1158,8 +1395,10 @@ const file_prism_control_v1_fleet_proto_rawDesc = "" +
 	"\x13serving_shared_root\x18\f \x01(\fR\x11servingSharedRoot\x120\n" +
 	"\x14accepted_shared_root\x18\r \x01(\fR\x12acceptedSharedRoot\x123\n" +
 	"\atraffic\x18\x0e \x01(\v2\x19.prism.control.v1.TrafficR\atraffic\x12\x18\n" +
-	"\adrifted\x18\x0f \x03(\tR\adrifted\"\x14\n" +
-	"\x12ListReportsRequest\"N\n" +
+	"\adrifted\x18\x0f \x03(\tR\adrifted\x12\x18\n" +
+	"\acounted\x18\x10 \x01(\bR\acounted\"*\n" +
+	"\x12ListReportsRequest\x12\x14\n" +
+	"\x05proxy\x18\x01 \x01(\tR\x05proxy\"N\n" +
 	"\x13ListReportsResponse\x127\n" +
 	"\areports\x18\x01 \x03(\v2\x1d.prism.control.v1.ProxyReportR\areports\"\x81\x03\n" +
 	"\vProxyReport\x12\x14\n" +
@@ -1174,12 +1413,27 @@ const file_prism_control_v1_fleet_proto_rawDesc = "" +
 	"\x04load\x18\t \x01(\v2\x16.prism.control.v1.LoadR\x04load\x12/\n" +
 	"\x05stale\x18\n" +
 	" \x01(\v2\x19.google.protobuf.DurationR\x05stale\x12\x18\n" +
-	"\adrifted\x18\v \x03(\tR\adrifted2\x96\x02\n" +
+	"\adrifted\x18\v \x03(\tR\adrifted\"S\n" +
+	"\x0fServedAtRequest\x12\x14\n" +
+	"\x05proxy\x18\x01 \x01(\tR\x05proxy\x12*\n" +
+	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\xa8\x01\n" +
+	"\x10ServedAtResponse\x120\n" +
+	"\x05begun\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05begun\x12.\n" +
+	"\x05cells\x18\x02 \x03(\v2\x18.prism.control.v1.ServedR\x05cells\x122\n" +
+	"\x06oldest\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x06oldest\"\xea\x01\n" +
+	"\x06Served\x12\x1c\n" +
+	"\tpartition\x18\x01 \x01(\rR\tpartition\x12\x12\n" +
+	"\x04root\x18\x02 \x01(\fR\x04root\x12\x1f\n" +
+	"\vshared_root\x18\x03 \x01(\fR\n" +
+	"sharedRoot\x12)\n" +
+	"\x10snapshot_version\x18\x04 \x01(\x04R\x0fsnapshotVersion\x120\n" +
+	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
+	"\x05other\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x05other2\xee\x02\n" +
 	"\fFleetService\x12O\n" +
-	"\x06Report\x12\x1f.prism.control.v1.ReportRequest\x1a .prism.control.v1.ReportResponse(\x010\x01\x12Y\n" +
-	"\n" +
-	"WatchCells\x12#.prism.control.v1.WatchCellsRequest\x1a$.prism.control.v1.WatchCellsResponse0\x01\x12Z\n" +
-	"\vListReports\x12$.prism.control.v1.ListReportsRequest\x1a%.prism.control.v1.ListReportsResponseB\xc6\x01\n" +
+	"\x06Report\x12\x1f.prism.control.v1.ReportRequest\x1a .prism.control.v1.ReportResponse(\x010\x01\x12^\n" +
+	"\vFollowCells\x12$.prism.control.v1.FollowCellsRequest\x1a%.prism.control.v1.FollowCellsResponse(\x010\x01\x12Z\n" +
+	"\vListReports\x12$.prism.control.v1.ListReportsRequest\x1a%.prism.control.v1.ListReportsResponse\x12Q\n" +
+	"\bServedAt\x12!.prism.control.v1.ServedAtRequest\x1a\".prism.control.v1.ServedAtResponseB\xc6\x01\n" +
 	"\x14com.prism.control.v1B\n" +
 	"FleetProtoP\x01Z@github.com/prism-gateway/prism/protos/prism/control/v1;controlv1\xa2\x02\x03PCX\xaa\x02\x10Prism.Control.V1\xca\x02\x10Prism\\Control\\V1\xe2\x02\x1cPrism\\Control\\V1\\GPBMetadata\xea\x02\x12Prism::Control::V1b\x06proto3"
 
@@ -1195,7 +1449,7 @@ func file_prism_control_v1_fleet_proto_rawDescGZIP() []byte {
 	return file_prism_control_v1_fleet_proto_rawDescData
 }
 
-var file_prism_control_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_prism_control_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_prism_control_v1_fleet_proto_goTypes = []any{
 	(*ReportRequest)(nil),         // 0: prism.control.v1.ReportRequest
 	(*Load)(nil),                  // 1: prism.control.v1.Load
@@ -1204,52 +1458,63 @@ var file_prism_control_v1_fleet_proto_goTypes = []any{
 	(*Traffic)(nil),               // 4: prism.control.v1.Traffic
 	(*Unready)(nil),               // 5: prism.control.v1.Unready
 	(*ReportResponse)(nil),        // 6: prism.control.v1.ReportResponse
-	(*WatchCellsRequest)(nil),     // 7: prism.control.v1.WatchCellsRequest
-	(*WatchCellsResponse)(nil),    // 8: prism.control.v1.WatchCellsResponse
+	(*FollowCellsRequest)(nil),    // 7: prism.control.v1.FollowCellsRequest
+	(*FollowCellsResponse)(nil),   // 8: prism.control.v1.FollowCellsResponse
 	(*CellState)(nil),             // 9: prism.control.v1.CellState
 	(*ListReportsRequest)(nil),    // 10: prism.control.v1.ListReportsRequest
 	(*ListReportsResponse)(nil),   // 11: prism.control.v1.ListReportsResponse
 	(*ProxyReport)(nil),           // 12: prism.control.v1.ProxyReport
-	(*v1.Member)(nil),             // 13: prism.config.v1.Member
-	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
-	(*v1.Rejection)(nil),          // 15: prism.config.v1.Rejection
-	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
+	(*ServedAtRequest)(nil),       // 13: prism.control.v1.ServedAtRequest
+	(*ServedAtResponse)(nil),      // 14: prism.control.v1.ServedAtResponse
+	(*Served)(nil),                // 15: prism.control.v1.Served
+	(*v1.Member)(nil),             // 16: prism.config.v1.Member
+	(*durationpb.Duration)(nil),   // 17: google.protobuf.Duration
+	(*v1.Rejection)(nil),          // 18: prism.config.v1.Rejection
+	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
 }
 var file_prism_control_v1_fleet_proto_depIdxs = []int32{
-	13, // 0: prism.control.v1.ReportRequest.member:type_name -> prism.config.v1.Member
+	16, // 0: prism.control.v1.ReportRequest.member:type_name -> prism.config.v1.Member
 	3,  // 1: prism.control.v1.ReportRequest.cells:type_name -> prism.control.v1.CellReport
-	14, // 2: prism.control.v1.ReportRequest.stale:type_name -> google.protobuf.Duration
+	17, // 2: prism.control.v1.ReportRequest.stale:type_name -> google.protobuf.Duration
 	1,  // 3: prism.control.v1.ReportRequest.load:type_name -> prism.control.v1.Load
 	2,  // 4: prism.control.v1.ReportRequest.propagation:type_name -> prism.control.v1.Propagation
-	14, // 5: prism.control.v1.Load.cpu:type_name -> google.protobuf.Duration
-	14, // 6: prism.control.v1.Propagation.took:type_name -> google.protobuf.Duration
+	17, // 5: prism.control.v1.Load.cpu:type_name -> google.protobuf.Duration
+	17, // 6: prism.control.v1.Propagation.took:type_name -> google.protobuf.Duration
 	5,  // 7: prism.control.v1.CellReport.unready:type_name -> prism.control.v1.Unready
-	15, // 8: prism.control.v1.CellReport.rejections:type_name -> prism.config.v1.Rejection
+	18, // 8: prism.control.v1.CellReport.rejections:type_name -> prism.config.v1.Rejection
 	4,  // 9: prism.control.v1.CellReport.traffic:type_name -> prism.control.v1.Traffic
-	14, // 10: prism.control.v1.Traffic.took:type_name -> google.protobuf.Duration
-	16, // 11: prism.control.v1.Traffic.since:type_name -> google.protobuf.Timestamp
-	14, // 12: prism.control.v1.ReportResponse.heartbeat:type_name -> google.protobuf.Duration
-	14, // 13: prism.control.v1.ReportResponse.lease:type_name -> google.protobuf.Duration
-	9,  // 14: prism.control.v1.WatchCellsResponse.cells:type_name -> prism.control.v1.CellState
-	15, // 15: prism.control.v1.CellState.rejections:type_name -> prism.config.v1.Rejection
+	17, // 10: prism.control.v1.Traffic.took:type_name -> google.protobuf.Duration
+	19, // 11: prism.control.v1.Traffic.since:type_name -> google.protobuf.Timestamp
+	17, // 12: prism.control.v1.ReportResponse.heartbeat:type_name -> google.protobuf.Duration
+	17, // 13: prism.control.v1.ReportResponse.lease:type_name -> google.protobuf.Duration
+	9,  // 14: prism.control.v1.FollowCellsResponse.cells:type_name -> prism.control.v1.CellState
+	18, // 15: prism.control.v1.CellState.rejections:type_name -> prism.config.v1.Rejection
 	5,  // 16: prism.control.v1.CellState.unready:type_name -> prism.control.v1.Unready
-	16, // 17: prism.control.v1.CellState.last_seen:type_name -> google.protobuf.Timestamp
+	19, // 17: prism.control.v1.CellState.last_seen:type_name -> google.protobuf.Timestamp
 	4,  // 18: prism.control.v1.CellState.traffic:type_name -> prism.control.v1.Traffic
 	12, // 19: prism.control.v1.ListReportsResponse.reports:type_name -> prism.control.v1.ProxyReport
-	16, // 20: prism.control.v1.ProxyReport.last_seen:type_name -> google.protobuf.Timestamp
+	19, // 20: prism.control.v1.ProxyReport.last_seen:type_name -> google.protobuf.Timestamp
 	1,  // 21: prism.control.v1.ProxyReport.load:type_name -> prism.control.v1.Load
-	14, // 22: prism.control.v1.ProxyReport.stale:type_name -> google.protobuf.Duration
-	0,  // 23: prism.control.v1.FleetService.Report:input_type -> prism.control.v1.ReportRequest
-	7,  // 24: prism.control.v1.FleetService.WatchCells:input_type -> prism.control.v1.WatchCellsRequest
-	10, // 25: prism.control.v1.FleetService.ListReports:input_type -> prism.control.v1.ListReportsRequest
-	6,  // 26: prism.control.v1.FleetService.Report:output_type -> prism.control.v1.ReportResponse
-	8,  // 27: prism.control.v1.FleetService.WatchCells:output_type -> prism.control.v1.WatchCellsResponse
-	11, // 28: prism.control.v1.FleetService.ListReports:output_type -> prism.control.v1.ListReportsResponse
-	26, // [26:29] is the sub-list for method output_type
-	23, // [23:26] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	17, // 22: prism.control.v1.ProxyReport.stale:type_name -> google.protobuf.Duration
+	19, // 23: prism.control.v1.ServedAtRequest.at:type_name -> google.protobuf.Timestamp
+	19, // 24: prism.control.v1.ServedAtResponse.begun:type_name -> google.protobuf.Timestamp
+	15, // 25: prism.control.v1.ServedAtResponse.cells:type_name -> prism.control.v1.Served
+	19, // 26: prism.control.v1.ServedAtResponse.oldest:type_name -> google.protobuf.Timestamp
+	19, // 27: prism.control.v1.Served.since:type_name -> google.protobuf.Timestamp
+	19, // 28: prism.control.v1.Served.other:type_name -> google.protobuf.Timestamp
+	0,  // 29: prism.control.v1.FleetService.Report:input_type -> prism.control.v1.ReportRequest
+	7,  // 30: prism.control.v1.FleetService.FollowCells:input_type -> prism.control.v1.FollowCellsRequest
+	10, // 31: prism.control.v1.FleetService.ListReports:input_type -> prism.control.v1.ListReportsRequest
+	13, // 32: prism.control.v1.FleetService.ServedAt:input_type -> prism.control.v1.ServedAtRequest
+	6,  // 33: prism.control.v1.FleetService.Report:output_type -> prism.control.v1.ReportResponse
+	8,  // 34: prism.control.v1.FleetService.FollowCells:output_type -> prism.control.v1.FollowCellsResponse
+	11, // 35: prism.control.v1.FleetService.ListReports:output_type -> prism.control.v1.ListReportsResponse
+	14, // 36: prism.control.v1.FleetService.ServedAt:output_type -> prism.control.v1.ServedAtResponse
+	33, // [33:37] is the sub-list for method output_type
+	29, // [29:33] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_prism_control_v1_fleet_proto_init() }
@@ -1263,7 +1528,7 @@ func file_prism_control_v1_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_prism_control_v1_fleet_proto_rawDesc), len(file_prism_control_v1_fleet_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -20,8 +20,9 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	FleetService_Report_FullMethodName      = "/prism.control.v1.FleetService/Report"
-	FleetService_WatchCells_FullMethodName  = "/prism.control.v1.FleetService/WatchCells"
+	FleetService_FollowCells_FullMethodName = "/prism.control.v1.FleetService/FollowCells"
 	FleetService_ListReports_FullMethodName = "/prism.control.v1.FleetService/ListReports"
+	FleetService_ServedAt_FullMethodName    = "/prism.control.v1.FleetService/ServedAt"
 )
 
 // FleetServiceClient is the client API for FleetService service.
@@ -33,10 +34,13 @@ type FleetServiceClient interface {
 	// Report keeps a proxy in the fleet for as long as the stream lives, and tells what it serves. The first message
 	// names the proxy and lists all cells; later ones list what changed. A message is due in every heartbeat interval.
 	Report(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ReportRequest, ReportResponse], error)
-	// WatchCells streams what the proxies connected to this replica have of some partitions. Replicas call each other.
-	WatchCells(ctx context.Context, in *WatchCellsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchCellsResponse], error)
+	// FollowCells streams what the proxies connected to this replica have of the partitions asked for. Replicas call each
+	// other, each with one stream for all that it wants to know.
+	FollowCells(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[FollowCellsRequest, FollowCellsResponse], error)
 	// ListReports returns what proxies have told this replica. Replicas call each other.
 	ListReports(ctx context.Context, in *ListReportsRequest, opts ...grpc.CallOption) (*ListReportsResponse, error)
+	// ServedAt returns what a proxy told this replica that it served at a time in the past. Replicas call each other.
+	ServedAt(ctx context.Context, in *ServedAtRequest, opts ...grpc.CallOption) (*ServedAtResponse, error)
 }
 
 type fleetServiceClient struct {
@@ -60,29 +64,33 @@ func (c *fleetServiceClient) Report(ctx context.Context, opts ...grpc.CallOption
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type FleetService_ReportClient = grpc.BidiStreamingClient[ReportRequest, ReportResponse]
 
-func (c *fleetServiceClient) WatchCells(ctx context.Context, in *WatchCellsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchCellsResponse], error) {
+func (c *fleetServiceClient) FollowCells(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[FollowCellsRequest, FollowCellsResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &FleetService_ServiceDesc.Streams[1], FleetService_WatchCells_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &FleetService_ServiceDesc.Streams[1], FleetService_FollowCells_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
-	x := &grpc.GenericClientStream[WatchCellsRequest, WatchCellsResponse]{ClientStream: stream}
-	if err := x.ClientStream.SendMsg(in); err != nil {
-		return nil, err
-	}
-	if err := x.ClientStream.CloseSend(); err != nil {
-		return nil, err
-	}
+	x := &grpc.GenericClientStream[FollowCellsRequest, FollowCellsResponse]{ClientStream: stream}
 	return x, nil
 }
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type FleetService_WatchCellsClient = grpc.ServerStreamingClient[WatchCellsResponse]
+type FleetService_FollowCellsClient = grpc.BidiStreamingClient[FollowCellsRequest, FollowCellsResponse]
 
 func (c *fleetServiceClient) ListReports(ctx context.Context, in *ListReportsRequest, opts ...grpc.CallOption) (*ListReportsResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListReportsResponse)
 	err := c.cc.Invoke(ctx, FleetService_ListReports_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetServiceClient) ServedAt(ctx context.Context, in *ServedAtRequest, opts ...grpc.CallOption) (*ServedAtResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ServedAtResponse)
+	err := c.cc.Invoke(ctx, FleetService_ServedAt_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -98,10 +106,13 @@ type FleetServiceServer interface {
 	// Report keeps a proxy in the fleet for as long as the stream lives, and tells what it serves. The first message
 	// names the proxy and lists all cells; later ones list what changed. A message is due in every heartbeat interval.
 	Report(grpc.BidiStreamingServer[ReportRequest, ReportResponse]) error
-	// WatchCells streams what the proxies connected to this replica have of some partitions. Replicas call each other.
-	WatchCells(*WatchCellsRequest, grpc.ServerStreamingServer[WatchCellsResponse]) error
+	// FollowCells streams what the proxies connected to this replica have of the partitions asked for. Replicas call each
+	// other, each with one stream for all that it wants to know.
+	FollowCells(grpc.BidiStreamingServer[FollowCellsRequest, FollowCellsResponse]) error
 	// ListReports returns what proxies have told this replica. Replicas call each other.
 	ListReports(context.Context, *ListReportsRequest) (*ListReportsResponse, error)
+	// ServedAt returns what a proxy told this replica that it served at a time in the past. Replicas call each other.
+	ServedAt(context.Context, *ServedAtRequest) (*ServedAtResponse, error)
 	mustEmbedUnimplementedFleetServiceServer()
 }
 
@@ -115,11 +126,14 @@ type UnimplementedFleetServiceServer struct{}
 func (UnimplementedFleetServiceServer) Report(grpc.BidiStreamingServer[ReportRequest, ReportResponse]) error {
 	return status.Error(codes.Unimplemented, "method Report not implemented")
 }
-func (UnimplementedFleetServiceServer) WatchCells(*WatchCellsRequest, grpc.ServerStreamingServer[WatchCellsResponse]) error {
-	return status.Error(codes.Unimplemented, "method WatchCells not implemented")
+func (UnimplementedFleetServiceServer) FollowCells(grpc.BidiStreamingServer[FollowCellsRequest, FollowCellsResponse]) error {
+	return status.Error(codes.Unimplemented, "method FollowCells not implemented")
 }
 func (UnimplementedFleetServiceServer) ListReports(context.Context, *ListReportsRequest) (*ListReportsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListReports not implemented")
+}
+func (UnimplementedFleetServiceServer) ServedAt(context.Context, *ServedAtRequest) (*ServedAtResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ServedAt not implemented")
 }
 func (UnimplementedFleetServiceServer) mustEmbedUnimplementedFleetServiceServer() {}
 func (UnimplementedFleetServiceServer) testEmbeddedByValue()                      {}
@@ -149,16 +163,12 @@ func _FleetService_Report_Handler(srv interface{}, stream grpc.ServerStream) err
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type FleetService_ReportServer = grpc.BidiStreamingServer[ReportRequest, ReportResponse]
 
-func _FleetService_WatchCells_Handler(srv interface{}, stream grpc.ServerStream) error {
-	m := new(WatchCellsRequest)
-	if err := stream.RecvMsg(m); err != nil {
-		return err
-	}
-	return srv.(FleetServiceServer).WatchCells(m, &grpc.GenericServerStream[WatchCellsRequest, WatchCellsResponse]{ServerStream: stream})
+func _FleetService_FollowCells_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(FleetServiceServer).FollowCells(&grpc.GenericServerStream[FollowCellsRequest, FollowCellsResponse]{ServerStream: stream})
 }
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type FleetService_WatchCellsServer = grpc.ServerStreamingServer[WatchCellsResponse]
+type FleetService_FollowCellsServer = grpc.BidiStreamingServer[FollowCellsRequest, FollowCellsResponse]
 
 func _FleetService_ListReports_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListReportsRequest)
@@ -178,6 +188,24 @@ func _FleetService_ListReports_Handler(srv interface{}, ctx context.Context, dec
 	return interceptor(ctx, in, info, handler)
 }
 
+func _FleetService_ServedAt_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ServedAtRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).ServedAt(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_ServedAt_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).ServedAt(ctx, req.(*ServedAtRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // FleetService_ServiceDesc is the grpc.ServiceDesc for FleetService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -189,6 +217,10 @@ var FleetService_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "ListReports",
 			Handler:    _FleetService_ListReports_Handler,
 		},
+		{
+			MethodName: "ServedAt",
+			Handler:    _FleetService_ServedAt_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
@@ -198,9 +230,10 @@ var FleetService_ServiceDesc = grpc.ServiceDesc{
 			ClientStreams: true,
 		},
 		{
-			StreamName:    "WatchCells",
-			Handler:       _FleetService_WatchCells_Handler,
+			StreamName:    "FollowCells",
+			Handler:       _FleetService_FollowCells_Handler,
 			ServerStreams: true,
+			ClientStreams: true,
 		},
 	},
 	Metadata: "prism/control/v1/fleet.proto",
