@@ -17,6 +17,7 @@ import (
 
 	"github.com/prism-gateway/prism/controlplane/admission"
 	"github.com/prism-gateway/prism/controlplane/pipeline"
+	"github.com/prism-gateway/prism/controlplane/quota"
 	"github.com/prism-gateway/prism/controlplane/snapshot"
 	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
@@ -30,6 +31,9 @@ import (
 // store is the part of the snapshot store that the API needs.
 type store interface {
 	Head() *snapshot.Tree
+	Recorded() *recordv1.Snapshot
+	Own(record *recordv1.Snapshot) bool
+	Watch() (<-chan struct{}, func())
 	Commit(ctx context.Context, edit snapshot.Edit) (snapshot.Commit, error)
 	Rollback(ctx context.Context, to uint64, note snapshot.Note, check func(base, target *snapshot.Tree) error) (snapshot.Commit, error)
 	Object(ctx context.Context, hash ident.Hash) ([]byte, error)
@@ -37,6 +41,11 @@ type store interface {
 	Snapshot(ctx context.Context, version uint64) (*recordv1.Snapshot, error)
 	Snapshots(ctx context.Context, before uint64, limit int) ([]*recordv1.Snapshot, error)
 	CountSnapshots(ctx context.Context) (uint64, error)
+	ReserveName(ctx context.Context, r *recordv1.NameReservation, check func(base *snapshot.Tree) error) (*recordv1.NameReservation, error)
+	RenewName(ctx context.Context, name string, token ident.Hash) (*recordv1.NameReservation, error)
+	ReleaseName(ctx context.Context, name string, token ident.Hash) (*recordv1.NameReservation, error)
+	ReservedNames() []*recordv1.NameReservation // by name
+	ReservedBy(team string) []string
 	Diff(ctx context.Context, from, to uint64) ([]snapshot.Difference, error)
 }
 
@@ -57,6 +66,8 @@ type Config struct {
 	Fleet fleet
 	// InitialBackends are registered by Seed; they must be well-formed.
 	InitialBackends []*configv1.Backend
+	// Quotas bound what teams may have and do; the zero value bounds nothing.
+	Quotas quota.Quotas
 	// DrainTimeout is how long a deletion waits for the owners to stop serving; 0 means 10 s.
 	DrainTimeout time.Duration
 	// Now is the clock; nil means time.Now.
@@ -72,6 +83,7 @@ type Server struct {
 
 	cfg    Config
 	drafts drafts
+	rates  quota.Rates
 }
 
 // New checks cfg. It does no I/O.

@@ -95,7 +95,7 @@ func under(at string, violations []fault.Violation) []fault.Violation {
 }
 
 // apply commits all requests as one change, or none.
-func (s *Server) apply(ctx context.Context, wants []want, note by) ([]result, snapshot.Commit, error) {
+func (s *Server) apply(ctx context.Context, wants []want, note by, options *controlv1.ReleaseOptions) ([]result, snapshot.Commit, error) {
 	head, err := s.head()
 	if err != nil {
 		return nil, snapshot.Commit{}, err
@@ -106,11 +106,16 @@ func (s *Server) apply(ctx context.Context, wants []want, note by) ([]result, sn
 		return nil, snapshot.Commit{}, err
 	}
 	var results []result
+	allowed := s.allowance(options.GetAllowShrink())
 	commit, err := s.cfg.Store.Commit(ctx, func(base *snapshot.Tree, version uint64) ([]snapshot.Set, error) {
 		planned, sets, err := s.plan(ctx, base, version, wants, records, note)
+		if err != nil {
+			return nil, err
+		}
 		results = planned
-		return sets, err
+		return sets, allowed.admit(base, sets)
 	})
+	allowed.settle(err)
 	if err != nil {
 		return nil, snapshot.Commit{}, err // results may still be written to
 	}

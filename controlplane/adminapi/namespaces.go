@@ -36,11 +36,11 @@ func (s *Server) PlanNamespaces(ctx context.Context, in *controlv1.PlanNamespace
 	if err := records.prefetch(ctx, tree, wants); err != nil {
 		return nil, err
 	}
-	results, _, err := s.plan(ctx, tree, tree.Version()+1, wants, records, by{})
+	results, sets, err := s.plan(ctx, tree, tree.Version()+1, wants, records, by{})
 	if err != nil {
 		return nil, err
 	}
-	return &controlv1.PlanNamespacesResponse{Plans: plans(tree, results)}, nil
+	return &controlv1.PlanNamespacesResponse{Plans: plans(tree, results), Headroom: s.headroom(tree, sets)}, nil
 }
 
 // plans tells all results. When they are too many for one answer, those at its end are told without what the caller
@@ -62,7 +62,7 @@ func plans(tree *snapshot.Tree, results []result) []*controlv1.NamespacePlan {
 
 // CreateNamespace makes a namespace, or finds that the same request made it.
 func (s *Server) CreateNamespace(ctx context.Context, in *controlv1.CreateNamespaceRequest) (*controlv1.CreateNamespaceResponse, error) {
-	r, err := s.applyOne(ctx, in, want{request: in.GetRequest(), at: "request", mode: createOnly}, in.GetNote())
+	r, err := s.applyOne(ctx, in, want{request: in.GetRequest(), at: "request", mode: createOnly}, in.GetNote(), in.GetRelease())
 	if err != nil {
 		return nil, err
 	}
@@ -72,18 +72,18 @@ func (s *Server) CreateNamespace(ctx context.Context, in *controlv1.CreateNamesp
 // UpdateNamespace replaces a namespace's request, if it is as the caller read it.
 func (s *Server) UpdateNamespace(ctx context.Context, in *controlv1.UpdateNamespaceRequest) (*controlv1.UpdateNamespaceResponse, error) {
 	w := want{request: in.GetRequest(), at: "request", mode: updateOnly, version: in.GetVersion()}
-	r, err := s.applyOne(ctx, in, w, in.GetNote())
+	r, err := s.applyOne(ctx, in, w, in.GetNote(), in.GetRelease())
 	if err != nil {
 		return nil, err
 	}
 	return &controlv1.UpdateNamespaceResponse{Namespace: r}, nil
 }
 
-func (s *Server) applyOne(ctx context.Context, in proto.Message, w want, note *controlv1.ChangeNote) (*configv1.NamespaceResponse, error) {
+func (s *Server) applyOne(ctx context.Context, in proto.Message, w want, note *controlv1.ChangeNote, options *controlv1.ReleaseOptions) (*configv1.NamespaceResponse, error) {
 	if err := admit(in, []want{w}); err != nil {
 		return nil, err
 	}
-	results, commit, err := s.apply(ctx, []want{w}, noteOf(ctx, note))
+	results, commit, err := s.apply(ctx, []want{w}, noteOf(ctx, note), options)
 	if err != nil {
 		return nil, err
 	}
@@ -99,7 +99,7 @@ func (s *Server) ApplyNamespaces(ctx context.Context, in *controlv1.ApplyNamespa
 	if err := admit(in, wants); err != nil {
 		return nil, err
 	}
-	results, commit, err := s.apply(ctx, wants, noteOf(ctx, in.GetNote()))
+	results, commit, err := s.apply(ctx, wants, noteOf(ctx, in.GetNote()), in.GetRelease())
 	if err != nil {
 		return nil, err
 	}

@@ -225,19 +225,13 @@ func (s *Server) rollbackAll(ctx context.Context, in *adminv1.RollbackSnapshotRe
 	var count uint64
 	commit, err := s.cfg.Store.Rollback(ctx, in.GetToVersion(), noteOf(ctx, in.GetNote()).note(), func(base, target *snapshot.Tree) error {
 		found := snapshot.Diff(base, target)
-		lost := 0
 		for _, d := range found {
-			if d.Kind() == recordv1.ChangeKind_CHANGE_KIND_DELETE && strings.HasPrefix(d.Name, snapshot.NamespacePrefix) {
-				lost++
-			}
 			if err := refuseDraining(target, d.Name, in.GetToVersion()); err != nil {
 				return err
 			}
 		}
-		if !in.GetAllowShrink() && 2*lost > base.Len() {
-			return fault.Newf(fault.FailedPrecondition, fault.CheckFailed,
-				"going back to snapshot %d removes %d of %d namespaces; say allow_shrink if that is meant", in.GetToVersion(), lost, base.Len()).
-				With("guard", "allow_shrink").WithOutcome(fault.NotApplied)
+		if err := guard(base, lossOfDiff(found), in.GetAllowShrink() || in.GetRelease().GetAllowShrink()); err != nil {
+			return err
 		}
 		count = uint64(len(found))
 		return nil
