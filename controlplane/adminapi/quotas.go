@@ -8,25 +8,10 @@ import (
 
 	"github.com/prism-gateway/prism/controlplane/quota"
 	"github.com/prism-gateway/prism/controlplane/snapshot"
-	bootstrapv1 "github.com/prism-gateway/prism/protos/prism/bootstrap/v1"
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	recordv1 "github.com/prism-gateway/prism/protos/prism/record/v1"
 	"github.com/prism-gateway/prism/shared/fault"
 )
-
-// QuotasOf reads the quotas of a configuration file.
-func QuotasOf(c *bootstrapv1.QuotaConfig) quota.Quotas {
-	of := func(q *bootstrapv1.Quota) quota.Bounds {
-		return quota.Bounds{
-			Namespaces: uint64(q.GetNamespaces()), Bytes: q.GetConfigBytes(), ChangesPerMinute: q.GetChangesPerMinute(), Weight: q.GetWeight(),
-		}
-	}
-	out := quota.Quotas{Default: of(c.GetDefault()), Teams: map[string]quota.Bounds{}}
-	for team, q := range c.GetTeams() {
-		out.Teams[team] = of(q)
-	}
-	return out
-}
 
 // allowance holds one change against the bounds of its teams. An edit may ask it several times; what it counted in the
 // end came to nothing unless the change was recorded.

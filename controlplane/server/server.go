@@ -159,7 +159,9 @@ func (s *Server) compose(kept *store.Store, ports []net.Listener) ([]lifecycle.P
 	if err != nil {
 		return nil, err
 	}
-	api, err := adminapi.New(adminapi.Config{Store: kept, Fleet: proxies, InitialBackends: s.c.GetInitialBackends(), Log: s.log})
+	api, err := adminapi.New(adminapi.Config{
+		Store: kept, Fleet: proxies, InitialBackends: s.c.GetInitialBackends(), Quotas: quotasOf(s.c.GetQuotas()), Log: s.log,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -195,6 +197,7 @@ func (s *Server) compose(kept *store.Store, ports []net.Listener) ([]lifecycle.P
 		}},
 		{Name: "fleet", Run: proxies.Run},
 		{Name: "push", Run: pusher.Run},
+		{Name: "quotas", Run: api.Run},
 		lifecycle.GRPC("api", people, ports[0]),
 		{Name: "readiness", Run: func(ctx context.Context) error { return s.watch(ctx, kept, api) }},
 	}, nil

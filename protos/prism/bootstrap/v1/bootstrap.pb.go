@@ -808,10 +808,10 @@ const file_prism_bootstrap_v1_bootstrap_proto_rawDesc = "" +
 	"\badditive\x18\x01 \x01(\v2\x1e.prism.config.v1.ReleasePolicyR\badditive\x126\n" +
 	"\x06scoped\x18\x02 \x01(\v2\x1e.prism.config.v1.ReleasePolicyR\x06scoped\x126\n" +
 	"\x06shared\x18\x03 \x01(\v2\x1e.prism.config.v1.ReleasePolicyR\x06shared\x12:\n" +
-	"\brollback\x18\x04 \x01(\v2\x1e.prism.config.v1.ReleasePolicyR\brollback\"\xe4\x01\n" +
+	"\brollback\x18\x04 \x01(\v2\x1e.prism.config.v1.ReleasePolicyR\brollback\"\x80\x02\n" +
 	"\vQuotaConfig\x123\n" +
-	"\adefault\x18\x01 \x01(\v2\x19.prism.bootstrap.v1.QuotaR\adefault\x12K\n" +
-	"\x05teams\x18\x02 \x03(\v2*.prism.bootstrap.v1.QuotaConfig.TeamsEntryB\t\xbaH\x06\x9a\x01\x03\x10\x90NR\x05teams\x1aS\n" +
+	"\adefault\x18\x01 \x01(\v2\x19.prism.bootstrap.v1.QuotaR\adefault\x12g\n" +
+	"\x05teams\x18\x02 \x03(\v2*.prism.bootstrap.v1.QuotaConfig.TeamsEntryB%\xbaH\"\x9a\x01\x1f\x10\x90N\"\x1ar\x182\x16^[a-z][a-z0-9-]{1,62}$R\x05teams\x1aS\n" +
 	"\n" +
 	"TeamsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12/\n" +
