@@ -18,6 +18,7 @@ import (
 	"github.com/prism-gateway/prism/controlplane/admission"
 	"github.com/prism-gateway/prism/controlplane/pipeline"
 	"github.com/prism-gateway/prism/controlplane/quota"
+	"github.com/prism-gateway/prism/controlplane/release"
 	"github.com/prism-gateway/prism/controlplane/snapshot"
 	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
@@ -34,8 +35,8 @@ type store interface {
 	Recorded() *recordv1.Snapshot
 	Own(record *recordv1.Snapshot) bool
 	Watch() (<-chan struct{}, func())
-	Commit(ctx context.Context, edit snapshot.Edit) (snapshot.Commit, error)
-	Rollback(ctx context.Context, to uint64, note snapshot.Note, check func(base, target *snapshot.Tree) error) (snapshot.Commit, error)
+	Commit(ctx context.Context, order release.Order, edit snapshot.Edit) (snapshot.Commit, error)
+	Rollback(ctx context.Context, order release.Order, to uint64, note snapshot.Note, check func(base, target *snapshot.Tree) error) (snapshot.Commit, error)
 	Object(ctx context.Context, hash ident.Hash) ([]byte, error)
 	ObjectAt(ctx context.Context, version uint64, name string) (snapshot.Object, bool, error)
 	Snapshot(ctx context.Context, version uint64) (*recordv1.Snapshot, error)
@@ -46,7 +47,7 @@ type store interface {
 	ReleaseName(ctx context.Context, name string, token ident.Hash) (*recordv1.NameReservation, error)
 	ReservedNames() []*recordv1.NameReservation // by name
 	ReservedBy(team string) []string
-	Diff(ctx context.Context, from, to uint64) ([]snapshot.Difference, error)
+	Diff(ctx context.Context, from, to uint64, after string, limit int) ([]snapshot.Difference, uint64, error)
 }
 
 // fleet is what the API tells of the proxies.
@@ -113,7 +114,7 @@ func (s *Server) Seed(ctx context.Context) error {
 	if len(s.cfg.InitialBackends) == 0 {
 		return nil
 	}
-	_, err := s.cfg.Store.Commit(ctx, func(base *snapshot.Tree, _ uint64) ([]snapshot.Set, error) {
+	_, err := s.cfg.Store.Commit(ctx, release.Order{AtOnce: true}, func(base *snapshot.Tree, _ uint64) ([]snapshot.Set, error) {
 		if base.Version() != 0 {
 			return nil, nil
 		}

@@ -100,6 +100,10 @@ func (s *Server) apply(ctx context.Context, wants []want, note by, options *cont
 	if err != nil {
 		return nil, snapshot.Commit{}, err
 	}
+	order, err := note.order(options)
+	if err != nil {
+		return nil, snapshot.Commit{}, err
+	}
 	records := s.records()
 	defer records.end()
 	if err := records.prefetch(ctx, head, wants); err != nil {
@@ -107,7 +111,7 @@ func (s *Server) apply(ctx context.Context, wants []want, note by, options *cont
 	}
 	var results []result
 	allowed := s.allowance(options.GetAllowShrink())
-	commit, err := s.cfg.Store.Commit(ctx, func(base *snapshot.Tree, version uint64) ([]snapshot.Set, error) {
+	commit, err := s.cfg.Store.Commit(ctx, order, func(base *snapshot.Tree, version uint64) ([]snapshot.Set, error) {
 		planned, sets, err := s.plan(ctx, base, version, wants, records, note)
 		if err != nil {
 			return nil, err

@@ -94,7 +94,11 @@ func (s *Server) ApplyBackends(ctx context.Context, in *adminv1.ApplyBackendsReq
 		return nil, err
 	}
 	note := noteOf(ctx, in.GetNote())
-	commit, err := s.cfg.Store.Commit(ctx, func(base *snapshot.Tree, _ uint64) ([]snapshot.Set, error) {
+	order, err := note.order(in.GetRelease())
+	if err != nil {
+		return nil, err
+	}
+	commit, err := s.cfg.Store.Commit(ctx, order, func(base *snapshot.Tree, _ uint64) ([]snapshot.Set, error) {
 		var sets []snapshot.Set
 		for _, c := range in.GetChanges() {
 			data, err := replaceBackend(base, c)
@@ -204,7 +208,11 @@ func (s *Server) DeleteBackend(ctx context.Context, in *adminv1.DeleteBackendReq
 		return nil, err
 	}
 	note := noteOf(ctx, in.GetNote())
-	commit, err := s.cfg.Store.Commit(ctx, func(base *snapshot.Tree, _ uint64) ([]snapshot.Set, error) {
+	order, err := note.order(in.GetRelease())
+	if err != nil {
+		return nil, err
+	}
+	commit, err := s.cfg.Store.Commit(ctx, order, func(base *snapshot.Tree, _ uint64) ([]snapshot.Set, error) {
 		o, ok := base.Backend(in.GetName())
 		switch {
 		case !ok:

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/prism-gateway/prism/controlplane/pipeline"
+	"github.com/prism-gateway/prism/controlplane/release"
 	"github.com/prism-gateway/prism/controlplane/snapshot"
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
@@ -234,19 +235,25 @@ func (s *Server) DeleteNamespace(ctx context.Context, in *controlv1.DeleteNamesp
 		return nil, err
 	}
 	note := noteOf(ctx, in.GetNote())
-	config, version, err := s.drain(ctx, in, note)
+	order, err := note.order(in.GetRelease())
 	if err != nil {
 		return nil, err
 	}
-	drained, err := s.drained(ctx, in.GetNamespace(), version)
+	config, version, waved, err := s.drain(ctx, in, note, order)
 	if err != nil {
 		return nil, err
 	}
-	if !drained {
+	drained := false
+	if !waved { // else the owners that serve it do so until the wave that ends it reaches them
+		if drained, err = s.drained(ctx, in.GetNamespace(), version); err != nil {
+			return nil, err
+		}
+	}
+	if !drained && !waved {
 		s.cfg.Log.Warn("namespace removed although not every owner is known to have stopped serving it", "namespace", in.GetNamespace())
 	}
 	name := snapshot.NamespacePrefix + in.GetNamespace()
-	commit, err := s.cfg.Store.Commit(ctx, func(base *snapshot.Tree, _ uint64) ([]snapshot.Set, error) {
+	commit, err := s.cfg.Store.Commit(ctx, order, func(base *snapshot.Tree, _ uint64) ([]snapshot.Set, error) {
 		switch o, ok := base.Namespace(in.GetNamespace()); {
 		case !ok:
 			return nil, nil // another deletion was faster
@@ -261,12 +268,12 @@ func (s *Server) DeleteNamespace(ctx context.Context, in *controlv1.DeleteNamesp
 	return &controlv1.DeleteNamespaceResponse{SnapshotVersion: commit.Tree.Version(), DataRemainsOn: backendsOf(config), Drained: drained}, nil
 }
 
-// drain records that a namespace takes no new work, and returns it so with its version.
-func (s *Server) drain(ctx context.Context, in *controlv1.DeleteNamespaceRequest, note by) (*configv1.NamespaceConfig, string, error) {
+// drain records that a namespace takes no new work, and returns it so with its version and whether that goes in waves.
+func (s *Server) drain(ctx context.Context, in *controlv1.DeleteNamespaceRequest, note by, order release.Order) (*configv1.NamespaceConfig, string, bool, error) {
 	name := in.GetNamespace()
 	var config *configv1.NamespaceConfig
 	var version string
-	_, err := s.cfg.Store.Commit(ctx, func(base *snapshot.Tree, _ uint64) ([]snapshot.Set, error) {
+	commit, err := s.cfg.Store.Commit(ctx, order, func(base *snapshot.Tree, _ uint64) ([]snapshot.Set, error) {
 		o, ok := base.Namespace(name)
 		if !ok {
 			return nil, noNamespace(name)
@@ -293,9 +300,9 @@ func (s *Server) drain(ctx context.Context, in *controlv1.DeleteNamespaceRequest
 		return []snapshot.Set{set}, nil
 	})
 	if err != nil {
-		return nil, "", err
+		return nil, "", false, err
 	}
-	return config, version, nil
+	return config, version, commit.InRelease, nil
 }
 
 // drained waits until every owner has taken the draining version, or for the drain timeout.

@@ -135,36 +135,53 @@ func (s *Server) GetSnapshot(ctx context.Context, in *adminv1.GetSnapshotRequest
 // emptySnapshot is what there is before the first change.
 func emptySnapshot() *adminv1.Snapshot { return &adminv1.Snapshot{Head: true} }
 
-// maxDetailed is up to how many differences are told field by field.
-const maxDetailed = 1000
-
-// DiffSnapshots says what differs between two snapshots.
+// DiffSnapshots returns a page of what differs between two snapshots, by name. A page ends early where differences are
+// large.
 func (s *Server) DiffSnapshots(ctx context.Context, in *adminv1.DiffSnapshotsRequest) (*adminv1.DiffSnapshotsResponse, error) {
 	if err := check(in); err != nil {
+		return nil, err
+	}
+	// The token names the newest snapshot of the first page, so that all pages are of the same two.
+	query := []string{"diff", strconv.FormatUint(in.GetFromVersion(), 10), strconv.FormatUint(in.GetToVersion(), 10)}
+	place, err := pageAfter(in.GetPageToken(), query...)
+	if err != nil {
 		return nil, err
 	}
 	tree, err := s.head()
 	if err != nil {
 		return nil, err
 	}
-	to := in.GetToVersion()
+	to, after := in.GetToVersion(), ""
 	if to == 0 {
 		to = tree.Version()
 	}
-	found, err := s.cfg.Store.Diff(ctx, in.GetFromVersion(), to)
+	if place != "" {
+		version, name, _ := strings.Cut(place, " ")
+		if to, err = strconv.ParseUint(version, 10, 64); err != nil {
+			return nil, fault.New(fault.Invalid, fault.PageToken, "this page token is not one of ours; begin again without one")
+		}
+		after = name
+	}
+	size := pageSize(in.GetPageSize())
+	found, total, err := s.cfg.Store.Diff(ctx, in.GetFromVersion(), to, after, size+1)
 	if err != nil {
 		return nil, err
 	}
-	out := &adminv1.DiffSnapshotsResponse{}
+	out := &adminv1.DiffSnapshotsResponse{TotalCount: total}
 	bytes := 0
 	for _, d := range found {
 		one := &adminv1.Difference{Kind: kindName(d.Kind()), Name: d.Name}
-		if d.Kind() == recordv1.ChangeKind_CHANGE_KIND_UPDATE && len(found) <= maxDetailed && bytes < maxAnswer {
+		if d.Kind() == recordv1.ChangeKind_CHANGE_KIND_UPDATE {
 			if one.Fields, err = fieldsOf(d); err != nil {
 				return nil, err
 			}
 		}
 		bytes += proto.Size(one)
+		if n := len(out.Differences); n == size || n > 0 && bytes > maxAnswer {
+			last := strconv.FormatUint(to, 10) + " " + out.Differences[n-1].GetName()
+			out.NextPageToken = pageToken(last, query...)
+			return out, nil
+		}
 		out.Differences = append(out.Differences, one)
 	}
 	return out, nil
@@ -222,8 +239,13 @@ func (s *Server) RollbackSnapshot(ctx context.Context, in *adminv1.RollbackSnaps
 }
 
 func (s *Server) rollbackAll(ctx context.Context, in *adminv1.RollbackSnapshotRequest) (snapshot.Commit, uint64, error) {
+	note := noteOf(ctx, in.GetNote())
+	order, err := note.order(in.GetRelease())
+	if err != nil {
+		return snapshot.Commit{}, 0, err
+	}
 	var count uint64
-	commit, err := s.cfg.Store.Rollback(ctx, in.GetToVersion(), noteOf(ctx, in.GetNote()).note(), func(base, target *snapshot.Tree) error {
+	commit, err := s.cfg.Store.Rollback(ctx, order, in.GetToVersion(), note.note(), func(base, target *snapshot.Tree) error {
 		found := snapshot.Diff(base, target)
 		for _, d := range found {
 			if err := refuseDraining(target, d.Name, in.GetToVersion()); err != nil {
@@ -264,6 +286,11 @@ func refuseDraining(target *snapshot.Tree, name string, version uint64) error {
 // rollbackOne brings one namespace back, with the record that it had. Its backends must still be there: unlike the
 // rollback of everything, this one leaves them as they are.
 func (s *Server) rollbackOne(ctx context.Context, in *adminv1.RollbackSnapshotRequest) (snapshot.Commit, uint64, error) {
+	note := noteOf(ctx, in.GetNote())
+	order, err := note.order(in.GetRelease())
+	if err != nil {
+		return snapshot.Commit{}, 0, err
+	}
 	name := snapshot.NamespacePrefix + in.GetNamespace()
 	then, ok, err := s.cfg.Store.ObjectAt(ctx, in.GetToVersion(), name)
 	if err != nil {
@@ -289,9 +316,9 @@ func (s *Server) rollbackOne(ctx context.Context, in *adminv1.RollbackSnapshotRe
 	if err != nil {
 		return snapshot.Commit{}, 0, err
 	}
-	set := noteOf(ctx, in.GetNote()).set(name, then.Data, record)
+	set := note.set(name, then.Data, record)
 	set.Kind, set.ToVersion = recordv1.ChangeKind_CHANGE_KIND_ROLLBACK, in.GetToVersion()
-	commit, err := s.cfg.Store.Commit(ctx, func(base *snapshot.Tree, _ uint64) ([]snapshot.Set, error) {
+	commit, err := s.cfg.Store.Commit(ctx, order, func(base *snapshot.Tree, _ uint64) ([]snapshot.Set, error) {
 		if err := backendsStand(base, config); err != nil {
 			return nil, err
 		}

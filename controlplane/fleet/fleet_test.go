@@ -21,6 +21,7 @@ import (
 
 	"github.com/prism-gateway/prism/controlplane/fleet"
 	"github.com/prism-gateway/prism/controlplane/push"
+	"github.com/prism-gateway/prism/controlplane/release"
 	"github.com/prism-gateway/prism/controlplane/snapshot"
 	"github.com/prism-gateway/prism/controlplane/store"
 	"github.com/prism-gateway/prism/controlplane/store/embedded"
@@ -264,7 +265,7 @@ func settled(ids ...string) func(*configv1.Assignment) bool {
 
 func commit(t *testing.T, r *replica, namespaces ...string) *snapshot.Tree {
 	t.Helper()
-	c, err := r.store.Commit(t.Context(), func(base *snapshot.Tree, version uint64) ([]snapshot.Set, error) {
+	c, err := r.store.Commit(t.Context(), release.Order{}, func(base *snapshot.Tree, version uint64) ([]snapshot.Set, error) {
 		var sets []snapshot.Set
 		for _, namespace := range namespaces {
 			data, err := proto.Marshal(&configv1.NamespaceConfig{Namespace: namespace, StoragePrefix: fmt.Sprint(version)})

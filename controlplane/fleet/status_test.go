@@ -12,6 +12,7 @@ import (
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
 
+	"github.com/prism-gateway/prism/controlplane/release"
 	"github.com/prism-gateway/prism/controlplane/snapshot"
 	"github.com/prism-gateway/prism/shared/fault"
 	"github.com/prism-gateway/prism/shared/ident"
@@ -128,7 +129,7 @@ func TestStatusTellsWhatTheNamespaceNeeds(t *testing.T) {
 			}
 			sets = append(sets, snapshot.Set{Name: name, Data: append([]byte{}, data...)})
 		}
-		c, err := r.store.Commit(t.Context(), func(*snapshot.Tree, uint64) ([]snapshot.Set, error) { return sets, nil })
+		c, err := r.store.Commit(t.Context(), release.Order{}, func(*snapshot.Tree, uint64) ([]snapshot.Set, error) { return sets, nil })
 		if err != nil {
 			t.Fatal(err)
 		}

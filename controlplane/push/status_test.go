@@ -19,6 +19,7 @@ import (
 
 	"github.com/prism-gateway/prism/controlplane/fleet"
 	"github.com/prism-gateway/prism/controlplane/push"
+	"github.com/prism-gateway/prism/controlplane/release"
 	"github.com/prism-gateway/prism/controlplane/snapshot"
 	"github.com/prism-gateway/prism/controlplane/store"
 	"github.com/prism-gateway/prism/controlplane/store/embedded"
@@ -78,7 +79,7 @@ func TestCommitToStatus(t *testing.T) {
 	<-loaded
 
 	change := func(content string) *snapshot.Tree {
-		c, err := kept.Commit(t.Context(), func(*snapshot.Tree, uint64) ([]snapshot.Set, error) {
+		c, err := kept.Commit(t.Context(), release.Order{}, func(*snapshot.Tree, uint64) ([]snapshot.Set, error) {
 			return []snapshot.Set{{Name: "ns/orders", Data: object(t, "ns/orders", content)}}, nil
 		})
 		if err != nil {

@@ -3,7 +3,6 @@ package snapshot
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -32,16 +31,16 @@ type Set struct {
 	Kind recordv1.ChangeKind
 	// ToVersion is, for a rollback, the version gone back to.
 	ToVersion uint64
-	// Author, Message and RequestID go into the history.
-	Author, Message, RequestID string
+	// Author, Message and RequestID go into the history, and with them TraceParent, the W3C trace context of the
+	// request, which may be empty.
+	Author, Message, RequestID, TraceParent string
 }
 
 // With returns the tree with the sets done, and what they changed. A set that changes nothing leaves no trace; when
 // none does, the tree is t itself.
 func (t *Tree) With(version uint64, sets []Set) (*Tree, []*recordv1.Change, error) {
 	var changes []*recordv1.Change
-	partitions := map[ident.Partition][]Object{}
-	var shared []Object
+	var objects []Object
 	seen := make(map[string]bool, len(sets))
 	for _, set := range sets {
 		if seen[set.Name] {
@@ -56,42 +55,51 @@ func (t *Tree) With(version uint64, sets []Set) (*Tree, []*recordv1.Change, erro
 		if before.Hash == after.Hash {
 			continue
 		}
-		namespace, isNamespace := strings.CutPrefix(set.Name, NamespacePrefix)
-		switch {
-		case isNamespace:
+		if strings.HasPrefix(set.Name, NamespacePrefix) {
 			if err := set.checkRecord(before); err != nil {
 				return nil, nil, err
 			}
-			p := ident.PartitionOf(namespace, t.partitions)
-			partitions[p] = append(partitions[p], after)
-		case strings.HasPrefix(set.Name, BackendPrefix), strings.HasPrefix(set.Name, ProfilePrefix):
-			shared = append(shared, after)
-		default:
-			return nil, nil, fmt.Errorf("snapshot: %q is no name of an object", set.Name)
 		}
+		objects = append(objects, after)
 		changes = append(changes, set.change(before.Hash, after.Hash))
 	}
 	if len(changes) == 0 {
 		return t, nil, nil
 	}
+	next, err := t.Put(version, objects)
+	return next, changes, err
+}
+
+// Put returns the tree in which some objects, each named once, are others; one without a hash is gone. They are taken
+// as they are: their records must be stored already, or come with them.
+func (t *Tree) Put(version uint64, objects []Object) (*Tree, error) {
+	partitions := map[ident.Partition][]Object{}
+	var shared []Object
+	for _, o := range objects {
+		namespace, isNamespace := strings.CutPrefix(o.Name, NamespacePrefix)
+		switch {
+		case isNamespace:
+			p := ident.PartitionOf(namespace, t.partitions)
+			partitions[p] = append(partitions[p], o)
+		case strings.HasPrefix(o.Name, BackendPrefix), strings.HasPrefix(o.Name, ProfilePrefix):
+			shared = append(shared, o)
+		default:
+			return nil, fmt.Errorf("snapshot: %q is no name of an object", o.Name)
+		}
+	}
 	replaced := make(map[ident.Partition]*Collection, len(partitions))
 	for p, objects := range partitions {
-		c, err := t.Collection(p).with(sorted(objects))
+		c, err := t.Collection(p).With(objects)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		replaced[p] = c
 	}
-	c, err := t.shared.with(sorted(shared))
+	c, err := t.shared.With(shared)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	return t.Replace(version, replaced, c), changes, nil
-}
-
-func sorted(objects []Object) []Object {
-	slices.SortFunc(objects, func(a, b Object) int { return strings.Compare(a.Name, b.Name) })
-	return objects
+	return t.Replace(version, replaced, c), nil
 }
 
 // checkRecord finds a configuration whose record would not be stored.
@@ -125,7 +133,7 @@ func (s Set) change(before, after ident.Hash) *recordv1.Change {
 	}
 	return &recordv1.Change{
 		Kind: kind, Name: s.Name, Before: before.Bytes(), After: after.Bytes(),
-		Author: s.Author, Message: s.Message, RequestId: s.RequestID, ToVersion: s.ToVersion,
+		Author: s.Author, Message: s.Message, RequestId: s.RequestID, ToVersion: s.ToVersion, TraceParent: s.TraceParent,
 	}
 }
 
@@ -160,7 +168,7 @@ func RecordHash(data []byte) (ident.Hash, error) {
 }
 
 // Note is who rolls back, and why.
-type Note struct{ Author, Message, RequestID string }
+type Note struct{ Author, Message, RequestID, TraceParent string }
 
 // RollbackTo returns the tree of another version under a new number, and the one change that the history tells of it:
 // before and after are roots. When t is that configuration already, it returns t itself and no change.
@@ -175,6 +183,6 @@ func (t *Tree) RollbackTo(target *Tree, version uint64, note Note) (*Tree, []*re
 	next.version = version
 	return &next, []*recordv1.Change{{
 		Kind: recordv1.ChangeKind_CHANGE_KIND_ROLLBACK, Before: t.root.Bytes(), After: target.root.Bytes(),
-		Author: note.Author, Message: note.Message, RequestId: note.RequestID, ToVersion: target.version,
+		Author: note.Author, Message: note.Message, RequestId: note.RequestID, ToVersion: target.version, TraceParent: note.TraceParent,
 	}}, nil
 }

@@ -2,6 +2,8 @@ package snapshot
 
 import (
 	"fmt"
+	"iter"
+	"slices"
 	"sort"
 	"strings"
 
@@ -51,6 +53,17 @@ func (c *Collection) withPrefix(prefix string) []Object {
 		out = append(out, c.At(i))
 	}
 	return out
+}
+
+// Backends goes through the short names of the backends that the collection's namespaces are bound to, in order.
+func (c *Collection) Backends() iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for _, u := range c.usage {
+			if !yield(u.backend) {
+				return
+			}
+		}
+	}
 }
 
 // Next returns the collection of a manifest. Objects that c has already are shared; the others are asked for, and one
@@ -112,8 +125,14 @@ func (c *Collection) next(m *manifest.Manifest, object func(manifest.Entry) ([]b
 	return next, nil
 }
 
-// with returns the collection with some objects set or, without data, deleted. changes is sorted by name.
-func (c *Collection) with(changes []Object) (*Collection, error) {
+// With returns the collection in which some objects, each named once, are others; one without a hash is gone. It is c
+// itself when that changes nothing.
+func (c *Collection) With(changes []Object) (*Collection, error) {
+	if len(changes) == 0 {
+		return c, nil
+	}
+	changes = slices.Clone(changes)
+	slices.SortFunc(changes, func(a, b Object) int { return strings.Compare(a.Name, b.Name) })
 	was := c.manifest.Entries()
 	entries := make([]manifest.Entry, 0, len(was)+len(changes))
 	fresh := make(map[string][]byte, len(changes))
@@ -125,7 +144,7 @@ func (c *Collection) with(changes []Object) (*Collection, error) {
 		if j < len(was) && was[j].Name == o.Name {
 			j++
 		}
-		if o.Data != nil {
+		if !o.Hash.IsZero() {
 			entries = append(entries, manifest.Entry{Name: o.Name, Hash: o.Hash})
 			fresh[o.Name] = o.Data
 		}

@@ -12,4 +12,7 @@ type Commit struct {
 	Revision int64
 	// Changed is false when the configuration was so already and no snapshot was made.
 	Changed bool
+	// InRelease is whether the change goes to the fleet in the release that bears Snapshot's number. Else every owner
+	// gets it at once.
+	InRelease bool
 }

@@ -170,6 +170,16 @@ func (t *Tree) Replace(version uint64, partitions map[ident.Partition]*Collectio
 	return &next
 }
 
+// Numbered returns the same configuration under another number.
+func (t *Tree) Numbered(version uint64) *Tree {
+	if t.version == version {
+		return t
+	}
+	next := *t
+	next.version = version
+	return &next
+}
+
 // hash is SHA-256 over the number of partitions (32 bits, big-endian), the groups' hashes and the shared root.
 func (t *Tree) hash() ident.Hash {
 	h := sha256.New()

@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -46,12 +47,24 @@ func (d *deltas) namespace(name string, data []byte, times int) error {
 	if !ok {
 		return nil
 	}
+	holds, err := holdings(short, data)
+	if err != nil {
+		return err
+	}
+	for backend, u := range holds {
+		d.add(backend, u, times)
+	}
+	return nil
+}
+
+// holdings returns what a namespace holds, by backend.
+func holdings(name string, data []byte) (map[string]Usage, error) {
 	var cfg configv1.NamespaceConfig
 	if err := proto.Unmarshal(data, &cfg); err != nil {
-		return fmt.Errorf("snapshot: %s: %w", name, err)
+		return nil, fmt.Errorf("snapshot: namespace %s: %w", name, err)
 	}
-	if cfg.Namespace != short {
-		return fmt.Errorf("snapshot: %s holds the configuration of %q", name, cfg.Namespace)
+	if cfg.Namespace != name {
+		return nil, fmt.Errorf("snapshot: namespace %s holds the configuration of %q", name, cfg.Namespace)
 	}
 	holds := map[string]Usage{}
 	for _, p := range cfg.Patterns {
@@ -68,10 +81,20 @@ func (d *deltas) namespace(name string, data []byte, times int) error {
 			DataBytes:  u.DataBytes + r.DataBytes,
 		}
 	}
-	for backend, u := range holds {
-		d.add(backend, u, times)
+	return holds, nil
+}
+
+// Bound returns the short names of the backends that a namespace's configuration is bound to, in no order. Objects of
+// other kinds, and those that are gone, are bound to none.
+func (o Object) Bound() ([]string, error) {
+	if o.Hash.IsZero() || !strings.HasPrefix(o.Name, NamespacePrefix) {
+		return nil, nil
 	}
-	return nil
+	holds, err := holdings(o.ShortName(), o.Data)
+	if err != nil {
+		return nil, err
+	}
+	return slices.Collect(maps.Keys(holds)), nil
 }
 
 // move takes away what one list holds and adds what another does.

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/prism-gateway/prism/controlplane/release"
 	"github.com/prism-gateway/prism/controlplane/snapshot"
 	"github.com/prism-gateway/prism/controlplane/store"
 	"github.com/prism-gateway/prism/controlplane/store/embedded"
@@ -40,7 +41,7 @@ func filled(b *testing.B, n int) (*embedded.Server, *replica) {
 		for i := first; i < min(first+step, n); i++ {
 			sets = append(sets, sized(b, i, "1"))
 		}
-		if _, err := s.Commit(b.Context(), edit(sets...)); err != nil {
+		if _, err := s.Commit(b.Context(), release.Order{}, edit(sets...)); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -54,7 +55,7 @@ func BenchmarkCommit(b *testing.B) {
 			_, s := filled(b, n)
 			b.Run("one", func(b *testing.B) {
 				for i := 0; b.Loop(); i++ {
-					if _, err := s.Commit(b.Context(), edit(sized(b, i%n, fmt.Sprint("one", i, b.N)))); err != nil {
+					if _, err := s.Commit(b.Context(), release.Order{}, edit(sized(b, i%n, fmt.Sprint("one", i, b.N)))); err != nil {
 						b.Fatal(err)
 					}
 				}
@@ -64,7 +65,7 @@ func BenchmarkCommit(b *testing.B) {
 				before := s.Head().Version()
 				b.RunParallel(func(loop *testing.PB) {
 					for i := 0; loop.Next(); i++ {
-						if _, err := s.Commit(b.Context(), edit(sized(b, i%n, fmt.Sprintf("%p%d", loop, i)))); err != nil {
+						if _, err := s.Commit(b.Context(), release.Order{}, edit(sized(b, i%n, fmt.Sprintf("%p%d", loop, i)))); err != nil {
 							b.Error(err)
 							return
 						}
@@ -80,11 +81,11 @@ func BenchmarkCommit(b *testing.B) {
 					for k := range 2500 {
 						sets = append(sets, sized(b, k, fmt.Sprint("back", i, k)))
 					}
-					if _, err := s.Commit(b.Context(), edit(sets...)); err != nil {
+					if _, err := s.Commit(b.Context(), release.Order{}, edit(sets...)); err != nil {
 						b.Fatal(err)
 					}
 					b.StartTimer()
-					if _, err := s.Rollback(b.Context(), to, snapshot.Note{}, nil); err != nil {
+					if _, err := s.Rollback(b.Context(), release.Order{}, to, snapshot.Note{}, nil); err != nil {
 						b.Fatal(err)
 					}
 					to = s.Head().Version()

@@ -13,6 +13,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/prism-gateway/prism/controlplane/release"
 	"github.com/prism-gateway/prism/controlplane/snapshot"
 	"github.com/prism-gateway/prism/controlplane/store"
 	"github.com/prism-gateway/prism/shared/fault"
@@ -118,7 +119,7 @@ func TestTheLeaderOfEtcdIsKilledDuringCommits(t *testing.T) {
 					default:
 					}
 					message := fmt.Sprintf("%d/%d/%d", n, w, i)
-					_, err := r.Commit(t.Context(), func(*snapshot.Tree, uint64) ([]snapshot.Set, error) {
+					_, err := r.Commit(t.Context(), release.Order{}, func(*snapshot.Tree, uint64) ([]snapshot.Set, error) {
 						set := namespace(t, "counter", message)
 						set.Message = message
 						return []snapshot.Set{set}, nil

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/prism-gateway/prism/controlplane/release"
 	"github.com/prism-gateway/prism/controlplane/snapshot"
 	recordv1 "github.com/prism-gateway/prism/protos/prism/record/v1"
 	"github.com/prism-gateway/prism/shared/fault"
@@ -37,11 +39,13 @@ const (
 type Commit = snapshot.Commit
 
 // Commit records a change as part of a new snapshot and returns once etcd has it. Changes that come while a commit is
-// under way are recorded together. The edit's error is returned as it is, and only after etcd confirmed that the tree
-// it was evaluated on is the newest; other errors are faults, whose outcome says whether the change may have been made.
-func (s *Store) Commit(ctx context.Context, edit snapshot.Edit) (Commit, error) {
-	return s.submit(ctx, &request{apply: func(base *snapshot.Tree, version uint64) (evaluated, error) {
-		sets, err := edit(base, version)
+// under way are recorded together. The policy of the change's class says how it goes to the fleet, unless the order does.
+// The edit's error is returned as it is, and only after etcd confirmed that the tree it was evaluated on is the newest;
+// other errors are faults, whose outcome says whether the change may have been made.
+func (s *Store) Commit(ctx context.Context, order release.Order, edit snapshot.Edit) (Commit, error) {
+	r := s.request(order)
+	r.apply = func(d *release.Draft) (evaluated, error) {
+		sets, err := edit(d.Head(), d.Version())
 		if err != nil {
 			return evaluated{}, err
 		}
@@ -54,30 +58,35 @@ func (s *Store) Commit(ctx context.Context, edit snapshot.Edit) (Commit, error) 
 				e.records[ident.HashOf(set.Record)] = set.Record
 			}
 		}
-		e.tree, e.changes, err = base.With(version, sets)
+		e.draft, e.changes, err = d.With(order, s.cfg.Policies, sets)
 		return e, err
-	}})
+	}
+	return s.submit(ctx, r)
 }
 
-// Rollback records a snapshot that is what an older version was, in one write whatever its size. check may refuse it;
-// like an Edit it is pure and may be asked again with a newer base.
-func (s *Store) Rollback(ctx context.Context, to uint64, note snapshot.Note, check func(base, target *snapshot.Tree) error) (Commit, error) {
+// Rollback records a snapshot that is what an older version was, in one write whatever its size, and ends all releases
+// under way. check may refuse it; like an Edit it is pure and may be asked again with a newer base.
+func (s *Store) Rollback(ctx context.Context, order release.Order, to uint64, note snapshot.Note, check func(base, target *snapshot.Tree) error) (Commit, error) {
 	target, revision, err := s.treeAt(ctx, to)
 	if err != nil {
 		return Commit{}, err
 	}
-	return s.submit(ctx, &request{
-		guard: &guard{version: to, revision: revision, tree: target},
-		apply: func(base *snapshot.Tree, version uint64) (evaluated, error) {
-			if check != nil {
-				if err := check(base, target); err != nil {
-					return evaluated{}, err
-				}
+	r := s.request(order)
+	r.guard = &guard{version: to, revision: revision, tree: target}
+	r.apply = func(d *release.Draft) (evaluated, error) {
+		if check != nil {
+			if err := check(d.Head(), target); err != nil {
+				return evaluated{}, err
 			}
-			tree, changes, err := base.RollbackTo(target, version, note)
-			return evaluated{tree: tree, changes: changes}, err
-		},
-	})
+		}
+		draft, changes, err := d.Rollback(order, s.cfg.Policies, target, note)
+		return evaluated{draft: draft, changes: changes}, err
+	}
+	return s.submit(ctx, r)
+}
+
+func (s *Store) request(order release.Order) *request {
+	return &request{team: order.Team, weight: order.Weight, objects: order.Objects, tokens: order.Tokens}
 }
 
 func (s *Store) submit(ctx context.Context, r *request) (Commit, error) {
@@ -102,23 +111,38 @@ func (s *Store) submit(ctx context.Context, r *request) (Commit, error) {
 
 // commitLoop commits what waits. There is no timer: what comes during one commit is the next.
 func (s *Store) commitLoop(ctx context.Context) {
-	defer s.queue.close(fault.New(fault.Unavailable, fault.Draining, "this replica is stopping: try another").WithOutcome(fault.NotApplied))
+	defer close(s.stopped)
+	defer s.queue.close(errStopping)
+	// A commit that has begun is finished, also while the replica is stopping.
+	finish := context.WithoutCancel(ctx)
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case r := <-s.steps:
+			s.step(finish, r)
+			continue
 		case <-s.queue.wake:
 		}
 		for batch := s.queue.take(maxBatch); len(batch) > 0; {
-			// A commit that has begun is finished, also while the replica is stopping.
-			batch = s.commit(context.WithoutCancel(ctx), batch)
+			select {
+			case r := <-s.steps: // a step is never behind many changes
+				s.step(finish, r)
+			default:
+			}
+			batch = s.commit(finish, batch)
 		}
 	}
 }
 
-// plan is what a batch makes of a head.
+var errStopping = fault.New(fault.Unavailable, fault.Draining, "this replica is stopping: try another").WithOutcome(fault.NotApplied)
+
+// plan is what a batch, or a step of a release, makes of a head.
 type plan struct {
-	tree    *snapshot.Tree
+	draft   *release.Draft // of a batch
+	next    *release.State // what follows, once the draft is done
+	ended   []*recordv1.Release
+	fence   *fence // that must hold; nil for none
 	changes []*recordv1.Change
 	records map[ident.Hash][]byte
 	guards  []*guard
@@ -126,16 +150,20 @@ type plan struct {
 	names   map[string]*recordv1.NameReservation // that it makes, renews or, nil, ends
 	done    []*request                           // part of the plan
 	changed map[*request]bool                    // of those that are part of it
+	waved   map[*request]bool                    // go in waves, of those
 	rest    []*request                           // did not fit
 }
 
 // evaluate applies requests in order, each to the tree that the one before left. One that fails is left out.
 func (s *Store) evaluate(st *state, batch []*request) *plan {
-	p := &plan{tree: st.tree, records: map[ident.Hash][]byte{}, names: map[string]*recordv1.NameReservation{}, answers: map[*request]answer{}, changed: map[*request]bool{}}
-	version := st.tree.Version() + 1
+	p := &plan{draft: st.released.Draft(s.cfg.Now()), waved: map[*request]bool{}, records: map[ident.Hash][]byte{}, names: map[string]*recordv1.NameReservation{}, answers: map[*request]answer{}, changed: map[*request]bool{}}
 	size := 0
 	for i, r := range batch {
-		e, err := s.apply(p, r, version)
+		e, err := s.apply(p, r)
+		if errors.Is(err, release.ErrApart) {
+			p.rest = batch[i:]
+			break
+		}
 		added := 0
 		var before *recordv1.Change
 		if n := len(p.changes); n > 0 {
@@ -166,7 +194,8 @@ func (s *Store) evaluate(st *state, batch []*request) *plan {
 			continue
 		}
 		p.changed[r] = true
-		p.tree, p.changes = e.tree, append(p.changes, e.changes...)
+		p.waved[r] = slices.ContainsFunc(e.changes, func(c *recordv1.Change) bool { return c.InRelease })
+		p.draft, p.changes = e.draft, append(p.changes, e.changes...)
 		for h, data := range e.records {
 			p.records[h] = data
 		}
@@ -190,13 +219,14 @@ func (s *Store) commit(ctx context.Context, batch []*request) []*request {
 			for name, r := range p.names {
 				s.names.put(name, r, next.revision)
 			}
+			s.ended.add(p.ended...)
 			s.publish(next)
 			s.logCommit(p, next)
 			for r, a := range p.answers {
 				r.answer <- a
 			}
 			for _, r := range p.done {
-				r.answer <- answer{commit: Commit{Tree: next.tree, Snapshot: next.record, Revision: next.revision, Changed: p.changed[r]}}
+				r.answer <- answer{commit: Commit{Tree: next.tree, Snapshot: next.record, Revision: next.revision, Changed: p.changed[r], InRelease: p.waved[r]}}
 			}
 			return p.rest
 		case errors.Is(err, errLost) && attempt < maxRetries && (attempt < minRetries || time.Since(began) < longFactor*s.cfg.Timeout):
@@ -264,20 +294,32 @@ func (e *guardError) Error() string { return fmt.Sprintf("store: snapshot %d is 
 // record writes a plan and returns the state that follows. errLost means that head has moved, that the state is newer
 // now, and that the plan must be made again.
 func (s *Store) record(ctx context.Context, st *state, p *plan, written map[ident.Hash]bool) (*state, error) {
-	if len(p.changes) == 0 && len(p.names) > 0 {
+	if p.draft != nil {
+		done, err := p.draft.Done()
+		if err != nil {
+			return nil, fault.From(err)
+		}
+		p.next, p.ended = done.State, done.Ended
+	}
+	if p.next == st.released && len(p.names) > 0 {
 		return s.recordNames(ctx, st, p)
 	}
-	if len(p.changes) == 0 {
+	if p.next == st.released {
 		return st, s.confirm(ctx, st)
 	}
-	rec := p.tree.Record(st.tree.Version(), nil)
-	rec.RecordedAt, rec.CommitId = timestamppb.New(s.cfg.Now()), s.cfg.Name+"/"+rand.Text()
-	recData, err := encodeRecord(rec, p.changes)
-	if err != nil {
-		return nil, fault.From(err)
+	next := &state{tree: p.next.Head(), released: p.next, record: st.record}
+	recData := ""
+	if len(p.changes) > 0 {
+		rec := next.tree.Record(st.tree.Version(), nil)
+		rec.RecordedAt, rec.CommitId = timestamppb.New(s.cfg.Now()), s.cfg.Name+"/"+rand.Text()
+		var err error
+		if recData, err = encodeRecord(rec, p.changes); err != nil {
+			return nil, fault.From(err)
+		}
+		rec.Changes = p.changes
+		next.record = rec
 	}
-	rec.Changes = p.changes
-	headData, err := encode(&recordv1.Head{Version: rec.Version, Root: rec.Root})
+	headData, err := s.headOf(next)
 	if err != nil {
 		return nil, fault.From(err)
 	}
@@ -285,7 +327,7 @@ func (s *Store) record(ctx context.Context, st *state, p *plan, written map[iden
 	if err != nil {
 		return nil, err
 	}
-	size := len(recData)
+	size := len(recData) + len(headData)
 	for _, op := range puts {
 		size += len(op.ValueBytes()) + len(op.KeyBytes())
 	}
@@ -297,19 +339,33 @@ func (s *Store) record(ctx context.Context, st *state, p *plan, written map[iden
 		if err := s.write(ctx, puts); err != nil {
 			return nil, err
 		}
-		puts, size = nil, len(recData)
+		puts, size = nil, len(recData)+len(headData)
 		for _, h := range hashes {
 			written[h] = true
 		}
 	}
 	// head comes last, so that a watcher has seen all that it names.
-	puts = append(append(puts, nameOps...), clientv3.OpPut(s.keys.snapshot(rec.Version), recData), clientv3.OpPut(s.keys.head(), headData))
+	puts = append(puts, nameOps...)
+	for _, r := range p.ended {
+		data, err := encode(r)
+		if err != nil {
+			return nil, fault.From(err)
+		}
+		size += len(data)
+		puts = append(puts, clientv3.OpPut(s.keys.release(r.Snapshot), data))
+	}
+	if recData != "" {
+		puts = append(puts, clientv3.OpPut(s.keys.snapshot(next.record.Version), recData))
+	}
+	puts = append(puts, clientv3.OpPut(s.keys.head(), headData))
 	conditions := []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(s.keys.head()), "=", st.revision)}
 	for _, g := range p.guards {
 		conditions = append(conditions, clientv3.Compare(clientv3.ModRevision(s.keys.snapshot(g.version)), "=", g.revision))
 	}
-	next := &state{tree: p.tree, record: rec}
-	s.pending.Store(next)
+	if p.fence != nil {
+		conditions = append(conditions, p.fence.holds())
+	}
+	s.pending.Store(&inflight{next, headData})
 	defer s.pending.Store(nil)
 	timeout := s.cfg.Timeout
 	if size > maxShort {
@@ -320,13 +376,13 @@ func (s *Store) record(ctx context.Context, st *state, p *plan, written map[iden
 	resp, err := s.etcd.Txn(bounded).If(conditions...).Then(puts...).Else(clientv3.OpGet(s.keys.head())).Commit()
 	switch {
 	case err != nil:
-		revision, err := s.resolve(ctx, st, rec, err)
+		revision, err := s.resolve(ctx, st, next, headData, err)
 		return next.at(revision), err
 	case resp.Succeeded:
 		return next.at(resp.Header.Revision), nil
 	}
 	if kvs := resp.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 && kvs[0].ModRevision == st.revision {
-		return nil, s.lostGuard(ctx, p.guards)
+		return nil, s.lostGuard(ctx, p)
 	} else {
 		return nil, s.lost(ctx, kvs)
 	}
@@ -335,7 +391,11 @@ func (s *Store) record(ctx context.Context, st *state, p *plan, written map[iden
 // puts are the nodes and records that a plan needs and its parent does not have. They are written even if etcd should
 // have them already, because a sweep spares what was written within its grace.
 func (s *Store) puts(st *state, p *plan, written map[ident.Hash]bool) ([]clientv3.Op, []ident.Hash, error) {
+	head, stable := p.next.Head(), p.next.Stable()
 	stored := []*snapshot.Tree{st.tree}
+	if was := st.released.Stable(); was != st.tree {
+		stored = append(stored, was)
+	}
 	for _, g := range p.guards {
 		stored = append(stored, g.tree)
 	}
@@ -349,7 +409,11 @@ func (s *Store) puts(st *state, p *plan, written map[ident.Hash]bool) ([]clientv
 			puts = append(puts, clientv3.OpPut(s.keys.node(kind, h), string(data)))
 		}
 	}
-	for _, n := range p.tree.Missing(stored...) {
+	missing := head.Missing(stored...)
+	if stable != head {
+		missing = append(missing, stable.Missing(append(stored, head)...)...)
+	}
+	for _, n := range missing {
 		if n.Kind == snapshot.ObjectNode && n.Namespace {
 			h, err := snapshot.RecordHash(n.Data)
 			if err != nil {
@@ -417,8 +481,11 @@ func (s *Store) lost(ctx context.Context, head []*mvccpb.KeyValue) error {
 }
 
 // lostGuard finds the snapshot that was deleted while a rollback to it was under way.
-func (s *Store) lostGuard(ctx context.Context, guards []*guard) error {
-	for _, g := range guards {
+func (s *Store) lostGuard(ctx context.Context, p *plan) error {
+	if p.fence != nil {
+		return errNotLeading
+	}
+	for _, g := range p.guards {
 		_, revision, err := s.snapshotAt(ctx, g.version, nil)
 		switch {
 		case fault.Is(err, fault.Snapshot), err == nil && revision != g.revision:
@@ -433,7 +500,7 @@ func (s *Store) lostGuard(ctx context.Context, guards []*guard) error {
 // resolve finds out what became of a commit whose answer was lost, and returns its revision if it was made. It writes
 // head anew as it was: either that is refused, because the commit or another was made, or the commit cannot be made
 // any more, however late it arrives.
-func (s *Store) resolve(ctx context.Context, st *state, rec *recordv1.Snapshot, cause error) (int64, error) {
+func (s *Store) resolve(ctx context.Context, st, next *state, headData string, cause error) (int64, error) {
 	if refused(cause) {
 		return 0, notWritten(cause)
 	}
@@ -445,7 +512,7 @@ func (s *Store) resolve(ctx context.Context, st *state, rec *recordv1.Snapshot, 
 	defer cancel()
 	resp, err := s.etcd.Txn(short).If(clientv3.Compare(clientv3.ModRevision(s.keys.head()), "=", st.revision)).
 		Then(clientv3.OpPut(s.keys.head(), head)).
-		Else(clientv3.OpGet(s.keys.head()), clientv3.OpGet(s.keys.snapshot(rec.Version))).Commit()
+		Else(clientv3.OpGet(s.keys.head()), clientv3.OpGet(s.keys.snapshot(next.tree.Version()))).Commit()
 	if err != nil {
 		return 0, fault.Wrap(errors.Join(cause, err), fault.Unavailable, fault.StoreDown,
 			"the store of the control plane does not answer, and it is not known whether the change was made: read before trying again").
@@ -455,12 +522,16 @@ func (s *Store) resolve(ctx context.Context, st *state, rec *recordv1.Snapshot, 
 		s.publish(st.at(resp.Header.Revision))
 		return 0, errLost
 	}
-	if kvs := resp.Responses[1].GetResponseRange().Kvs; len(kvs) > 0 {
+	if next.record == st.record { // a step without a snapshot: it is told by the head that it wrote
+		if kvs := resp.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 && string(kvs[0].Value) == headData {
+			return kvs[0].ModRevision, nil
+		}
+	} else if kvs := resp.Responses[1].GetResponseRange().Kvs; len(kvs) > 0 {
 		stored, err := decodeRecord(string(kvs[0].Key), kvs[0].Value)
 		if err != nil {
 			return 0, err
 		}
-		if stored.CommitId == rec.CommitId {
+		if stored.CommitId == next.record.CommitId {
 			return kvs[0].ModRevision, nil
 		}
 	}
@@ -469,7 +540,12 @@ func (s *Store) resolve(ctx context.Context, st *state, rec *recordv1.Snapshot, 
 
 // headOf is what the head key holds in a state.
 func (s *Store) headOf(st *state) (string, error) {
-	return encode(&recordv1.Head{Version: st.tree.Version(), Root: st.tree.Root().Bytes()})
+	head := &recordv1.Head{Version: st.tree.Version(), Root: st.tree.Root().Bytes(), Releases: st.released.Active()}
+	if stable := st.released.Stable(); stable.Root() != st.tree.Root() {
+		rec := stable.Record(0, nil)
+		head.Stable = &recordv1.Stable{Root: rec.Root, Groups: rec.Groups, Shared: rec.Shared}
+	}
+	return encode(head)
 }
 
 // Own reports whether this replica recorded a snapshot.

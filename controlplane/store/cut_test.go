@@ -9,6 +9,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/prism-gateway/prism/controlplane/release"
 	"github.com/prism-gateway/prism/controlplane/snapshot"
 	"github.com/prism-gateway/prism/controlplane/store"
 	"github.com/prism-gateway/prism/controlplane/store/embedded"
@@ -122,7 +123,7 @@ func TestACommitWhoseAnswerIsLostIsFoundAgain(t *testing.T) {
 	answer := make(chan error, 1)
 	w.loseAnswers.Store(true)
 	go func() {
-		_, err := s.Commit(t.Context(), edit(namespace(t, "orders", "2")))
+		_, err := s.Commit(t.Context(), release.Order{}, edit(namespace(t, "orders", "2")))
 		answer <- err
 	}()
 	await(t, client, "/"+prefix(t)+"/head", s.Revision())
@@ -143,7 +144,7 @@ func TestACommitThatWasLostIsMadeOnce(t *testing.T) {
 	answer := make(chan error, 1)
 	w.loseRequests.Store(true)
 	go func() {
-		_, err := s.Commit(t.Context(), edit(namespace(t, "orders", "2")))
+		_, err := s.Commit(t.Context(), release.Order{}, edit(namespace(t, "orders", "2")))
 		answer <- err
 	}()
 	<-w.lost
@@ -162,12 +163,12 @@ func TestACommitThatNobodyAnswersIsUnknown(t *testing.T) {
 	s := open(t, store.Config{Client: dial(t, w.endpoint())})
 	first := commit(t, s, namespace(t, "orders", "1"))
 	w.loseAnswers.Store(true)
-	_, err := s.Commit(t.Context(), edit(namespace(t, "orders", "2")))
+	_, err := s.Commit(t.Context(), release.Order{}, edit(namespace(t, "orders", "2")))
 	if f := fault.From(err); f.Code != fault.Unavailable || f.Reason != fault.StoreDown || f.Outcome != fault.OutcomeUnknown {
 		t.Errorf("%v, outcome %s", err, f.Outcome)
 	}
 	w.cut(true)
-	_, err = s.Commit(t.Context(), edit(namespace(t, "orders", "1")))
+	_, err = s.Commit(t.Context(), release.Order{}, edit(namespace(t, "orders", "1")))
 	if f := fault.From(err); f.Code != fault.Unavailable || f.Reason != fault.StoreDown || f.Outcome != fault.NotApplied {
 		t.Errorf("a change that writes nothing: %v, outcome %s", err, f.Outcome)
 	}
@@ -178,7 +179,7 @@ func TestACommitThatNobodyAnswersIsUnknown(t *testing.T) {
 	w.cut(false)
 	// It was made after all, and is found as anybody's commit is.
 	wait(t, s.Store, func(tree *snapshot.Tree) bool { return contentOf(t, tree, "orders") == "2" })
-	for _, err = s.Commit(t.Context(), edit(namespace(t, "orders", "3"))); err != nil; _, err = s.Commit(t.Context(), edit(namespace(t, "orders", "3"))) {
+	for _, err = s.Commit(t.Context(), release.Order{}, edit(namespace(t, "orders", "3"))); err != nil; _, err = s.Commit(t.Context(), release.Order{}, edit(namespace(t, "orders", "3"))) {
 		if !fault.Is(err, fault.StoreDown) {
 			t.Fatal(err)
 		}

@@ -9,6 +9,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/prism-gateway/prism/controlplane/release"
 	"github.com/prism-gateway/prism/controlplane/snapshot"
 	"github.com/prism-gateway/prism/controlplane/store"
 	"github.com/prism-gateway/prism/shared/fault"
@@ -102,7 +103,7 @@ func TestDamageIsFoundAndNamed(t *testing.T) {
 			if !strings.Contains(err.Error(), damaged[0]) {
 				t.Errorf("%v does not name %s", err, damaged[0])
 			}
-			if _, err := s.Commit(t.Context(), edit(bare)); !fault.Is(err, fault.NotLoaded) {
+			if _, err := s.Commit(t.Context(), release.Order{}, edit(bare)); !fault.Is(err, fault.NotLoaded) {
 				t.Errorf("committed to what is damaged: %v", err)
 			}
 		})
@@ -148,7 +149,7 @@ func TestARunningReplicaKeepsItsTreeWhenEtcdIsWiped(t *testing.T) {
 	if s.Head() != c.Tree || fault.From(s.Ready()).Code != fault.DataLoss {
 		t.Errorf("head %v, ready %v", s.Head(), s.Ready())
 	}
-	if _, err := s.Commit(t.Context(), edit(namespace(t, "orders", "2"))); err == nil {
+	if _, err := s.Commit(t.Context(), release.Order{}, edit(namespace(t, "orders", "2"))); err == nil {
 		t.Error("committed to an etcd that was wiped")
 	}
 	// Once etcd is restored, all goes on.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -12,6 +13,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/prism-gateway/prism/controlplane/release"
 	"github.com/prism-gateway/prism/controlplane/snapshot"
 	recordv1 "github.com/prism-gateway/prism/protos/prism/record/v1"
 	"github.com/prism-gateway/prism/shared/fault"
@@ -116,6 +118,9 @@ func (s *Store) load(ctx context.Context) (int64, error) {
 	if err := s.loadNames(resp.Responses[5].GetResponseRange().Kvs, revision); err != nil {
 		return 0, err
 	}
+	if err := s.loadEnded(resp.Responses[6].GetResponseRange().Kvs); err != nil {
+		return 0, err
+	}
 	s.publish(next)
 	return revision, nil
 }
@@ -126,7 +131,7 @@ func (s *Store) open(ctx context.Context) (*clientv3.TxnResponse, error) {
 	gets := []clientv3.Op{
 		clientv3.OpGet(s.keys.install()), clientv3.OpGet(s.keys.head()), clientv3.OpGet(s.keys.members(), clientv3.WithPrefix()),
 		clientv3.OpGet(s.keys.replicas(), clientv3.WithPrefix()), clientv3.OpGet(s.keys.placement()),
-		clientv3.OpGet(s.keys.names(), clientv3.WithPrefix()),
+		clientv3.OpGet(s.keys.names(), clientv3.WithPrefix()), s.getEnded(),
 	}
 	resp, err := s.readTxn(ctx, gets...)
 	if err != nil {
@@ -202,9 +207,21 @@ func (s *Store) readHead(ctx context.Context, base *snapshot.Tree, kv *mvccpb.Ke
 	if err != nil {
 		return nil, damaged(s.keys.head(), err)
 	}
+	// The watch is often faster than the answer to the write that it tells of, and then its state is there.
+	own := s.pending.Load()
+	if own != nil && own.head != string(kv.Value) {
+		own = nil
+	}
 	next := &state{tree: base, record: &recordv1.Snapshot{}, revision: kv.ModRevision}
-	if current := s.state.Load(); current != nil && current.tree.Version() == head.Version {
+	current := s.state.Load()
+	if current == nil {
+		current = &state{released: release.Settled(base)}
+	}
+	if current.tree != nil && current.tree.Version() == head.Version {
 		next.tree, next.record = current.tree, current.record
+		if own != nil && own.record == current.record {
+			return own.at(kv.ModRevision), nil
+		}
 	} else if head.Version > 0 {
 		if next.record, err = s.snapshot(ctx, head.Version, seen); err != nil {
 			if fault.Is(err, fault.Snapshot) {
@@ -212,10 +229,10 @@ func (s *Store) readHead(ctx context.Context, base *snapshot.Tree, kv *mvccpb.Ke
 			}
 			return nil, err
 		}
-		// The watch is often faster than the answer to the commit that it tells of, and then its tree is there.
-		if own := s.pending.Load(); own != nil && own.record.CommitId == next.record.CommitId {
-			next = own.at(kv.ModRevision)
-		} else if next.tree, err = s.build(ctx, base, next.record, seen); err != nil {
+		if own != nil && own.record.CommitId == next.record.CommitId {
+			return own.at(kv.ModRevision), nil
+		}
+		if next.tree, err = s.build(ctx, base, current.released.Stable(), next.record, seen); err != nil {
 			return nil, err
 		}
 	} else {
@@ -224,7 +241,8 @@ func (s *Store) readHead(ctx context.Context, base *snapshot.Tree, kv *mvccpb.Ke
 	if next.tree.Root() != root {
 		return nil, damaged(s.keys.head(), fmt.Errorf("names root %s, and snapshot %d has %s", root, head.Version, next.tree.Root()))
 	}
-	return next, nil
+	next.released, err = s.readReleases(ctx, current.released, next, head, seen)
+	return next, err
 }
 
 // follow applies what the watch brings, from a revision on, until the watch ends or brings what cannot be used.
@@ -251,6 +269,10 @@ func (s *Store) follow(ctx context.Context, from int64) error {
 			case s.isFleet(key):
 				if err := s.fleetEvent(key, event); err != nil {
 					s.log.Error("fleet key ignored", "error", err)
+				}
+			case strings.HasPrefix(key, s.keys.releases()):
+				if err := s.releaseEvent(event); err != nil {
+					return err
 				}
 			case s.isName(key):
 				if err := s.nameEvent(event); err != nil {

@@ -115,7 +115,7 @@ func (s *Store) treeAt(ctx context.Context, version uint64) (*snapshot.Tree, int
 	if tree := s.recent.get(version); tree != nil {
 		return tree, revision, nil
 	}
-	tree, err := s.build(ctx, st.tree, rec, nil)
+	tree, err := s.build(ctx, st.tree, st.released.Stable(), rec, nil)
 	return tree, revision, s.gone(ctx, err, version)
 }
 
@@ -167,13 +167,36 @@ func (s *Store) objectAt(ctx context.Context, version uint64, name string) (snap
 	return snapshot.Object{Name: name, Hash: hash, Data: data}, err == nil, err
 }
 
-// Diff returns what differs between two versions, by name. It reads only the manifests and objects that do.
-func (s *Store) Diff(ctx context.Context, from, to uint64) ([]snapshot.Difference, error) {
-	out, err := s.diff(ctx, from, to)
-	return out, s.gone(ctx, err, from, to)
+// Diff returns what differs between two versions, by name: at most limit objects whose names come after `after`, and how
+// many there are in all. It reads only the manifests that differ, and of the objects those that it returns.
+func (s *Store) Diff(ctx context.Context, from, to uint64, after string, limit int) ([]snapshot.Difference, uint64, error) {
+	out, total, err := s.diff(ctx, from, to, after, limit)
+	return out, total, s.gone(ctx, err, from, to)
 }
 
-func (s *Store) diff(ctx context.Context, from, to uint64) ([]snapshot.Difference, error) {
+func (s *Store) diff(ctx context.Context, from, to uint64, after string, limit int) ([]snapshot.Difference, uint64, error) {
+	all, err := s.differing(ctx, from, to)
+	if err != nil {
+		return nil, 0, err
+	}
+	first, _ := slices.BinarySearchFunc(all, after+"\x00", func(d snapshot.Difference, name string) int { return strings.Compare(d.Name, name) })
+	out := all[first:min(len(all), first+max(0, limit))]
+	hashes := make([]ident.Hash, 0, 2*len(out))
+	for _, d := range out {
+		hashes = append(hashes, d.Before.Hash, d.After.Hash)
+	}
+	data, err := s.nodes(ctx, nil, snapshot.ObjectNode, hashes)
+	if err != nil {
+		return nil, 0, err
+	}
+	for i := range out {
+		out[i].Before.Data, out[i].After.Data = data[2*i], data[2*i+1]
+	}
+	return slices.Clone(out), uint64(len(all)), nil
+}
+
+// differing returns what differs between two versions, by name, without the objects' bytes.
+func (s *Store) differing(ctx context.Context, from, to uint64) ([]snapshot.Difference, error) {
 	st, err := s.loaded()
 	if err != nil {
 		return nil, err
@@ -188,19 +211,37 @@ func (s *Store) diff(ctx context.Context, from, to uint64) ([]snapshot.Differenc
 			return nil, err
 		}
 	}
-	before, after := []ident.Hash{outlines[0].shared}, []ident.Hash{outlines[1].shared}
-	for p, root := range outlines[0].roots {
-		if root != outlines[1].roots[p] {
-			before, after = append(before, root), append(after, outlines[1].roots[p])
+	var roots []ident.Hash // before and after in turn
+	known := map[ident.Hash]*manifest.Manifest{}
+	differ := func(before, after ident.Hash, present *snapshot.Collection) {
+		if before != after {
+			roots = append(roots, before, after)
+			known[present.Root()] = present.Manifest()
 		}
 	}
-	manifests, err := s.manifests(ctx, nil, append(before, after...))
+	differ(outlines[0].shared, outlines[1].shared, st.tree.Shared())
+	for p, root := range outlines[0].roots {
+		differ(root, outlines[1].roots[p], st.tree.Collection(ident.Partition(p)))
+	}
+	unknown := slices.Clone(roots) // zero for those that the newest tree has
+	for i, root := range roots {
+		if known[root] != nil {
+			unknown[i] = ident.Hash{}
+		}
+	}
+	manifests, err := s.manifests(ctx, nil, unknown)
 	if err != nil {
 		return nil, err
 	}
+	for i, root := range roots {
+		if m := known[root]; m != nil {
+			manifests[i] = m
+		}
+	}
 	var out []snapshot.Difference
-	for i, a := range manifests[:len(before)] {
-		set, removed := manifest.Diff(a, manifests[len(before)+i])
+	for i := 0; i < len(manifests); i += 2 {
+		a := manifests[i]
+		set, removed := manifest.Diff(a, manifests[i+1])
 		for _, e := range set {
 			d := snapshot.Difference{Name: e.Name, After: snapshot.Object{Name: e.Name, Hash: e.Hash}}
 			if was, ok := a.Get(e.Name); ok {
@@ -212,17 +253,6 @@ func (s *Store) diff(ctx context.Context, from, to uint64) ([]snapshot.Differenc
 			was, _ := a.Get(name)
 			out = append(out, snapshot.Difference{Name: name, Before: snapshot.Object{Name: name, Hash: was}})
 		}
-	}
-	hashes := make([]ident.Hash, 0, 2*len(out))
-	for _, d := range out {
-		hashes = append(hashes, d.Before.Hash, d.After.Hash)
-	}
-	data, err := s.nodes(ctx, nil, snapshot.ObjectNode, hashes)
-	if err != nil {
-		return nil, err
-	}
-	for i := range out {
-		out[i].Before.Data, out[i].After.Data = data[2*i], data[2*i+1]
 	}
 	slices.SortFunc(out, func(a, b snapshot.Difference) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil

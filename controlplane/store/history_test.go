@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/prism-gateway/prism/controlplane/release"
 	"github.com/prism-gateway/prism/controlplane/snapshot"
 	"github.com/prism-gateway/prism/controlplane/store"
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
@@ -47,10 +48,17 @@ func TestHistoryIsReadBack(t *testing.T) {
 				t.Errorf("%s: carts in version %d: %v, %v, %v", name, v, o, ok, err)
 			}
 			for w := uint64(1); w <= 5; w++ {
-				got, err := s.Diff(t.Context(), v, w)
+				got, total, err := s.Diff(t.Context(), v, w, "", 1000)
 				want := snapshot.Diff(trees[v], trees[w])
-				if err != nil || fmt.Sprint(got) != fmt.Sprint(want) {
-					t.Errorf("%s: diff of %d and %d: %v, want %v, %v", name, v, w, got, want, err)
+				if err != nil || total != uint64(len(want)) || fmt.Sprint(got) != fmt.Sprint(want) {
+					t.Errorf("%s: diff of %d and %d: %v of %d, want %v, %v", name, v, w, got, total, want, err)
+				}
+				for i, after := 0, ""; i < len(want); i++ {
+					page, total, err := s.Diff(t.Context(), v, w, after, 1)
+					if err != nil || total != uint64(len(want)) || fmt.Sprint(page) != fmt.Sprint(want[i:i+1]) {
+						t.Fatalf("%s: diff of %d and %d after %q: %v of %d, %v", name, v, w, after, page, total, err)
+					}
+					after = page[0].Name
 				}
 			}
 		}
@@ -90,7 +98,7 @@ func TestRollbackOfEverythingIsTheOldRoot(t *testing.T) {
 	writer := open(t, store.Config{})
 	trees := history(t, writer)
 	cold := open(t, store.Config{}) // has none of the old trees in memory
-	c, err := cold.Rollback(t.Context(), 3, snapshot.Note{Author: "ann", Message: "back"}, nil)
+	c, err := cold.Rollback(t.Context(), release.Order{}, 3, snapshot.Note{Author: "ann", Message: "back"}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,14 +110,14 @@ func TestRollbackOfEverythingIsTheOldRoot(t *testing.T) {
 	if tree := wait(t, writer.Store, func(tree *snapshot.Tree) bool { return tree.Version() == 6 }); tree.Root() != trees[3].Root() {
 		t.Errorf("followed to %s", tree.Root())
 	}
-	if again, err := cold.Rollback(t.Context(), 3, snapshot.Note{}, nil); err != nil || again.Changed || again.Snapshot.Version != 6 {
+	if again, err := cold.Rollback(t.Context(), release.Order{}, 3, snapshot.Note{}, nil); err != nil || again.Changed || again.Snapshot.Version != 6 {
 		t.Errorf("again: %+v, %v", again, err)
 	}
-	if _, err := cold.Rollback(t.Context(), 7, snapshot.Note{}, nil); !fault.Is(err, fault.Snapshot) {
+	if _, err := cold.Rollback(t.Context(), release.Order{}, 7, snapshot.Note{}, nil); !fault.Is(err, fault.Snapshot) {
 		t.Errorf("to the future: %v", err)
 	}
 	refusal := errors.New("too much would go")
-	_, err = cold.Rollback(t.Context(), 1, snapshot.Note{}, func(base, target *snapshot.Tree) error {
+	_, err = cold.Rollback(t.Context(), release.Order{}, 1, snapshot.Note{}, func(base, target *snapshot.Tree) error {
 		if base.Len() != 2 || target.Len() != 1 {
 			t.Errorf("asked about %d and %d namespaces", base.Len(), target.Len())
 		}

@@ -21,6 +21,8 @@ func (k keys) replicas() string                 { return k.prefix + "/replicas/"
 func (k keys) marks() string                    { return k.prefix + "/marks/" }
 func (k keys) names() string                    { return k.prefix + "/n/" }
 func (k keys) name(namespace string) string     { return k.names() + namespace }
+func (k keys) releases() string                 { return k.prefix + "/r/" }
+func (k keys) release(version uint64) string    { return fmt.Sprintf("%s%020d", k.releases(), version) }
 func (k keys) snapshots() string                { return k.prefix + "/s/" }
 func (k keys) snapshot(version uint64) string   { return fmt.Sprintf("%s%020d", k.snapshots(), version) }
 func (k keys) nodes(n snapshot.NodeKind) string { return k.prefix + "/" + string(rune(n)) + "/" }

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prism-gateway/prism/controlplane/release"
 	"github.com/prism-gateway/prism/controlplane/snapshot"
 	recordv1 "github.com/prism-gateway/prism/protos/prism/record/v1"
 	"github.com/prism-gateway/prism/shared/fault"
@@ -21,9 +22,9 @@ const (
 	maxBatch = 32     // objects of one commit, but for a change that is larger by itself
 )
 
-// evaluated is what a change made of a tree.
+// evaluated is what a change made of a draft.
 type evaluated struct {
-	tree    *snapshot.Tree
+	draft   *release.Draft
 	changes []*recordv1.Change
 	records map[ident.Hash][]byte                // of namespaces, by hash
 	names   map[string]*recordv1.NameReservation // that it makes, renews or, nil, ends
@@ -32,7 +33,7 @@ type evaluated struct {
 // request is a change that waits for the committer.
 type request struct {
 	ctx    context.Context
-	apply  func(base *snapshot.Tree, version uint64) (evaluated, error) // nil when it is about a reservation
+	apply  func(*release.Draft) (evaluated, error) // nil when it is about a reservation
 	guard  *guard
 	taken  atomic.Bool // by the committer, or by a caller that gave up before
 	answer chan answer // of one

@@ -116,7 +116,11 @@ type outline struct {
 
 // outline reads the groups of a record; those that base has are not read.
 func (s *Store) outline(ctx context.Context, base *snapshot.Tree, rec *recordv1.Snapshot, seen map[string][]byte) (*outline, error) {
-	key := s.keys.snapshot(rec.Version)
+	return s.outlineOf(ctx, s.keys.snapshot(rec.Version), base, rec, seen)
+}
+
+// outlineOf is outline of what stands in a key.
+func (s *Store) outlineOf(ctx context.Context, key string, base *snapshot.Tree, rec *recordv1.Snapshot, seen map[string][]byte) (*outline, error) {
 	if len(rec.Groups) != base.Groups() {
 		return nil, damaged(key, fmt.Errorf("has %d groups, not %d", len(rec.Groups), base.Groups()))
 	}
@@ -177,34 +181,50 @@ func (s *Store) manifests(ctx context.Context, seen map[string][]byte, roots []i
 	return out, nil
 }
 
-// build makes the tree of a record out of base, of what was seen, and of what etcd holds. It reads and copies only what
-// differs from base, and verifies all of that.
-func (s *Store) build(ctx context.Context, base *snapshot.Tree, rec *recordv1.Snapshot, seen map[string][]byte) (*snapshot.Tree, error) {
-	o, err := s.outline(ctx, base, rec, seen)
+// build makes the tree of a record out of base and another tree, of what was seen, and of what etcd holds. It reads and
+// copies only what differs from base and is not in the other, and verifies all of that.
+func (s *Store) build(ctx context.Context, base, other *snapshot.Tree, rec *recordv1.Snapshot, seen map[string][]byte) (*snapshot.Tree, error) {
+	tree, err := s.assemble(ctx, s.keys.snapshot(rec.Version), base, other, rec, seen)
+	if err == nil && uint64(tree.Len()) != rec.Namespaces {
+		return nil, damaged(s.keys.snapshot(rec.Version), fmt.Errorf("tells of %d namespaces, and there are %d", rec.Namespaces, tree.Len()))
+	}
+	return tree, err
+}
+
+// assemble is build for a tree that stands in a key.
+func (s *Store) assemble(ctx context.Context, key string, base, other *snapshot.Tree, rec *recordv1.Snapshot, seen map[string][]byte) (*snapshot.Tree, error) {
+	o, err := s.outlineOf(ctx, key, base, rec, seen)
 	if err != nil {
 		return nil, err
 	}
+	replaced := map[ident.Partition]*snapshot.Collection{}
 	var from []*snapshot.Collection
 	var partitions []ident.Partition
 	var roots []ident.Hash
 	for p, root := range o.roots {
 		if c := base.Collection(ident.Partition(p)); c.Root() != root {
+			if known := other.Collection(ident.Partition(p)); known.Root() == root {
+				replaced[ident.Partition(p)] = known
+				continue
+			}
 			from, roots, partitions = append(from, c), append(roots, root), append(partitions, ident.Partition(p))
 		}
 	}
-	from, roots = append(from, base.Shared()), append(roots, o.shared)
+	shared := base.Shared()
+	if other.Shared().Root() == o.shared {
+		shared = other.Shared()
+	}
+	from, roots = append(from, shared), append(roots, o.shared)
 	built, err := s.collections(ctx, from, roots, seen)
 	if err != nil {
 		return nil, err
 	}
-	replaced := make(map[ident.Partition]*snapshot.Collection, len(partitions))
 	for i, p := range partitions {
 		replaced[p] = built[i]
 	}
 	tree := base.Replace(rec.Version, replaced, built[len(partitions)])
-	if want, err := ident.HashFrom(rec.Root); err != nil || tree.Root() != want || uint64(tree.Len()) != rec.Namespaces {
-		return nil, damaged(s.keys.snapshot(rec.Version),
-			fmt.Errorf("names root %x of %d namespaces, and its parts make %s of %d", rec.Root, rec.Namespaces, tree.Root(), tree.Len()))
+	if want, err := ident.HashFrom(rec.Root); err != nil || tree.Root() != want {
+		return nil, damaged(key, fmt.Errorf("names root %x, and its parts make %s", rec.Root, tree.Root()))
 	}
 	return tree, nil
 }

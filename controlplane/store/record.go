@@ -7,7 +7,7 @@ import (
 	recordv1 "github.com/prism-gateway/prism/protos/prism/record/v1"
 )
 
-// Most changes of a snapshot come from few requests, each with one author, message and request id. As stored, a change
+// Most changes of a snapshot come from few requests, each with one author, message, request id and trace. As stored, a change
 // leaves these out where they are those of the change before, so that the largest change allowed fits into one record.
 
 // encodeRecord returns the bytes of a snapshot that consists of rec and changes.
@@ -32,6 +32,7 @@ func decodeRecord(key string, data []byte) (*recordv1.Snapshot, error) {
 	for _, c := range rec.Changes {
 		if c.SameNote {
 			c.Author, c.Message, c.RequestId = before.GetAuthor(), before.GetMessage(), before.GetRequestId()
+			c.TraceParent = before.GetTraceParent()
 			c.SameNote = false
 		}
 		before = c
@@ -41,10 +42,11 @@ func decodeRecord(key string, data []byte) (*recordv1.Snapshot, error) {
 
 // shortened is a change as it is stored after another, which is nil for the first.
 func shortened(before, c *recordv1.Change) *recordv1.Change {
-	if before == nil || before.Author != c.Author || before.Message != c.Message || before.RequestId != c.RequestId {
+	if before == nil || before.Author != c.Author || before.Message != c.Message || before.RequestId != c.RequestId ||
+		before.TraceParent != c.TraceParent {
 		return c
 	}
-	return &recordv1.Change{Kind: c.Kind, Name: c.Name, Before: c.Before, After: c.After, ToVersion: c.ToVersion, SameNote: true}
+	return &recordv1.Change{Kind: c.Kind, Name: c.Name, Before: c.Before, After: c.After, ToVersion: c.ToVersion, InRelease: c.InRelease, SameNote: true}
 }
 
 // storedSize is how many bytes a change adds to a record in which it comes after another. Text that is not UTF-8 is an

@@ -233,7 +233,7 @@ func (s *Store) changeName(ctx context.Context, name, team string, decide decisi
 
 // apply evaluates a request after those that are part of the plan already. A namespace that comes to be under a name
 // that is reserved needs the reservation's token, and uses the reservation up.
-func (s *Store) apply(p *plan, r *request, version uint64) (evaluated, error) {
+func (s *Store) apply(p *plan, r *request) (evaluated, error) {
 	now := s.cfg.Now()
 	held := func(name string) *recordv1.NameReservation {
 		if own, ok := p.names[name]; ok {
@@ -242,10 +242,10 @@ func (s *Store) apply(p *plan, r *request, version uint64) (evaluated, error) {
 		return s.names.get(name, now)
 	}
 	if r.decide != nil {
-		next, err := r.decide(p.tree, held(r.name))
-		return evaluated{tree: p.tree, names: map[string]*recordv1.NameReservation{r.name: next}}, err
+		next, err := r.decide(p.draft.Head(), held(r.name))
+		return evaluated{draft: p.draft, names: map[string]*recordv1.NameReservation{r.name: next}}, err
 	}
-	e, err := r.apply(p.tree, version)
+	e, err := r.apply(p.draft)
 	if err != nil {
 		return e, err
 	}

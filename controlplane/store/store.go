@@ -53,6 +53,8 @@ type Config struct {
 	CompactEvery time.Duration
 	// Now is the clock; default time.Now.
 	Now func() time.Time
+	// Policies say how changes go to the fleet, by class; by default all go at once.
+	Policies release.Policies
 	// Log takes what nobody waits for; default slog.Default().
 	Log *slog.Logger
 }
@@ -70,7 +72,10 @@ type Store struct {
 
 	installation atomic.Pointer[recordv1.Installation]
 	state        atomic.Pointer[state]
-	pending      atomic.Pointer[state] // what the committer is writing; its revision is not known yet
+	pending      atomic.Pointer[inflight] // what the committer is writing; its revision is not known yet
+	ended        ended
+	steps        chan *stepRequest
+	stopped      chan struct{} // closed when nothing commits any more
 	trouble      atomic.Pointer[error]
 	leading      atomic.Pointer[fence]
 
@@ -81,13 +86,22 @@ type Store struct {
 
 // state is what is known of head.
 type state struct {
-	tree     *snapshot.Tree
+	tree     *snapshot.Tree     // released's head
+	released *release.State     // what the fleet ought to have
 	record   *recordv1.Snapshot // of tree; empty at version 0
 	revision int64              // the etcd revision at which head was last written
 }
 
+// inflight is a state that is being written, and what head holds then.
+type inflight struct {
+	*state
+	head string
+}
+
 func (st *state) at(revision int64) *state {
-	return &state{tree: st.tree, record: st.record, revision: revision}
+	next := *st
+	next.revision = revision
+	return &next
 }
 
 // New returns a store that knows nothing until Run has loaded it.
@@ -117,6 +131,8 @@ func New(cfg Config) (*Store, error) {
 		keys:     keys{cfg.Prefix},
 		queue:    newQueue(),
 		watchers: map[chan struct{}]struct{}{},
+		steps:    make(chan *stepRequest),
+		stopped:  make(chan struct{}),
 		fleet:    newFleet(),
 	}
 	return s, nil
@@ -129,6 +145,7 @@ func (s *Store) Run(ctx context.Context) error {
 	revision, err := s.firstLoad(ctx)
 	if err != nil || ctx.Err() != nil {
 		s.queue.close(errNotLoaded)
+		close(s.stopped)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -149,10 +166,11 @@ func (s *Store) Head() *snapshot.Tree {
 	return nil
 }
 
-// Released returns what the fleet ought to have, nil until a tree is loaded and verified.
+// Released returns what the fleet ought to have, nil until a tree is loaded and verified. Its head is the newest tree
+// known.
 func (s *Store) Released() *release.State {
-	if tree := s.Head(); tree != nil {
-		return release.Settled(tree)
+	if st := s.state.Load(); st != nil {
+		return st.released
 	}
 	return nil
 }
@@ -191,8 +209,8 @@ func (s *Store) Ready() error {
 	return nil
 }
 
-// Watch returns a channel that is sent to when head may have moved, and at once when one is known; signals that nobody
-// took are one. The function ends it.
+// Watch returns a channel that is sent to when head may have moved or a release may have made a step, and at once when a
+// head is known; signals that nobody took are one. The function ends it.
 func (s *Store) Watch() (<-chan struct{}, func()) {
 	c := make(chan struct{}, 1)
 	s.mu.Lock()
@@ -221,6 +239,11 @@ func (s *Store) publish(next *state) {
 	if current == nil || current.tree.Version() != next.tree.Version() {
 		s.recent.add(next.tree)
 	}
+	s.signalLocked()
+}
+
+// signalLocked tells all that watch.
+func (s *Store) signalLocked() {
 	for c := range s.watchers {
 		signal(c)
 	}

@@ -15,6 +15,7 @@ import (
 	"go.etcd.io/etcd/server/v3/etcdmain"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/prism-gateway/prism/controlplane/release"
 	"github.com/prism-gateway/prism/controlplane/snapshot"
 	"github.com/prism-gateway/prism/controlplane/store"
 	"github.com/prism-gateway/prism/controlplane/store/embedded"
@@ -153,7 +154,7 @@ func edit(sets ...snapshot.Set) snapshot.Edit {
 
 func commit(t testing.TB, s *replica, sets ...snapshot.Set) store.Commit {
 	t.Helper()
-	c, err := s.Commit(t.Context(), edit(sets...))
+	c, err := s.Commit(t.Context(), release.Order{}, edit(sets...))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -233,7 +234,7 @@ func TestAFailingEditIsAnsweredAlone(t *testing.T) {
 	var group sync.WaitGroup
 	for i := range 20 {
 		group.Go(func() {
-			_, err := a.Commit(t.Context(), func(*snapshot.Tree, uint64) ([]snapshot.Set, error) {
+			_, err := a.Commit(t.Context(), release.Order{}, func(*snapshot.Tree, uint64) ([]snapshot.Set, error) {
 				if i%2 == 0 {
 					return nil, refusal
 				}
@@ -257,7 +258,7 @@ func TestAnEditSeesWhatOtherReplicasDid(t *testing.T) {
 		name := fmt.Sprintf("orders-%d", i)
 		commit(t, a, namespace(t, name, "1"))
 		missing := errors.New("missing")
-		_, err := b.Commit(t.Context(), func(base *snapshot.Tree, _ uint64) ([]snapshot.Set, error) {
+		_, err := b.Commit(t.Context(), release.Order{}, func(base *snapshot.Tree, _ uint64) ([]snapshot.Set, error) {
 			if _, ok := base.Namespace(name); !ok {
 				return nil, missing
 			}
@@ -301,7 +302,7 @@ func TestWhatIsTooLargeIsRefusedAlone(t *testing.T) {
 		"text not UTF-8":  {{Name: "backend/a", Data: []byte{}, Author: "\xff"}},
 		"a name of no it": {{Name: "nothing"}, {Name: "nothing"}},
 	} {
-		if _, err := a.Commit(t.Context(), edit(sets...)); err == nil {
+		if _, err := a.Commit(t.Context(), release.Order{}, edit(sets...)); err == nil {
 			t.Errorf("%s: no error", name)
 		}
 	}
@@ -319,7 +320,7 @@ func TestReplicasCommitTogether(t *testing.T) {
 	for n, r := range replicas {
 		for i := range edits {
 			group.Go(func() {
-				_, err := r.Commit(t.Context(), func(base *snapshot.Tree, _ uint64) ([]snapshot.Set, error) {
+				_, err := r.Commit(t.Context(), release.Order{}, func(base *snapshot.Tree, _ uint64) ([]snapshot.Set, error) {
 					count := namespace(t, "counter", contentOf(t, base, "counter")+"x")
 					count.Message = fmt.Sprintf("%d/%d", n, i)
 					return []snapshot.Set{count, namespace(t, fmt.Sprintf("orders-%d-%d", n, i), "1")}, nil

@@ -45,7 +45,10 @@ func (s *Store) Sweep(ctx context.Context) (Swept, error) {
 	if err != nil {
 		return swept, err
 	}
-	if swept.Snapshots, err = s.trim(ctx, s.Head().Version()); err != nil {
+	if swept.Snapshots, err = s.trim(ctx, s.oldestNeeded()); err != nil {
+		return swept, err
+	}
+	if err := s.trimReleases(ctx); err != nil {
 		return swept, err
 	}
 	if swept.Names, err = s.sweepNames(ctx); err != nil {
@@ -96,8 +99,19 @@ func (s *Store) mark(ctx context.Context) (int64, error) {
 	return before, err
 }
 
-// trim deletes the records that are too many or too old. They are the oldest, so that the history keeps no gaps.
-func (s *Store) trim(ctx context.Context, head uint64) (int, error) {
+// oldestNeeded is the snapshot that is kept whatever its age, with those after it: the newest, or the oldest whose
+// release is under way.
+func (s *Store) oldestNeeded() uint64 {
+	st := s.state.Load()
+	if active := st.released.Active(); len(active) > 0 {
+		return active[0].Snapshot
+	}
+	return st.tree.Version()
+}
+
+// trim deletes the records that are too many or too old, up to the oldest that is needed. They are the oldest, so that
+// the history keeps no gaps.
+func (s *Store) trim(ctx context.Context, needed uint64) (int, error) {
 	resp, err := s.readTxn(ctx, clientv3.OpGet(s.keys.snapshots(), clientv3.WithPrefix(), clientv3.WithKeysOnly()))
 	if err != nil {
 		return 0, err
@@ -110,7 +124,7 @@ func (s *Store) trim(ctx context.Context, head uint64) (int, error) {
 		if err != nil {
 			return 0, damaged(key, err)
 		}
-		if version >= head {
+		if version >= needed {
 			break
 		}
 		if tooMany := len(resp.Responses[0].GetResponseRange().Kvs)-i > s.cfg.History; !tooMany {
@@ -139,8 +153,10 @@ func (s *Store) reachable(ctx context.Context) (map[ident.Hash]bool, error) {
 	live := map[ident.Hash]bool{}
 	st := s.state.Load()
 	// The newest tree is in memory; of the others only what differs from it is read.
-	if err := s.reachTree(live, st.tree); err != nil {
-		return nil, err
+	for _, tree := range []*snapshot.Tree{st.tree, st.released.Stable()} {
+		if err := s.reachTree(live, tree); err != nil {
+			return nil, err
+		}
 	}
 	for next := uint64(0); ; {
 		resp, err := s.readTxn(ctx, clientv3.OpGet(s.keys.snapshot(next),

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prism-gateway/prism/controlplane/release"
 	"github.com/prism-gateway/prism/controlplane/snapshot"
 	"github.com/prism-gateway/prism/controlplane/store"
 	"github.com/prism-gateway/prism/shared/fault"
@@ -87,7 +88,7 @@ func TestSweepKeepsTheHistoryAndNothingElse(t *testing.T) {
 			t.Errorf("version %d: %v", v, err)
 		}
 	}
-	if _, err := cold.Rollback(t.Context(), 2, snapshot.Note{}, nil); !fault.Is(err, fault.Snapshot) {
+	if _, err := cold.Rollback(t.Context(), release.Order{}, 2, snapshot.Note{}, nil); !fault.Is(err, fault.Snapshot) {
 		t.Errorf("rollback to what has left the history: %v", err)
 	}
 	if _, err := cold.Object(t.Context(), stray); !fault.Is(err, fault.Object) {
@@ -138,12 +139,12 @@ func TestSweepBesideCommits(t *testing.T) {
 	for n, r := range []*replica{a, b} {
 		group.Go(func() {
 			for i := range 60 {
-				if _, err := r.Commit(t.Context(), edit(namespace(t, fmt.Sprintf("orders-%d", n), fmt.Sprint(i%3)))); err != nil {
+				if _, err := r.Commit(t.Context(), release.Order{}, edit(namespace(t, fmt.Sprintf("orders-%d", n), fmt.Sprint(i%3)))); err != nil {
 					t.Error(err)
 				}
 				if i%5 == 4 {
 					back := max(r.Head().Version(), 4) - 3
-					if _, err := r.Rollback(t.Context(), back, snapshot.Note{}, nil); err != nil && !fault.Is(err, fault.Snapshot) {
+					if _, err := r.Rollback(t.Context(), release.Order{}, back, snapshot.Note{}, nil); err != nil && !fault.Is(err, fault.Snapshot) {
 						t.Error(err)
 					}
 				}

@@ -713,7 +713,9 @@ type Release struct {
 	// Who asked for the snapshot: the author of its first change.
 	Author string `protobuf:"bytes,15,opt,name=author,proto3" json:"author,omitempty"`
 	// Why it ended or is held, for people.
-	Reason        string `protobuf:"bytes,16,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason string `protobuf:"bytes,16,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The partitions whose rank 0 is the first wave of owners, in order; fixed when the snapshot was recorded.
+	First         []uint32 `protobuf:"varint,17,rep,packed,name=first,proto3" json:"first,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -858,6 +860,13 @@ func (x *Release) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *Release) GetFirst() []uint32 {
+	if x != nil {
+		return x.First
+	}
+	return nil
 }
 
 // TakenBack is one object that a release took back by itself.
@@ -1395,7 +1404,7 @@ const file_prism_record_v1_record_proto_rawDesc = "" +
 	"\x06Stable\x12\x12\n" +
 	"\x04root\x18\x01 \x01(\fR\x04root\x12\x16\n" +
 	"\x06groups\x18\x02 \x03(\fR\x06groups\x12\x16\n" +
-	"\x06shared\x18\x03 \x01(\fR\x06shared\"\xa6\x05\n" +
+	"\x06shared\x18\x03 \x01(\fR\x06shared\"\xbc\x05\n" +
 	"\aRelease\x12\x1a\n" +
 	"\bsnapshot\x18\x01 \x01(\x04R\bsnapshot\x123\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1d.prism.config.v1.ReleaseStateR\x05state\x123\n" +
@@ -1416,7 +1425,8 @@ const file_prism_record_v1_record_proto_rawDesc = "" +
 	"taken_back\x18\r \x03(\v2\x1a.prism.record.v1.TakenBackR\ttakenBack\x125\n" +
 	"\x06events\x18\x0e \x03(\v2\x1d.prism.record.v1.ReleaseEventR\x06events\x12\x16\n" +
 	"\x06author\x18\x0f \x01(\tR\x06author\x12\x16\n" +
-	"\x06reason\x18\x10 \x01(\tR\x06reason\"M\n" +
+	"\x06reason\x18\x10 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05first\x18\x11 \x03(\rR\x05first\"M\n" +
 	"\tTakenBack\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12,\n" +
 	"\x03why\x18\x02 \x01(\v2\x1a.prism.config.v1.TakenBackR\x03why\"\x92\x01\n" +
