@@ -1862,7 +1862,9 @@ type GetProxyRequest struct {
 	// The id.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// Tell what it served at this time; absent means now.
-	At            *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`
+	At *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`
+	// With at: only of this namespace's partition, and which version of the namespace it served; empty means all partitions.
+	Namespace     string `protobuf:"bytes,3,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1909,6 +1911,13 @@ func (x *GetProxyRequest) GetAt() *timestamppb.Timestamp {
 		return x.At
 	}
 	return nil
+}
+
+func (x *GetProxyRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
 }
 
 // GetProxyResponse is one proxy.
@@ -2224,7 +2233,11 @@ type ServedPartition struct {
 	// The snapshot that they belonged to.
 	SnapshotVersion uint64 `protobuf:"varint,4,opt,name=snapshot_version,json=snapshotVersion,proto3" json:"snapshot_version,omitempty"`
 	// Since when it was so.
-	Since         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`
+	Since *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`
+	// The version of the namespace that was asked for; empty when it was not there, or when nobody knows.
+	NamespaceVersion string `protobuf:"bytes,6,opt,name=namespace_version,json=namespaceVersion,proto3" json:"namespace_version,omitempty"`
+	// Why nobody knows that version, for people.
+	Unknown       string `protobuf:"bytes,7,opt,name=unknown,proto3" json:"unknown,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2292,6 +2305,20 @@ func (x *ServedPartition) GetSince() *timestamppb.Timestamp {
 		return x.Since
 	}
 	return nil
+}
+
+func (x *ServedPartition) GetNamespaceVersion() string {
+	if x != nil {
+		return x.NamespaceVersion
+	}
+	return ""
+}
+
+func (x *ServedPartition) GetUnknown() string {
+	if x != nil {
+		return x.Unknown
+	}
+	return ""
 }
 
 // ListReleasesRequest asks for releases.
@@ -3287,11 +3314,12 @@ const file_prism_admin_v1_admin_proto_rawDesc = "" +
 	"\x10calls_per_second\x18\v \x01(\x01R\x0ecallsPerSecond\x12*\n" +
 	"\x04load\x18\f \x01(\v2\x16.prism.control.v1.LoadR\x04load\x12/\n" +
 	"\x05stale\x18\r \x01(\v2\x19.google.protobuf.DurationR\x05stale\x12\x18\n" +
-	"\adrifted\x18\x0e \x03(\tR\adrifted\"Y\n" +
+	"\adrifted\x18\x0e \x03(\tR\adrifted\"\x81\x01\n" +
 	"\x0fGetProxyRequest\x12\x1a\n" +
 	"\x02id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\x02id\x12*\n" +
-	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\xb8\x01\n" +
+	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12&\n" +
+	"\tnamespace\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\tnamespace\"\xb8\x01\n" +
 	"\x10GetProxyResponse\x12+\n" +
 	"\x05proxy\x18\x01 \x01(\v2\x15.prism.admin.v1.ProxyR\x05proxy\x12>\n" +
 	"\n" +
@@ -3317,14 +3345,16 @@ const file_prism_admin_v1_admin_proto_rawDesc = "" +
 	"\tpartition\x18\x01 \x01(\rR\tpartition\x12/\n" +
 	"\x06owners\x18\x02 \x03(\v2\x17.prism.config.v1.MemberR\x06owners\x121\n" +
 	"\aloading\x18\x03 \x03(\v2\x17.prism.config.v1.MemberR\aloading\x12\x14\n" +
-	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\"\xc1\x01\n" +
+	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\"\x88\x02\n" +
 	"\x0fServedPartition\x12\x1c\n" +
 	"\tpartition\x18\x01 \x01(\rR\tpartition\x12\x12\n" +
 	"\x04root\x18\x02 \x01(\tR\x04root\x12\x1f\n" +
 	"\vshared_root\x18\x03 \x01(\tR\n" +
 	"sharedRoot\x12)\n" +
 	"\x10snapshot_version\x18\x04 \x01(\x04R\x0fsnapshotVersion\x120\n" +
-	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"}\n" +
+	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12+\n" +
+	"\x11namespace_version\x18\x06 \x01(\tR\x10namespaceVersion\x12\x18\n" +
+	"\aunknown\x18\a \x01(\tR\aunknown\"}\n" +
 	"\x13ListReleasesRequest\x12%\n" +
 	"\tpage_size\x18\x01 \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\bpageSize\x12'\n" +
 	"\n" +
