@@ -62,6 +62,7 @@ func (c *Commands) apply() *cobra.Command {
 	var file, version string
 	var note terminal.Note
 	var release terminal.Release
+	var tokens []string
 	var wait bool
 	waitFor := 2 * time.Minute
 	cmd := &cobra.Command{
@@ -87,9 +88,13 @@ How the change goes to the fleet is decided by what it can hurt (prismctl namesp
 			if version != "" && len(docs) != 1 {
 				return terminal.Misusef("--version is of one namespace, and %s holds %d", file, len(docs))
 			}
+			held, err := c.tokens(tokens, docs)
+			if err != nil {
+				return err
+			}
 			var resp *controlv1.ApplyNamespacesResponse
 			err = c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
-				req := &controlv1.ApplyNamespacesRequest{Note: note.Proto(c.term), Release: release.Proto()}
+				req := &controlv1.ApplyNamespacesRequest{Note: note.Proto(c.term), Release: release.Proto(), ReservationTokens: held}
 				for _, d := range docs {
 					req.Changes = append(req.Changes, &controlv1.NamespaceChange{Request: d.Request, Version: version})
 				}
@@ -109,6 +114,8 @@ How the change goes to the fleet is decided by what it can hurt (prismctl namesp
 	fileFlag(cmd, &file)
 	cmd.Flags().StringVar(&version, "version", "", "apply only if the namespace still has this version (as namespace get shows it)")
 	waitFlags(cmd, &wait, &waitFor)
+	cmd.Flags().StringArrayVar(&tokens, "reservation-token", nil,
+		"the token of a reserved name, or NAME=TOKEN for each when the file holds several (environment: "+tokenVariable+")")
 	note.Register(cmd)
 	release.Register(cmd)
 	return cmd

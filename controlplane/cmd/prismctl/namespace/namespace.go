@@ -34,7 +34,8 @@ func New(term *terminal.Terminal, t *target.Flags) *cobra.Command {
 		Short:   "Ask for namespaces, look at them, change them",
 		Example: "  prismctl namespace plan -f user-profiles.yaml\n  prismctl namespace apply -f user-profiles.yaml --wait",
 	}
-	cmd.AddCommand(c.plan(), c.apply(), c.list(), c.get(), c.status(), c.export(), c.history(), c.rollback(), c.delete())
+	cmd.AddCommand(c.plan(), c.apply(), c.list(), c.get(), c.status(), c.export(), c.history(), c.rollback(), c.delete(),
+		c.reserve(), c.renew(), c.unreserve(), c.reserved())
 	return cmd
 }
 

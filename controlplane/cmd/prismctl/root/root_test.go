@@ -213,7 +213,7 @@ func TestCommandsAskForWhatTheLineSays(t *testing.T) {
 			Changes: []*adminv1.BackendChange{{Backend: &configv1.Backend{Name: "a-b", Type: "memory"}}}, Release: &controlv1.ReleaseOptions{ConfirmWithin: durationpb.New(10 * time.Minute)}}},
 		"a push":                         {"release push 42 --reason because", "", &adminv1.ControlReleaseRequest{Snapshot: 42, Action: adminv1.ReleaseAction_RELEASE_ACTION_PUSH, Note: note}},
 		"a confirmation of the only one": {"release confirm --reason because", "", &adminv1.ControlReleaseRequest{Action: adminv1.ReleaseAction_RELEASE_ACTION_CONFIRM, Note: note}},
-		"a diff to the newest":           {"snapshot diff 3", "", &adminv1.DiffSnapshotsRequest{FromVersion: 3}},
+		"a diff to the newest":           {"snapshot diff 3", "", &adminv1.DiffSnapshotsRequest{FromVersion: 3, PageSize: 1000}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := serve(t)

@@ -163,11 +163,20 @@ func (c *Commands) diff() *cobra.Command {
 				}
 			}
 			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
-				resp, err := control.Admin.DiffSnapshots(ctx, &adminv1.DiffSnapshotsRequest{FromVersion: versions[0], ToVersion: versions[1]})
-				if err != nil {
-					return err
+				all := &adminv1.DiffSnapshotsResponse{}
+				req := &adminv1.DiffSnapshotsRequest{FromVersion: versions[0], ToVersion: versions[1], PageSize: 1000}
+				for {
+					page, err := control.Admin.DiffSnapshots(ctx, req)
+					if err != nil {
+						return err
+					}
+					all.Differences = append(all.Differences, page.GetDifferences()...)
+					all.TotalCount = page.GetTotalCount()
+					if req.PageToken = page.GetNextPageToken(); req.PageToken == "" {
+						break
+					}
 				}
-				return c.term.Print(resp, func(w io.Writer) { differences(w, resp.GetDifferences()) })
+				return c.term.Print(all, func(w io.Writer) { differences(w, all.GetDifferences()) })
 			})
 		},
 	}
