@@ -154,7 +154,7 @@ func Judge(in Input) Verdict {
 		over = in.Now.Add(in.Policy.GetSoak().AsDuration())
 	}
 	j.again(over)
-	return Verdict{Outcome: Wait, Reason: "held " + seconds(over.Sub(in.Now)+time.Second-1) + " more", Until: j.until, Serving: true}
+	return Verdict{Outcome: Wait, Reason: Held(over.Sub(in.Now)), Until: j.until, Serving: true}
 }
 
 // judgement collects what is said against single cells.
