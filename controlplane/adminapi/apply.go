@@ -95,7 +95,7 @@ func under(at string, violations []fault.Violation) []fault.Violation {
 }
 
 // apply commits all requests as one change, or none.
-func (s *Server) apply(ctx context.Context, wants []want, note by, options *controlv1.ReleaseOptions) ([]result, snapshot.Commit, error) {
+func (s *Server) apply(ctx context.Context, wants []want, note by, options *controlv1.ReleaseOptions, tokens map[string]string) ([]result, snapshot.Commit, error) {
 	head, err := s.head()
 	if err != nil {
 		return nil, snapshot.Commit{}, err
@@ -104,6 +104,8 @@ func (s *Server) apply(ctx context.Context, wants []want, note by, options *cont
 	if err != nil {
 		return nil, snapshot.Commit{}, err
 	}
+	order = s.ordered(order, mostly(wants), len(wants))
+	order.Tokens = tokenHashes(tokens)
 	records := s.records()
 	defer records.end()
 	if err := records.prefetch(ctx, head, wants); err != nil {

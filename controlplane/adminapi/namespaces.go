@@ -41,7 +41,12 @@ func (s *Server) PlanNamespaces(ctx context.Context, in *controlv1.PlanNamespace
 	if err != nil {
 		return nil, err
 	}
-	return &controlv1.PlanNamespacesResponse{Plans: plans(tree, results), Headroom: s.headroom(tree, sets)}, nil
+	out := &controlv1.PlanNamespacesResponse{Plans: plans(tree, results), Headroom: s.headroom(tree, sets)}
+	if len(sets) > 0 {
+		out.Class = release.Classify(tree, sets)
+		out.Policy = s.cfg.Policies.Of(out.Class)
+	}
+	return out, nil
 }
 
 // plans tells all results. When they are too many for one answer, those at its end are told without what the caller
@@ -63,7 +68,8 @@ func plans(tree *snapshot.Tree, results []result) []*controlv1.NamespacePlan {
 
 // CreateNamespace makes a namespace, or finds that the same request made it.
 func (s *Server) CreateNamespace(ctx context.Context, in *controlv1.CreateNamespaceRequest) (*controlv1.CreateNamespaceResponse, error) {
-	r, err := s.applyOne(ctx, in, want{request: in.GetRequest(), at: "request", mode: createOnly}, in.GetNote(), in.GetRelease())
+	r, err := s.applyOne(ctx, in, want{request: in.GetRequest(), at: "request", mode: createOnly}, in.GetNote(), in.GetRelease(),
+		map[string]string{in.GetRequest().GetNamespace(): in.GetReservationToken()})
 	if err != nil {
 		return nil, err
 	}
@@ -73,18 +79,18 @@ func (s *Server) CreateNamespace(ctx context.Context, in *controlv1.CreateNamesp
 // UpdateNamespace replaces a namespace's request, if it is as the caller read it.
 func (s *Server) UpdateNamespace(ctx context.Context, in *controlv1.UpdateNamespaceRequest) (*controlv1.UpdateNamespaceResponse, error) {
 	w := want{request: in.GetRequest(), at: "request", mode: updateOnly, version: in.GetVersion()}
-	r, err := s.applyOne(ctx, in, w, in.GetNote(), in.GetRelease())
+	r, err := s.applyOne(ctx, in, w, in.GetNote(), in.GetRelease(), nil)
 	if err != nil {
 		return nil, err
 	}
 	return &controlv1.UpdateNamespaceResponse{Namespace: r}, nil
 }
 
-func (s *Server) applyOne(ctx context.Context, in proto.Message, w want, note *controlv1.ChangeNote, options *controlv1.ReleaseOptions) (*configv1.NamespaceResponse, error) {
+func (s *Server) applyOne(ctx context.Context, in proto.Message, w want, note *controlv1.ChangeNote, options *controlv1.ReleaseOptions, tokens map[string]string) (*configv1.NamespaceResponse, error) {
 	if err := admit(in, []want{w}); err != nil {
 		return nil, err
 	}
-	results, commit, err := s.apply(ctx, []want{w}, noteOf(ctx, note), options)
+	results, commit, err := s.apply(ctx, []want{w}, noteOf(ctx, note), options, tokens)
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +106,7 @@ func (s *Server) ApplyNamespaces(ctx context.Context, in *controlv1.ApplyNamespa
 	if err := admit(in, wants); err != nil {
 		return nil, err
 	}
-	results, commit, err := s.apply(ctx, wants, noteOf(ctx, in.GetNote()), in.GetRelease())
+	results, commit, err := s.apply(ctx, wants, noteOf(ctx, in.GetNote()), in.GetRelease(), in.GetReservationTokens())
 	if err != nil {
 		return nil, err
 	}
@@ -231,7 +237,8 @@ func (s *Server) DeleteNamespace(ctx context.Context, in *controlv1.DeleteNamesp
 			Field: "purge", Rule: "offered.purge", Text: "this build cannot remove a namespace's data yet; delete without purge and the data stays",
 		}})
 	}
-	if _, err := s.head(); err != nil {
+	tree, err := s.head()
+	if err != nil {
 		return nil, err
 	}
 	note := noteOf(ctx, in.GetNote())
@@ -239,6 +246,8 @@ func (s *Server) DeleteNamespace(ctx context.Context, in *controlv1.DeleteNamesp
 	if err != nil {
 		return nil, err
 	}
+	present, _ := tree.Namespace(in.GetNamespace())
+	order = s.ordered(order, snapshot.TeamOf(present.Data), 1)
 	config, version, waved, err := s.drain(ctx, in, note, order)
 	if err != nil {
 		return nil, err

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/prism-gateway/prism/controlplane/quota"
+	"github.com/prism-gateway/prism/controlplane/release"
 	"github.com/prism-gateway/prism/controlplane/snapshot"
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	recordv1 "github.com/prism-gateway/prism/protos/prism/record/v1"
@@ -79,16 +80,24 @@ func (s *Server) headroom(base *snapshot.Tree, sets []snapshot.Set) []string {
 	return slices.Concat(s.cfg.Quotas.Headroom(base, sets, s.cfg.Store.ReservedBy), quota.SizeHeadroom(base, sets))
 }
 
-// share is whose share of the queue a change takes, with what weight: the team that most of its namespaces belong to.
-func (s *Server) share(wants []want) (team string, weight int) {
-	count := map[string]int{}
+// ordered is an order of a team, whose share of the commits it takes by so many objects.
+func (s *Server) ordered(order release.Order, team string, objects int) release.Order {
+	order.Team, order.Weight, order.Objects = team, int(s.cfg.Quotas.Of(team).Weight), objects
+	return order
+}
+
+// mostly is the team that most of the requests belong to, the first of several.
+func mostly(wants []want) string {
+	team, count := "", map[string]int{}
 	for _, w := range wants {
-		t := w.request.GetTeam()
-		if count[t]++; count[t] > count[team] {
+		count[w.request.GetTeam()]++
+	}
+	for _, w := range wants {
+		if t := w.request.GetTeam(); count[t] > count[team] {
 			team = t
 		}
 	}
-	return team, int(s.cfg.Quotas.Of(team).Weight)
+	return team
 }
 
 // Run counts what other replicas record against the rates of teams, until ctx ends. Of snapshots that follow each other

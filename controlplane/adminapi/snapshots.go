@@ -316,11 +316,18 @@ func (s *Server) rollbackOne(ctx context.Context, in *adminv1.RollbackSnapshotRe
 	if err != nil {
 		return snapshot.Commit{}, 0, err
 	}
+	order = s.ordered(order, config.GetTeam(), 1)
 	set := note.set(name, then.Data, record)
 	set.Kind, set.ToVersion = recordv1.ChangeKind_CHANGE_KIND_ROLLBACK, in.GetToVersion()
 	commit, err := s.cfg.Store.Commit(ctx, order, func(base *snapshot.Tree, _ uint64) ([]snapshot.Set, error) {
 		if err := backendsStand(base, config); err != nil {
 			return nil, err
+		}
+		// Going back is never refused for its size; bringing a deleted namespace back is one more.
+		if _, there := base.Object(name); !there {
+			if err := s.cfg.Quotas.Check(base, []snapshot.Set{set}, s.cfg.Store.ReservedBy); err != nil {
+				return nil, err
+			}
 		}
 		return []snapshot.Set{set}, nil
 	})
