@@ -24,6 +24,7 @@ import (
 	"github.com/prism-gateway/prism/controlplane/adminapi"
 	"github.com/prism-gateway/prism/controlplane/fleet"
 	"github.com/prism-gateway/prism/controlplane/push"
+	"github.com/prism-gateway/prism/controlplane/release"
 	"github.com/prism-gateway/prism/controlplane/store"
 	"github.com/prism-gateway/prism/controlplane/store/embedded"
 	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
@@ -120,6 +121,10 @@ func (s *Server) Run(ctx context.Context) error {
 		Timeout: s.c.GetEtcd().GetRequestTimeout().AsDuration(),
 		History: int(s.c.GetHistory().GetSnapshots()), HistoryAge: s.c.GetHistory().GetAge().AsDuration(),
 		SweepEvery: s.c.GetHistory().GetSweepInterval().AsDuration(), Log: s.log,
+		Policies: release.Policies{
+			Additive: s.c.GetRelease().GetAdditive(), Scoped: s.c.GetRelease().GetScoped(),
+			Shared: s.c.GetRelease().GetShared(), Rollback: s.c.GetRelease().GetRollback(),
+		},
 	})
 	if err != nil {
 		return errors.Join(err, closeAll(ports))

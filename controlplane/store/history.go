@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -85,6 +86,44 @@ func (s *Store) Snapshots(ctx context.Context, before uint64, limit int) ([]*rec
 		out = append(out, rec)
 	}
 	return out, nil
+}
+
+// SnapshotAt returns the record of the newest snapshot that was recorded at or before a time, by the clocks of the
+// replicas that recorded them. It reads as many records as it takes to halve the history down to one.
+func (s *Store) SnapshotAt(ctx context.Context, at time.Time) (*recordv1.Snapshot, error) {
+	st, err := s.loaded()
+	if err != nil {
+		return nil, err
+	}
+	resp, err := s.readTxn(ctx, clientv3.OpGet(s.keys.snapshots(), clientv3.WithPrefix(), clientv3.WithKeysOnly(), clientv3.WithLimit(1)))
+	if err != nil {
+		return nil, err
+	}
+	oldest := st.tree.Version() + 1
+	for _, kv := range resp.Responses[0].GetResponseRange().Kvs {
+		if oldest, err = s.keys.version(string(kv.Key)); err != nil {
+			return nil, damaged(string(kv.Key), err)
+		}
+	}
+	var found *recordv1.Snapshot
+	for low, high := oldest, st.tree.Version(); low <= high; {
+		middle := low + (high-low)/2
+		rec, err := s.Snapshot(ctx, middle)
+		switch {
+		case fault.Is(err, fault.Snapshot): // it has left the history meanwhile, with all that are older
+			low = middle + 1
+		case err != nil:
+			return nil, err
+		case rec.RecordedAt.AsTime().After(at):
+			high = middle - 1
+		default:
+			found, low = rec, middle+1
+		}
+	}
+	if found == nil {
+		return nil, fault.Newf(fault.NotFound, fault.Snapshot, "no snapshot that is kept was recorded at or before %s", at.UTC().Format(time.RFC3339))
+	}
+	return found, nil
 }
 
 // CountSnapshots returns how many snapshots the history holds.
