@@ -32,7 +32,7 @@ func New(term *terminal.Terminal, t *target.Flags) *cobra.Command {
 		Short:   "Look at the proxies and at who owns what",
 		Example: "  prismctl fleet list\n  prismctl fleet owners user-profiles",
 	}
-	cmd.AddCommand(c.list(), c.show(), c.owners())
+	cmd.AddCommand(c.list(), c.show(), c.owners(), c.simulate())
 	return cmd
 }
 

@@ -71,6 +71,12 @@ func (f *Flags) Register(cmd *cobra.Command) {
 	})
 }
 
+// Admins are the addresses of the control plane, host:port.
+func (f *Flags) Admins() ([]string, error) {
+	c, err := f.resolve()
+	return c.Admin, err
+}
+
 // Control connects to the control plane. The caller closes it.
 func (f *Flags) Control() (*client.Control, error) {
 	c, err := f.resolve()
