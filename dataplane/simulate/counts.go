@@ -35,14 +35,20 @@ type Report struct {
 	Responses uint64 `json:"responses"`
 	Resources uint64 `json:"resources"`
 	Resumed   uint64 `json:"resumed_resources"`
+	// ResumedBytes is the size of those answers; AskedMax, of the largest question that a proxy came back with.
+	ResumedBytes uint64 `json:"resumed_bytes"`
+	AskedMax     uint64 `json:"asked_bytes_max"`
 	// Received and Sent are the bytes of all messages, reports to the fleet too.
 	Received uint64 `json:"received_bytes"`
 	Sent     uint64 `json:"sent_bytes"`
 	// Nacks is how many responses were refused in part; Reconnects, how many streams were opened again.
 	Nacks      uint64 `json:"nacks"`
 	Reconnects uint64 `json:"reconnects"`
+	// Away is from the end of a stream until the answer that tells the proxy that it is current again.
+	Away Latency `json:"away"`
 	// InEffect is from the commit of a snapshot until it was in effect on a cell, for each cell that it changed; Everywhere is
-	// until the last of them. In what Next returns they are of the time since the call before, else since the start.
+	// until the last of them. In what Next returns these
+	// two are of the time since the call before, else since the start.
 	InEffect   Latency `json:"in_effect"`
 	Everywhere Latency `json:"everywhere"`
 	// Snapshots are those that have been everywhere since the call before.
@@ -88,14 +94,16 @@ type Partition struct {
 
 // counts are what the proxies add to.
 type counts struct {
-	began                                  time.Time
-	applied, responses, resources, resumed atomic.Uint64
-	received, sent, nacks, reconnects      atomic.Uint64
+	began                                           time.Time
+	applied, responses, resources, resumed          atomic.Uint64
+	received, sent, nacks, reconnects, resumedBytes atomic.Uint64
 
 	mu                      sync.Mutex // guards what follows
 	cells, everywhere       histogram  // since the start
 	cellsNow, everywhereNow histogram  // since the last report
 	spreads                 map[uint64]*spread
+	away                    histogram // since the start
+	askedMax                uint64
 }
 
 type spread struct {
@@ -119,6 +127,20 @@ func (c *counts) effective(snapshot uint64, committed, now time.Time) {
 	}
 	s.last = now
 	s.cells++
+}
+
+// asked notes how large the question was that a proxy came back with.
+func (c *counts) asked(bytes int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.askedMax = max(c.askedMax, uint64(bytes))
+}
+
+// back notes for how long a proxy was away.
+func (c *counts) back(after time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.away.add(after)
 }
 
 // settleLocked takes out the snapshots of which nothing has come into effect since before.
@@ -148,6 +170,7 @@ func (s *Simulation) Next(now time.Time) Report {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r.Snapshots = c.settleLocked(now.Add(-quiet))
+	r.Away, r.AskedMax = c.away.latency(), c.askedMax
 	r.InEffect, r.Everywhere = c.cellsNow.latency(), c.everywhereNow.latency()
 	c.cellsNow, c.everywhereNow = histogram{}, histogram{}
 	return r
@@ -161,6 +184,7 @@ func (s *Simulation) Summary(now time.Time, partitions bool) Report {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r.Snapshots = c.settleLocked(now)
+	r.Away, r.AskedMax = c.away.latency(), c.askedMax
 	r.InEffect, r.Everywhere = c.cells.latency(), c.everywhere.latency()
 	if partitions {
 		r.Partitions = s.partitions()
@@ -173,7 +197,7 @@ func (s *Simulation) report(now time.Time) Report {
 	c := s.counts
 	r := Report{
 		Elapsed: now.Sub(c.began).Seconds(), Proxies: len(s.proxies),
-		Applied: c.applied.Load(), Responses: c.responses.Load(), Resources: c.resources.Load(), Resumed: c.resumed.Load(),
+		Applied: c.applied.Load(), Responses: c.responses.Load(), Resources: c.resources.Load(), Resumed: c.resumed.Load(), ResumedBytes: c.resumedBytes.Load(),
 		Received: c.received.Load(), Sent: c.sent.Load(), Nacks: c.nacks.Load(), Reconnects: c.reconnects.Load(),
 	}
 	for _, p := range s.proxies {

@@ -26,6 +26,7 @@ type proxy struct {
 	assigned  atomic.Bool  // it knows who owns what, and has put that into effect
 	streams   atomic.Int64 // of configuration, since the start
 	opened    atomic.Int64 // when the newest began, in Unix nanoseconds
+	lost      atomic.Int64 // when the last that had been answered ended
 	held      atomic.Pointer[map[ident.Partition]*subscribe.Partition]
 }
 

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/stats"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/prism-gateway/prism/dataplane/subscribe"
 )
@@ -29,6 +31,7 @@ type stream struct {
 	end    func()
 	answer sync.Once
 	resume map[string]bool // types whose answer to what the proxy came with is still under way; Recv's goroutine only
+	asked  atomic.Int64    // bytes of requests until the first answer
 }
 
 // watch puts a stream around those that bring configuration.
@@ -69,10 +72,17 @@ func (s *stream) RecvMsg(m any) error {
 	}
 	if err != nil {
 		s.end()
-		p.connected.Store(false)
+		if p.connected.Swap(false) {
+			p.lost.Store(time.Now().UnixNano())
+		}
 		return err
 	}
-	s.answer.Do(func() { p.connected.Store(true) })
+	s.answer.Do(func() {
+		p.connected.Store(true)
+		if s.resume != nil {
+			p.sim.counts.asked(s.asked.Load())
+		}
+	})
 	if r, ok := m.(*discoveryv3.DeltaDiscoveryResponse); ok {
 		s.count(r)
 	}
@@ -101,14 +111,23 @@ func (s *stream) count(r *discoveryv3.DeltaDiscoveryResponse) {
 	c.resources.Add(uint64(resources))
 	if s.resume[r.GetTypeUrl()] {
 		c.resumed.Add(uint64(resources))
+		c.resumedBytes.Add(uint64(proto.Size(r)))
 		s.resume[r.GetTypeUrl()] = bytes > pageFull
+		if lost := s.proxy.lost.Load(); lost != 0 && r.GetTypeUrl() == subscribe.NamespaceType && bytes <= pageFull {
+			c.back(time.Since(time.Unix(0, lost)))
+		}
 	}
 }
 
 // SendMsg sends a request and counts refusals.
 func (s *stream) SendMsg(m any) error {
-	if r, ok := m.(*discoveryv3.DeltaDiscoveryRequest); ok && r.GetErrorDetail() != nil {
-		s.proxy.sim.counts.nacks.Add(1)
+	if r, ok := m.(*discoveryv3.DeltaDiscoveryRequest); ok {
+		if r.GetErrorDetail() != nil {
+			s.proxy.sim.counts.nacks.Add(1)
+		}
+		if s.proxy.streams.Load() > 1 && !s.proxy.connected.Load() {
+			s.asked.Add(int64(proto.Size(r)))
+		}
 	}
 	return s.ClientStream.SendMsg(m)
 }

@@ -68,8 +68,11 @@ func (r *tableReports) summary(s simulate.Report) error {
 	latency("commit until in effect on a cell", s.InEffect)
 	latency("commit until in effect on the last cell", s.Everywhere)
 	fmt.Fprintf(r.w, "states of cells applied %d, resources received %d in %d responses, refused responses %d\n", s.Applied, s.Resources, s.Responses, s.Nacks)
-	_, err := fmt.Fprintf(r.w, "bytes received %s, sent %s; streams opened again %d, resources received again on them %d\n",
-		size(s.Received), size(s.Sent), s.Reconnects, s.Resumed)
+	_, err := fmt.Fprintf(r.w, "bytes received %s, sent %s; streams opened again %d, received again on them %d resources, %s\n",
+		size(s.Received), size(s.Sent), s.Reconnects, s.Resumed, size(s.ResumedBytes))
+	if s.Away.Count > 0 {
+		latency("end of a stream until current on another", s.Away)
+	}
 	if len(s.Partitions) == 0 {
 		return err
 	}
