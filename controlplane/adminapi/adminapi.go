@@ -31,10 +31,10 @@ import (
 
 // store is the part of the snapshot store that the API needs.
 type store interface {
+	releases
 	Head() *snapshot.Tree
 	Recorded() *recordv1.Snapshot
 	Own(record *recordv1.Snapshot) bool
-	Watch() (<-chan struct{}, func())
 	Commit(ctx context.Context, order release.Order, edit snapshot.Edit) (snapshot.Commit, error)
 	Rollback(ctx context.Context, order release.Order, to uint64, note snapshot.Note, check func(base, target *snapshot.Tree) error) (snapshot.Commit, error)
 	Object(ctx context.Context, hash ident.Hash) ([]byte, error)
@@ -65,6 +65,10 @@ type Config struct {
 	// Store and Fleet are required.
 	Store store
 	Fleet fleet
+	// Observe begins to follow partitions; required.
+	Observe func(partitions ...ident.Partition) Observation
+	// Policies say how changes go to the fleet; they must be those of the store.
+	Policies release.Policies
 	// InitialBackends are registered by Seed; they must be well-formed.
 	InitialBackends []*configv1.Backend
 	// Quotas bound what teams may have and do; the zero value bounds nothing.
@@ -94,6 +98,8 @@ func New(cfg Config) (*Server, error) {
 		return nil, errors.New("adminapi: Config.Store is required")
 	case cfg.Fleet == nil:
 		return nil, errors.New("adminapi: Config.Fleet is required")
+	case cfg.Observe == nil:
+		return nil, errors.New("adminapi: Config.Observe is required")
 	}
 	for i, b := range cfg.InitialBackends {
 		for _, v := range append(admission.ValidateBackend(b), admission.BackendNotOffered(b)...) {

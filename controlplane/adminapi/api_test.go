@@ -105,7 +105,9 @@ func start(t *testing.T, change ...func(*adminapi.Config)) *replica {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := adminapi.Config{Store: s, Fleet: f, Log: quiet()}
+	cfg := adminapi.Config{
+		Store: s, Fleet: f, Log: quiet(), Observe: func(partitions ...ident.Partition) adminapi.Observation { return f.Observe(partitions...) },
+	}
 	for _, c := range change {
 		c(&cfg)
 	}

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/reflection"
 
 	"github.com/prism-gateway/prism/controlplane/adminapi"
+	"github.com/prism-gateway/prism/controlplane/controller"
 	"github.com/prism-gateway/prism/controlplane/fleet"
 	"github.com/prism-gateway/prism/controlplane/push"
 	"github.com/prism-gateway/prism/controlplane/release"
@@ -33,6 +34,7 @@ import (
 	recordv1 "github.com/prism-gateway/prism/protos/prism/record/v1"
 	"github.com/prism-gateway/prism/shared/fault"
 	"github.com/prism-gateway/prism/shared/fault/faultgrpc"
+	"github.com/prism-gateway/prism/shared/ident"
 	"github.com/prism-gateway/prism/shared/lifecycle"
 	"github.com/prism-gateway/prism/shared/telemetry"
 )
@@ -121,10 +123,7 @@ func (s *Server) Run(ctx context.Context) error {
 		Timeout: s.c.GetEtcd().GetRequestTimeout().AsDuration(),
 		History: int(s.c.GetHistory().GetSnapshots()), HistoryAge: s.c.GetHistory().GetAge().AsDuration(),
 		SweepEvery: s.c.GetHistory().GetSweepInterval().AsDuration(), Log: s.log,
-		Policies: release.Policies{
-			Additive: s.c.GetRelease().GetAdditive(), Scoped: s.c.GetRelease().GetScoped(),
-			Shared: s.c.GetRelease().GetShared(), Rollback: s.c.GetRelease().GetRollback(),
-		},
+		Policies: s.policies(),
 	})
 	if err != nil {
 		return errors.Join(err, closeAll(ports))
@@ -146,6 +145,12 @@ func (s *Server) Run(ctx context.Context) error {
 	return group.Run(ctx)
 }
 
+// policies say how changes go to the fleet.
+func (s *Server) policies() release.Policies {
+	c := s.c.GetRelease()
+	return release.Policies{Additive: c.GetAdditive(), Scoped: c.GetScoped(), Shared: c.GetShared(), Rollback: c.GetRollback()}
+}
+
 // compose makes the parts, in the order in which they start. ports are those of people, of proxies, and of HTTP.
 func (s *Server) compose(kept *store.Store, ports []net.Listener) ([]lifecycle.Part, error) {
 	tracker := push.NewTracker()
@@ -160,12 +165,27 @@ func (s *Server) compose(kept *store.Store, ports []net.Listener) ([]lifecycle.P
 	if err != nil {
 		return nil, err
 	}
-	pusher, err := push.New(push.Config{Store: kept, Fleet: proxies, Tracker: tracker, Registerer: s.registry, Logger: s.log})
+	releases := controller.Config{
+		Store: kept, Fleet: proxies, Observe: func(p ...ident.Partition) controller.Observation { return proxies.Observe(p...) },
+		Lease: s.c.GetMemberLease().AsDuration(), Registerer: s.registry, Logger: s.log,
+	}
+	brake, err := controller.NewBrake(releases)
+	if err != nil {
+		return nil, err
+	}
+	control, err := controller.New(releases)
+	if err != nil {
+		return nil, err
+	}
+	pusher, err := push.New(push.Config{
+		Store: kept, Fleet: proxies, Tracker: tracker, Registerer: s.registry, Logger: s.log,
+	})
 	if err != nil {
 		return nil, err
 	}
 	api, err := adminapi.New(adminapi.Config{
-		Store: kept, Fleet: proxies, InitialBackends: s.c.GetInitialBackends(), Quotas: quotasOf(s.c.GetQuotas()), Log: s.log,
+		Store: kept, Fleet: proxies, Observe: func(p ...ident.Partition) adminapi.Observation { return proxies.Observe(p...) },
+		Policies: s.policies(), InitialBackends: s.c.GetInitialBackends(), Quotas: quotasOf(s.c.GetQuotas()), Log: s.log,
 	})
 	if err != nil {
 		return nil, err
@@ -196,11 +216,13 @@ func (s *Server) compose(kept *store.Store, ports []net.Listener) ([]lifecycle.P
 			return kept.Lead(ctx, func(ctx context.Context) error {
 				work, ctx := errgroup.WithContext(ctx)
 				work.Go(func() error { return proxies.Place(ctx) })
+				work.Go(func() error { return control.Run(ctx) })
 				work.Go(func() error { return kept.Maintain(ctx) })
 				return work.Wait()
 			})
 		}},
 		{Name: "fleet", Run: proxies.Run},
+		{Name: "releases", Run: brake.Run}, // before push, which tells it what proxies refuse
 		{Name: "push", Run: pusher.Run},
 		{Name: "quotas", Run: api.Run},
 		lifecycle.GRPC("api", people, ports[0]),
