@@ -131,19 +131,27 @@ func derive(prev *State, head, stable *snapshot.Tree, active []*recordv1.Release
 		return Settled(head), nil
 	}
 	s := &State{head: head, stable: stable.Numbered(head.Version()), active: active, claims: claims, parts: make([]*part, head.Partitions())}
+	claimed, shared, all := s.claimed(prev)
+	known := func(pt *part, claimed bool) *part {
+		if claimed || all {
+			return nil
+		}
+		return pt
+	}
 	var err error
 	for p := range ident.Partition(head.Partitions()) {
-		if s.parts[p], err = s.partOf(prev.part(p), stable.Collection(p), head.Collection(p)); err != nil {
+		if s.parts[p], err = s.partOf(known(prev.part(p), claimed[p]), stable.Collection(p), head.Collection(p)); err != nil {
 			return nil, err
 		}
 	}
-	if s.shared, err = s.partOf(prev.shared, stable.Shared(), head.Shared()); err != nil {
+	if s.shared, err = s.partOf(known(prev.shared, shared), stable.Shared(), head.Shared()); err != nil {
 		return nil, err
 	}
 	s.watchConcerned()
 	return s, nil
 }
 
+// partOf makes a part, or takes the one before when that is the same.
 func (s *State) partOf(prev *part, before, after *snapshot.Collection) (*part, error) {
 	if before == after || before.Root() == after.Root() {
 		return nil, nil
@@ -175,6 +183,26 @@ func (s *State) partOf(prev *part, before, after *snapshot.Collection) (*part, e
 // under reports whether all that hold something of a part are under way.
 func (s *State) under(pt *part) bool {
 	return !slices.ContainsFunc(pt.holders, func(h holder) bool { _, ok := s.index(h.release); return !ok })
+}
+
+// claimed returns the partitions in which a release claims something that was not under way in a state before, and
+// whether one claims something shared, or everything.
+func (s *State) claimed(prev *State) (partitions map[ident.Partition]bool, shared, all bool) {
+	partitions = map[ident.Partition]bool{}
+	for _, c := range slices.Backward(s.claims) { // new ones come last
+		if _, known := prev.index(c.release); known {
+			break
+		}
+		all = all || c.whole
+		for name := range c.names {
+			if namespace, ok := strings.CutPrefix(name, snapshot.NamespacePrefix); ok {
+				partitions[ident.PartitionOf(namespace, s.head.Partitions())] = true
+			} else {
+				shared = true
+			}
+		}
+	}
+	return partitions, shared, all
 }
 
 // claimOn returns the newest claim on a name.
