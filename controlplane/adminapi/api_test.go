@@ -20,6 +20,7 @@ import (
 	"github.com/prism-gateway/prism/controlplane/adminapi"
 	"github.com/prism-gateway/prism/controlplane/fleet"
 	"github.com/prism-gateway/prism/controlplane/push"
+	"github.com/prism-gateway/prism/controlplane/release"
 	"github.com/prism-gateway/prism/controlplane/snapshot"
 	"github.com/prism-gateway/prism/controlplane/store"
 	"github.com/prism-gateway/prism/controlplane/store/embedded"
@@ -84,12 +85,18 @@ type replica struct {
 // start runs a replica on the shared etcd and returns when it has loaded.
 func start(t *testing.T, change ...func(*adminapi.Config)) *replica {
 	t.Helper()
+	return startUnder(t, release.Policies{}, change...)
+}
+
+// startUnder is start with policies for releases, which nobody brings forward.
+func startUnder(t *testing.T, policies release.Policies, change ...func(*adminapi.Config)) *replica {
+	t.Helper()
 	client, err := etcd.Client()
 	if err != nil {
 		t.Fatal(err)
 	}
 	s, err := store.New(store.Config{
-		Client: client, Prefix: prefix(t), Name: "replica", Partitions: partitions, LeaderTTL: time.Second, Log: quiet(),
+		Client: client, Prefix: prefix(t), Name: "replica", Partitions: partitions, LeaderTTL: time.Second, Policies: policies, Log: quiet(),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -106,7 +113,7 @@ func start(t *testing.T, change ...func(*adminapi.Config)) *replica {
 		t.Fatal(err)
 	}
 	cfg := adminapi.Config{
-		Store: s, Fleet: f, Log: quiet(), Observe: func(partitions ...ident.Partition) adminapi.Observation { return f.Observe(partitions...) },
+		Store: s, Fleet: f, Policies: policies, Log: quiet(), Observe: func(partitions ...ident.Partition) adminapi.Observation { return f.Observe(partitions...) },
 	}
 	for _, c := range change {
 		c(&cfg)

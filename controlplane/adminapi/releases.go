@@ -54,7 +54,7 @@ func (s *Server) ListReleases(ctx context.Context, in *adminv1.ListReleasesReque
 				continue
 			}
 			if !page.add(releaseView(r, state.Held(r.GetSnapshot()))) {
-				return page.response("", query), nil
+				return page.response(query), nil
 			}
 		}
 		last = 0
@@ -66,14 +66,14 @@ func (s *Server) ListReleases(ctx context.Context, in *adminv1.ListReleasesReque
 		}
 		for _, r := range records {
 			if last = r.GetSnapshot(); !page.add(releaseView(r, 0)) {
-				return page.response(endedMark, query), nil
+				return page.response(query), nil
 			}
 		}
 		if len(records) == 0 {
 			break
 		}
 	}
-	return page.response("", nil), nil
+	return page.response(nil), nil
 }
 
 // endedMark begins the name of the last release of a page when that has ended.
@@ -99,10 +99,15 @@ func (p *releasePage) add(r *adminv1.Release) bool {
 }
 
 // response is the page; without a query it is the last one.
-func (p *releasePage) response(mark string, query []string) *adminv1.ListReleasesResponse {
+func (p *releasePage) response(query []string) *adminv1.ListReleasesResponse {
 	out := &adminv1.ListReleasesResponse{Releases: p.all}
 	if query != nil {
-		out.NextPageToken = pageToken(mark+strconv.FormatUint(p.all[len(p.all)-1].GetSnapshot(), 10), query...)
+		last := p.all[len(p.all)-1]
+		name := strconv.FormatUint(last.GetSnapshot(), 10)
+		if last.GetEndedAt() != nil {
+			name = endedMark + name
+		}
+		out.NextPageToken = pageToken(name, query...)
 	}
 	return out
 }
