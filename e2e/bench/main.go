@@ -9,6 +9,8 @@ import (
 	"runtime"
 	"strings"
 	"time"
+
+	"github.com/prism-gateway/prism/e2e/harness"
 )
 
 // A part is one table of figures.
@@ -42,7 +44,7 @@ func main() {
 		fmt.Printf("\n== %s: %s\n", p.name, p.what)
 		r := &run{quick: *quick}
 		began := time.Now()
-		if !r.do(p.run) {
+		if !r.Do(func() { p.run(r) }) {
 			fmt.Fprintf(os.Stderr, "bench: %s did not finish\n", p.name)
 			os.Exit(1)
 		}
@@ -67,61 +69,10 @@ func loadAverage() string {
 	return "load " + strings.Join(strings.Fields(string(data))[:3], " ")
 }
 
-// run is one part under way; to the harness it is what a test is.
+// run is one part under way.
 type run struct {
-	quick   bool
-	failed  bool
-	cleanup []func()
-}
-
-type failure struct{}
-
-func (r *run) do(f func(*run)) (ok bool) {
-	defer func() {
-		for i := len(r.cleanup) - 1; i >= 0; i-- {
-			r.cleanup[i]()
-		}
-		if p := recover(); p != nil {
-			if _, is := p.(failure); !is {
-				panic(p)
-			}
-			ok = false
-		}
-	}()
-	f(r)
-	return true
-}
-
-// Helper is for the harness.
-func (r *run) Helper() {}
-
-// Fatalf ends the part.
-func (r *run) Fatalf(format string, args ...any) {
-	r.failed = true
-	fmt.Fprintf(os.Stderr, "bench: "+format+"\n", args...)
-	panic(failure{})
-}
-
-// Fatal ends the part.
-func (r *run) Fatal(args ...any) { r.Fatalf("%s", fmt.Sprint(args...)) }
-
-// Logf prints to standard error.
-func (r *run) Logf(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
-
-// Cleanup runs f at the end of the part.
-func (r *run) Cleanup(f func()) { r.cleanup = append(r.cleanup, f) }
-
-// Failed reports whether the part has failed.
-func (r *run) Failed() bool { return r.failed }
-
-// TempDir makes a directory that goes with the part.
-func (r *run) TempDir() string {
-	dir, err := os.MkdirTemp("", "prism-bench-")
-	if err != nil {
-		r.Fatalf("%v", err)
-	}
-	r.Cleanup(func() { _ = os.RemoveAll(dir) })
-	return dir
+	harness.Bench
+	quick bool
 }
 
 // scaled shortens a time for -quick.

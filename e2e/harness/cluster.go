@@ -34,7 +34,8 @@ var quickBackoff = backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 
 
 // Options say what a cluster consists of. Zero values give one replica with embedded etcd and three proxies.
 type Options struct {
-	Admins  int
+	Admins int
+	// Proxies is how many there are; less than 0 is none.
 	Proxies int
 	// Etcd is the number of real etcd nodes; 0 means embedded in the one replica.
 	Etcd int
@@ -46,6 +47,8 @@ type Options struct {
 	Partitions, Owners uint32
 	// Backends are registered at the start, besides those that tests add.
 	Backends []*configv1.Backend
+	// Configure changes the replicas' configuration further; nil does not.
+	Configure func(*bootstrapv1.AdminConfig)
 }
 
 // Cluster is a running Prism.
@@ -196,7 +199,7 @@ func (c *Cluster) startEtcd(n int) (endpoints []string) {
 func (c *Cluster) startAdmin(i int, fleet string, etcd []string, o Options) {
 	name := fmt.Sprintf("admin-%d", i)
 	a := &Admin{Address: FreeAddress(c.t), FleetAddress: fleet, HTTPAddress: FreeAddress(c.t)}
-	config := c.write(name, &bootstrapv1.AdminConfig{
+	settings := &bootstrapv1.AdminConfig{
 		Listen: a.Address, FleetListen: a.FleetAddress, HttpListen: a.HTTPAddress, ReplicaId: name,
 		Etcd:              &bootstrapv1.EtcdConfig{Endpoints: etcd, DataDir: filepath.Join(c.Dir, name+".etcd")},
 		Partitions:        o.Partitions,
@@ -204,7 +207,11 @@ func (c *Cluster) startAdmin(i int, fleet string, etcd []string, o Options) {
 		MemberLease:       orDuration(o.Lease, 2*time.Second),
 		PlacementDebounce: orDuration(o.Debounce, 200*time.Millisecond),
 		InitialBackends:   o.Backends,
-	})
+	}
+	if o.Configure != nil {
+		o.Configure(settings)
+	}
+	config := c.write(name, settings)
 	a.Process = start(c.t, c.Dir, name, Program(c.t, "bin/prism-admin", "make build"), nil, "--config", config)
 	conn := c.Dial(a.Address)
 	a.Control, a.Operator = controlv1.NewControlPlaneClient(conn), adminv1.NewAdminServiceClient(conn)
