@@ -10,10 +10,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/proto"
@@ -22,7 +24,10 @@ import (
 	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
 	recordv1 "github.com/prism-gateway/prism/protos/prism/record/v1"
 
+	"github.com/prism-gateway/prism/controlplane/fleet/journal"
+	"github.com/prism-gateway/prism/controlplane/release"
 	"github.com/prism-gateway/prism/controlplane/snapshot"
+	"github.com/prism-gateway/prism/shared/fault"
 	"github.com/prism-gateway/prism/shared/ident"
 	"github.com/prism-gateway/prism/shared/manifest"
 	"github.com/prism-gateway/prism/shared/placement"
@@ -31,6 +36,9 @@ import (
 // store is the part of the snapshot store that the fleet is kept in.
 type store interface {
 	Head() *snapshot.Tree
+	Released() *release.State
+	Ended() []*recordv1.Release
+	Snapshot(ctx context.Context, version uint64) (*recordv1.Snapshot, error)
 	Watch() (<-chan struct{}, func())
 	Manifest(ctx context.Context, root ident.Hash) (*manifest.Manifest, error)
 
@@ -67,6 +75,13 @@ type Config struct {
 	Debounce time.Duration
 	// MoveDeadline is how long new owners may take to load before the old ones let go anyway; 0 means 60 s.
 	MoveDeadline time.Duration
+	// Journal notes what proxies serve when; nil notes nothing. Run runs it.
+	Journal *journal.Journal
+	// Resync has a partition sent in full to a proxy whose stream is at this replica; it reports whether one is. nil repairs
+	// nothing.
+	Resync func(proxy string, p ident.Partition) bool
+	// Registerer takes the metrics; nil keeps them unregistered.
+	Registerer prometheus.Registerer
 	// DialOptions are for connections to other replicas; without any they are plaintext.
 	DialOptions []grpc.DialOption
 	// Logger is required.
@@ -81,8 +96,10 @@ type Fleet struct {
 	store   store
 	tracker tracker
 	log     *slog.Logger
+	metrics *metrics
 	reports reports
 	peers   peers
+	drift   drift
 
 	here     changes // of what this replica knows
 	anywhere changes // of what any replica knows
@@ -100,6 +117,23 @@ type Fleet struct {
 type assigned struct {
 	placement  *recordv1.Placement
 	assignment *configv1.Assignment
+	index      map[string]uint32 // of members in assignment, by proxy
+}
+
+// rank is a proxy's place in a partition.
+func (a *assigned) rank(m *configv1.Member, p ident.Partition) release.Rank {
+	if m.GetValidator() {
+		return release.Validator
+	}
+	if a == nil || int(p) >= len(a.assignment.GetPartitions()) {
+		return release.Other
+	}
+	if i, ok := a.index[m.GetId()]; ok {
+		if rank := slices.Index(a.assignment.GetPartitions()[p].GetOwners(), i); rank >= 0 {
+			return release.Rank(rank)
+		}
+	}
+	return release.Other
 }
 
 // New checks cfg. It does no I/O.
@@ -129,7 +163,12 @@ func New(cfg Config) (*Fleet, error) {
 		anywhere: newChanges(),
 		watchers: map[chan struct{}]bool{},
 	}
-	f.reports = newReports(f.changed, cfg.Lease)
+	f.reports = newReports(cfg.Lease, f.changed, f.note)
+	f.drift.suspects = map[cellKey]*suspect{}
+	var err error
+	if f.metrics, err = newMetrics(f, cfg.Registerer); err != nil {
+		return nil, err
+	}
 	f.peers = peers{fleet: f, wanted: map[ident.Partition]int{}, known: map[string]*peer{}}
 	f.tracker.Listen(f.changed)
 	f.closing, f.close = context.WithCancel(context.Background())
@@ -147,6 +186,14 @@ func (f *Fleet) Run(ctx context.Context) error {
 	defer f.peers.running.Wait()
 	defer f.close()
 	running.Go(func() { f.keepReplica(ctx) })
+	running.Go(func() { f.repair(ctx) })
+	if f.cfg.Journal != nil {
+		running.Go(func() {
+			if err := f.cfg.Journal.Run(ctx); err != nil {
+				f.log.Error("what proxies serve is not noted: nobody will know it later", "error", err)
+			}
+		})
+	}
 
 	fleet, stopFleet := f.store.WatchFleet()
 	defer stopFleet()
@@ -166,7 +213,7 @@ func (f *Fleet) Run(ctx context.Context) error {
 
 // follow works out the assignment of a placement that is new, and forgets proxies that are gone.
 func (f *Fleet) follow() {
-	f.reports.prune(f.store.Members())
+	f.reports.prune(f.store.Members)
 	p, tree := f.store.Placement(), f.store.Head()
 	if p == nil || tree == nil {
 		return
@@ -174,7 +221,11 @@ func (f *Fleet) follow() {
 	if now := f.assigned.Load(); now != nil && proto.Equal(now.placement, p) {
 		return
 	}
-	f.assigned.Store(&assigned{placement: p, assignment: placement.Assign(p, tree.Partitions())})
+	next := &assigned{placement: p, assignment: placement.Assign(p, tree.Partitions()), index: map[string]uint32{}}
+	for i, m := range next.assignment.GetMembers() {
+		next.index[m.GetId()] = uint32(i)
+	}
+	f.assigned.Store(next)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for c := range f.watchers {
@@ -265,6 +316,11 @@ func (f *Fleet) partitions() uint32 {
 		return tree.Partitions()
 	}
 	return 0
+}
+
+// invalid is the error of a field of a call that no proxy and no replica makes.
+func invalid(field string, err error) error {
+	return fault.Newf(fault.Invalid, fault.Field, "%s: %v", field, err)
 }
 
 func (f *Fleet) checkPartition(p uint32) error {

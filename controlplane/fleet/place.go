@@ -11,6 +11,7 @@ import (
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	recordv1 "github.com/prism-gateway/prism/protos/prism/record/v1"
 
+	"github.com/prism-gateway/prism/controlplane/release"
 	"github.com/prism-gateway/prism/shared/ident"
 	"github.com/prism-gateway/prism/shared/placement"
 )
@@ -109,11 +110,13 @@ func (pl *placer) step(ctx context.Context, now time.Time) time.Duration {
 	return wait
 }
 
-// live are the proxies that are alive.
+// live are the proxies that are alive and may own something: validators do not.
 func (f *Fleet) live() []*configv1.Member {
 	var live []*configv1.Member
 	for _, lease := range f.store.Members() {
-		live = append(live, lease.GetMember())
+		if !lease.GetMember().GetValidator() {
+			live = append(live, lease.GetMember())
+		}
 	}
 	return live
 }
@@ -232,14 +235,16 @@ func (pl *placer) settled(current *recordv1.Placement, now time.Time, wait time.
 		f.log.Warn("partitions move although not all new owners serve them", "epoch", current.GetEpoch())
 		return true, wait
 	}
-	tree := f.store.Head()
+	state := f.store.Released()
 	for _, p := range loading {
+		view := state.View(p, release.Other)
+		wanted := max(1, min(pl.move.snapshot, view.Snapshot)) // a release may hold back what is newer
 		cells := pl.move.cells.Cells(p)
 		for _, m := range pick(a.assignment, a.assignment.GetPartitions()[p].GetLoading()) {
 			c := cells[m.GetId()]
 			root, err := ident.HashFrom(c.GetServingRoot())
-			newest := err == nil && root == tree.Collection(p).Root()
-			if c == nil || !newest && c.GetSnapshotVersion() < max(1, pl.move.snapshot) {
+			current := err == nil && root == view.Partition.Root()
+			if c == nil || !current && c.GetSnapshotVersion() < wanted {
 				return false, min(wait, left)
 			}
 		}

@@ -10,52 +10,91 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
+	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
 
+	"github.com/prism-gateway/prism/controlplane/release"
 	"github.com/prism-gateway/prism/shared/ident"
 )
 
 // ListReports tells another replica what proxies have told this one.
-func (f *Fleet) ListReports(context.Context, *controlv1.ListReportsRequest) (*controlv1.ListReportsResponse, error) {
-	return &controlv1.ListReportsResponse{Reports: f.heard()}, nil
+func (f *Fleet) ListReports(_ context.Context, in *controlv1.ListReportsRequest) (*controlv1.ListReportsResponse, error) {
+	return &controlv1.ListReportsResponse{Reports: f.heard(in.GetProxy())}, nil
 }
 
-// heard is what proxies that are alive have told this replica.
-func (f *Fleet) heard() []*controlv1.ProxyReport {
-	reports, tree := f.reports.known(), f.store.Head()
+// heard is what proxies that are alive have told this replica: one, or all when proxy is empty.
+func (f *Fleet) heard(proxy string) []*controlv1.ProxyReport {
+	known := map[string]*report{}
+	for _, r := range f.reports.known(proxy) {
+		known[r.proxy] = &r
+	}
 	var all []*controlv1.ProxyReport
 	for _, lease := range f.store.Members() {
 		id := lease.GetMember().GetId()
+		if proxy != "" && id != proxy {
+			continue
+		}
 		rejected := map[string]bool{}
 		for _, r := range f.tracker.Rejections(id) {
 			rejected[r.GetResource()] = true
 		}
 		p := &controlv1.ProxyReport{Proxy: id}
-		r, known := reports[id]
-		if known {
+		r := known[id]
+		if r != nil {
 			p.LastSeen, p.Reasons, p.Connected = timestamppb.New(r.heard), r.last.GetReasons(), !r.ended
 		}
 		if p.GetConnected() {
-			p.Ready, p.CallsPerSecond = r.last.GetReady(), r.last.GetCallsPerSecond()
-			for partition, cell := range r.cells {
-				if root, err := ident.HashFrom(cell.GetRoot()); err == nil && tree != nil && root == tree.Collection(partition).Root() {
-					p.Current++
-				}
+			p.Ready, p.CallsPerSecond, p.Load, p.Stale = r.last.GetReady(), r.last.GetCallsPerSecond(), r.last.GetLoad(), r.last.GetStale()
+			s := f.standing(r)
+			p.Current, p.Drifted = s.current, s.drifted
+			for _, cell := range r.list {
 				for _, rejection := range cell.GetRejections() {
 					rejected[rejection.GetResource()] = true
 				}
 			}
 		}
 		p.Rejected = slices.Sorted(maps.Keys(rejected))
-		if known || len(rejected) > 0 {
+		if r != nil || len(rejected) > 0 {
 			all = append(all, p)
 		}
 	}
 	return all
 }
 
-// heardOf is what proxies have told any replica, by proxy, and the replicas that said so, by id.
-func (f *Fleet) heardOf(ctx context.Context) (map[string]*controlv1.ProxyReport, map[string]bool) {
+// standing is how what a proxy serves stands to what it ought to.
+type standing struct {
+	current uint32   // partitions in which it serves what the releases let it have
+	behind  int      // partitions that it owns, or validates, in which it serves something else
+	drifted []string // resources, by name; a partition that serves another state than was accepted is one
+}
+
+func (f *Fleet) standing(r *report) standing {
+	var s standing
+	state, a := f.store.Released(), f.assigned.Load()
+	if state == nil {
+		return s
+	}
+	for _, cell := range r.list {
+		p := ident.Partition(cell.GetPartition())
+		rank := a.rank(r.last.GetMember(), p)
+		if root, err := ident.HashFrom(cell.GetRoot()); err == nil && root == state.View(p, rank).Partition.Root() {
+			s.current++
+		} else if rank != release.Other {
+			s.behind++
+		}
+		s.drifted = append(s.drifted, cell.GetDrifted()...)
+		if len(cell.GetDrifted()) == 0 && f.drift.has(p, r.proxy) {
+			s.drifted = append(s.drifted, p.String())
+		}
+	}
+	slices.Sort(s.drifted)
+	s.drifted = slices.Compact(s.drifted)
+	return s
+}
+
+// heardOf is what proxies have told any replica, by proxy, and the replicas that said so, by id: of one proxy, or of all
+// when proxy is empty.
+func (f *Fleet) heardOf(ctx context.Context, proxy string) (map[string]*controlv1.ProxyReport, map[string]bool) {
 	ctx, cancel := context.WithTimeout(ctx, peerPatience)
 	defer cancel()
 	var asking sync.WaitGroup
@@ -63,7 +102,7 @@ func (f *Fleet) heardOf(ctx context.Context) (map[string]*controlv1.ProxyReport,
 	merged, answered := map[string]*controlv1.ProxyReport{}, map[string]bool{f.cfg.Replica.GetId(): true}
 	for id, client := range f.peers.clients() {
 		asking.Go(func() {
-			out, err := client.ListReports(ctx, &controlv1.ListReportsRequest{})
+			out, err := client.ListReports(ctx, &controlv1.ListReportsRequest{Proxy: proxy})
 			mu.Lock()
 			defer mu.Unlock()
 			if err != nil {
@@ -75,7 +114,7 @@ func (f *Fleet) heardOf(ctx context.Context) (map[string]*controlv1.ProxyReport,
 		})
 	}
 	asking.Wait()
-	mergeReports(merged, f.heard())
+	mergeReports(merged, f.heard(proxy))
 	return merged, answered
 }
 
@@ -96,18 +135,24 @@ func mergeReports(merged map[string]*controlv1.ProxyReport, reports []*controlv1
 
 // Proxies returns the fleet by id: all that are alive, and what any replica knows of each. Where the replica that a proxy
 // reports to does not answer, its reasons say so.
-func (f *Fleet) Proxies(ctx context.Context) []*adminv1.Proxy {
-	reports, answered := f.heardOf(ctx)
+func (f *Fleet) Proxies(ctx context.Context) []*adminv1.Proxy { return f.proxies(ctx, "") }
+
+// proxies returns one proxy, or all when proxy is empty.
+func (f *Fleet) proxies(ctx context.Context, proxy string) []*adminv1.Proxy {
+	reports, answered := f.heardOf(ctx, proxy)
 	places := f.places()
 	var proxies []*adminv1.Proxy
 	for _, lease := range f.store.Members() {
 		id := lease.GetMember().GetId()
+		if proxy != "" && id != proxy {
+			continue
+		}
 		r := reports[id]
 		p := &adminv1.Proxy{
 			Member: lease.GetMember(), Build: lease.GetBuild(), Replica: lease.GetReplica(), LastSeen: lease.GetSince(),
 			Owned: places[id].owned, Loading: places[id].loading,
 			Ready: r.GetReady(), Reasons: r.GetReasons(), Current: r.GetCurrent(), Rejected: uint32(len(r.GetRejected())),
-			CallsPerSecond: r.GetCallsPerSecond(),
+			CallsPerSecond: r.GetCallsPerSecond(), Load: r.GetLoad(), Stale: r.GetStale(), Drifted: r.GetDrifted(),
 		}
 		if r.GetLastSeen() != nil {
 			p.LastSeen = r.GetLastSeen()
@@ -126,52 +171,44 @@ func (f *Fleet) Proxies(ctx context.Context) []*adminv1.Proxy {
 
 // Proxy returns one proxy with its partitions by number, and whether there is such a proxy.
 func (f *Fleet) Proxy(ctx context.Context, id string) (*adminv1.Proxy, []*adminv1.ProxyPartition, bool) {
-	for _, p := range f.Proxies(ctx) {
-		if p.GetMember().GetId() == id {
-			return p, f.partitionsOf(ctx, id), true
-		}
+	for _, p := range f.proxies(ctx, id) {
+		return p, f.partitionsOf(ctx, p.GetMember()), true
 	}
 	return nil, nil, false
 }
 
-func (f *Fleet) partitionsOf(ctx context.Context, id string) []*adminv1.ProxyPartition {
-	tree, a := f.store.Head(), f.Assignment()
-	if tree == nil {
+// partitionsOf returns the partitions that a proxy owns or loads; of a validator all.
+func (f *Fleet) partitionsOf(ctx context.Context, m *configv1.Member) []*adminv1.ProxyPartition {
+	state, a := f.store.Released(), f.assigned.Load()
+	if state == nil || a == nil {
 		return nil
 	}
 	var list []*adminv1.ProxyPartition
 	var held []ident.Partition
-	add := func(p ident.Partition, rank int, loading bool) {
-		held = append(held, p)
-		list = append(list, &adminv1.ProxyPartition{
-			Partition: uint32(p), Rank: uint32(rank), Loading: loading, WantRoot: tree.Collection(p).Root().String(),
-		})
-	}
-	for i, entry := range a.GetPartitions() {
-		for rank, m := range pick(a, entry.GetOwners()) {
-			if m.GetId() == id {
-				add(ident.Partition(i), rank, false)
-			}
+	index, placed := a.index[m.GetId()]
+	for i, entry := range a.assignment.GetPartitions() {
+		p := ident.Partition(i)
+		rank := a.rank(m, p)
+		loading := placed && slices.Contains(entry.GetLoading(), index)
+		if rank == release.Other && !loading {
+			continue
 		}
-		for _, m := range pick(a, entry.GetLoading()) {
-			if m.GetId() == id {
-				add(ident.Partition(i), 0, true)
-			}
+		v := state.View(p, rank)
+		part := &adminv1.ProxyPartition{
+			Partition: uint32(p), Loading: loading, WantRoot: v.Partition.Root().String(), WantSnapshot: v.Snapshot,
 		}
+		if rank != release.Other {
+			part.Rank = uint32(max(0, rank))
+		}
+		held, list = append(held, p), append(list, part)
 	}
 	seen := f.Observe(held...)
 	defer seen.Close()
 	seen.await(ctx)
-	root := func(data []byte) string {
-		h, err := ident.HashFrom(data)
-		if err != nil {
-			return ""
-		}
-		return h.String()
-	}
 	for i, p := range held {
-		c := seen.Cells(p)[id]
-		list[i].AcceptedRoot, list[i].ServingRoot, list[i].Rejections = root(c.GetAcceptedRoot()), root(c.GetServingRoot()), c.GetRejections()
+		c := seen.Cells(p)[m.GetId()]
+		list[i].AcceptedRoot, list[i].ServingRoot = text(c.GetAcceptedRoot()), text(c.GetServingRoot())
+		list[i].Rejections, list[i].Drifted = c.GetRejections(), c.GetDrifted()
 	}
 	return list
 }

@@ -3,11 +3,12 @@ package fleet
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
-	"maps"
-	"slices"
-	"sync"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -18,7 +19,6 @@ import (
 	recordv1 "github.com/prism-gateway/prism/protos/prism/record/v1"
 
 	"github.com/prism-gateway/prism/shared/fault"
-	"github.com/prism-gateway/prism/shared/ident"
 )
 
 // Report keeps a proxy in the fleet for as long as it reports, and for its lease after.
@@ -59,14 +59,12 @@ func (f *Fleet) Report(stream controlv1.FleetService_ReportServer) error {
 			}
 			return err
 		case m := <-messages:
-			answer, err := r.take(stream.Context(), m)
-			if err != nil {
+			if err := r.take(stream.Context(), m); err != nil {
 				return err
 			}
-			if answer != nil {
-				if err := stream.Send(answer); err != nil {
-					return err
-				}
+			// Every message is answered, so that a proxy notices a replica that hangs.
+			if err := stream.Send(r.answer); err != nil {
+				return err
 			}
 		}
 	}
@@ -79,35 +77,36 @@ type registration struct {
 	member *configv1.Member // as it is in the store
 	since  *timestamppb.Timestamp
 	kept   time.Time
+	answer *controlv1.ReportResponse // to each message
 
 	keep, release func(context.Context) error
 }
 
-// take notes one message and keeps the proxy's lease. It returns the first answer of a stream.
-func (r *registration) take(ctx context.Context, m *controlv1.ReportRequest) (*controlv1.ReportResponse, error) {
+// take notes one message and keeps the proxy's lease.
+func (r *registration) take(ctx context.Context, m *controlv1.ReportRequest) error {
 	id := m.GetMember().GetId()
-	if id == "" || r.report != nil && r.report.proxy != id {
-		return nil, fault.New(fault.Invalid, fault.Field, "member.id: every message of a stream must name the same proxy")
+	if r.report != nil && r.report.proxy != id {
+		return fault.New(fault.Invalid, fault.Field, "member.id: every message of a stream must name the same proxy")
 	}
-	for _, cell := range m.GetCells() {
-		if err := r.fleet.checkPartition(cell.GetPartition()); err != nil {
-			return nil, fault.Newf(fault.Invalid, fault.Field, "cells: %v", err)
-		}
+	if err := r.fleet.checkReport(m); err != nil {
+		return err
 	}
-	var answer *controlv1.ReportResponse
 	if r.report == nil {
 		r.report = r.fleet.reports.begin(id)
 		r.since = timestamppb.Now()
-		answer = &controlv1.ReportResponse{
+		r.answer = &controlv1.ReportResponse{
 			Heartbeat: durationpb.New(r.fleet.cfg.Lease / 4), Lease: durationpb.New(r.fleet.cfg.Lease),
 		}
+	}
+	for _, p := range m.GetPropagation() {
+		r.fleet.metrics.propagated(p.GetTook().AsDuration())
 	}
 	r.fleet.reports.update(r.report, m)
 	if err := r.lease(ctx, m); err != nil {
 		// The proxy serves all the same, and reports again soon.
 		r.fleet.log.Warn("a proxy's lease was not prolonged", "proxy", id, "error", err)
 	}
-	return answer, nil
+	return nil
 }
 
 // lease puts the proxy into the store or prolongs its stay.
@@ -140,156 +139,60 @@ func (r *registration) leave(ctx context.Context) error {
 	return r.release(ctx)
 }
 
-// report is what a proxy has said of itself.
-type report struct {
-	proxy string
+// What a proxy may say of itself. All replicas keep it, and every proxy is sent some of it.
+const (
+	maxID      = 256
+	maxAddress = 512
+	maxBuild   = 256
+	maxLabels  = 64
+	maxLabel   = 256 // of a key, and of a value
+	maxReasons = 64
+	maxNamed   = 1000 // resources that one cell refuses, and that have drifted in it
+)
 
-	// Guarded by reports.mu.
-	last  *controlv1.ReportRequest // without cells
-	heard time.Time
-	ended bool
-	cells map[ident.Partition]*controlv1.CellReport
-}
-
-// reports are those of all proxies that report to this replica.
-type reports struct {
-	changed func(ident.Partition) // is called after what is reported of a partition has changed, with mu held
-	lease   time.Duration         // after what silence a proxy counts as gone
-
-	mu      sync.Mutex // guards all below
-	byProxy map[string]*report
-	byCell  map[ident.Partition]map[string]*report
-}
-
-func newReports(changed func(ident.Partition), lease time.Duration) reports {
-	return reports{
-		changed: changed, lease: lease,
-		byProxy: map[string]*report{},
-		byCell:  map[ident.Partition]map[string]*report{},
+// checkReport refuses what no proxy says, and cuts what is too much.
+func (f *Fleet) checkReport(m *controlv1.ReportRequest) error {
+	member := m.GetMember()
+	if len(member.GetLabels()) > maxLabels {
+		return fault.Newf(fault.Invalid, fault.Field, "member.labels: %d are too many; want %d at most", len(member.GetLabels()), maxLabels)
 	}
-}
-
-// begin starts a proxy's report anew.
-func (r *reports) begin(proxy string) *report {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.removeLocked(proxy)
-	added := &report{proxy: proxy, cells: map[ident.Partition]*controlv1.CellReport{}, last: &controlv1.ReportRequest{}}
-	r.byProxy[proxy] = added
-	return added
-}
-
-func (r *reports) removeLocked(proxy string) {
-	old, ok := r.byProxy[proxy]
-	if !ok {
-		return
+	if member.GetId() == "" {
+		return fault.New(fault.Invalid, fault.Field, "member.id: it is required")
 	}
-	delete(r.byProxy, proxy)
-	for p := range old.cells {
-		r.dropLocked(old, p)
+	texts := map[string]struct {
+		text string
+		max  int
+	}{
+		"member.id": {member.GetId(), maxID}, "member.address": {member.GetAddress(), maxAddress}, "build": {m.GetBuild(), maxBuild},
 	}
-}
-
-func (r *reports) dropLocked(of *report, p ident.Partition) {
-	delete(of.cells, p)
-	delete(r.byCell[p], of.proxy)
-	if len(r.byCell[p]) == 0 {
-		delete(r.byCell, p)
+	for field, t := range texts {
+		if err := checkText(t.text, t.max); err != nil {
+			return fault.Newf(fault.Invalid, fault.Field, "%s: %v", field, err)
+		}
 	}
-	r.changed(p)
-}
-
-// update takes what one message says. A report that was replaced changes nothing.
-func (r *reports) update(of *report, m *controlv1.ReportRequest) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.byProxy[of.proxy] != of {
-		return
+	for key, value := range member.GetLabels() {
+		if err := errors.Join(checkText(key, maxLabel), checkText(value, maxLabel)); err != nil {
+			return fault.Newf(fault.Invalid, fault.Field, "member.labels: %v", err)
+		}
 	}
-	of.heard = time.Now()
-	of.last = proto.CloneOf(m)
-	of.last.Cells, of.last.Dropped = nil, nil
+	m.Reasons = m.GetReasons()[:min(len(m.GetReasons()), maxReasons)]
 	for _, cell := range m.GetCells() {
-		p := ident.Partition(cell.GetPartition())
-		of.cells[p] = cell
-		r.putLocked(of, p)
-	}
-	for _, dropped := range m.GetDropped() {
-		if p := ident.Partition(dropped); of.cells[p] != nil {
-			r.dropLocked(of, p)
+		if err := f.checkPartition(cell.GetPartition()); err != nil {
+			return fault.Newf(fault.Invalid, fault.Field, "cells: %v", err)
 		}
+		cell.Rejections = cell.GetRejections()[:min(len(cell.GetRejections()), maxNamed)]
+		cell.Drifted = cell.GetDrifted()[:min(len(cell.GetDrifted()), maxNamed)]
 	}
+	return nil
 }
 
-func (r *reports) putLocked(of *report, p ident.Partition) {
-	if r.byCell[p] == nil {
-		r.byCell[p] = map[string]*report{}
+// checkText refuses text that is too long, or that would make a mess of a terminal or a log.
+func checkText(text string, longest int) error {
+	switch {
+	case len(text) > longest:
+		return fmt.Errorf("%d bytes; want %d at most", len(text), longest)
+	case !utf8.ValidString(text) || strings.ContainsFunc(text, unicode.IsControl):
+		return errors.New("want text without control characters")
 	}
-	r.byCell[p][of.proxy] = of
-	r.changed(p)
-}
-
-// end notes that a stream has ended. What it said last stays known, but no longer counts as what is served.
-func (r *reports) end(of *report) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	of.ended = true
-	for p := range of.cells {
-		r.changed(p)
-	}
-}
-
-// prune forgets ended reports of proxies that are no members any more.
-func (r *reports) prune(members []*recordv1.MemberLease) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	alive := make(map[string]bool, len(members))
-	for _, m := range members {
-		alive[m.GetMember().GetId()] = true
-	}
-	for proxy, known := range r.byProxy {
-		if known.ended && !alive[proxy] {
-			r.removeLocked(proxy)
-		}
-	}
-}
-
-// add adds what was reported of a partition to what was pushed of it.
-func (r *reports) add(p ident.Partition, cells map[string]*controlv1.CellState) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for proxy, known := range r.byCell[p] {
-		c := cells[proxy]
-		if c == nil {
-			c = &controlv1.CellState{Proxy: proxy, Partition: uint32(p)}
-			cells[proxy] = c
-		}
-		c.LastSeen = timestamppb.New(known.heard)
-		c.Build = known.last.GetBuild()
-		if known.ended {
-			continue
-		}
-		cell := known.cells[p]
-		c.ServingRoot, c.ServingSharedRoot = cell.GetRoot(), cell.GetSharedRoot()
-		c.SnapshotVersion, c.Unready = cell.GetSnapshotVersion(), cell.GetUnready()
-		for _, rejection := range cell.GetRejections() {
-			same := func(o *configv1.Rejection) bool { return o.GetResource() == rejection.GetResource() }
-			if !slices.ContainsFunc(c.GetRejections(), same) {
-				c.Rejections = append(c.Rejections, rejection)
-			}
-		}
-	}
-}
-
-// known returns the reports, by proxy.
-func (r *reports) known() map[string]report {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	all := make(map[string]report, len(r.byProxy))
-	for proxy, known := range r.byProxy {
-		c := *known
-		c.cells = maps.Clone(known.cells)
-		all[proxy] = c
-	}
-	return all
+	return nil
 }

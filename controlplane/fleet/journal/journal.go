@@ -218,12 +218,13 @@ func (j *Journal) write() {
 	if len(buffer) == 0 {
 		return
 	}
-	if j.file == nil || j.size-j.restate >= max(j.cfg.MaxBytes/4, j.restate) {
-		j.rotate() // what is queued is in what the new segment begins with
-		return
+	if j.file != nil {
+		if err := j.append(buffer); err != nil {
+			j.trouble(err)
+		}
 	}
-	if err := j.append(buffer); err != nil {
-		j.trouble(err)
+	if j.file == nil || j.size-j.restate >= max(j.cfg.MaxBytes/4, j.restate) {
+		j.rotate() // what was queued is in what the new segment begins with
 	}
 }
 

@@ -1320,6 +1320,107 @@ func (x *Served) GetOther() *timestamppb.Timestamp {
 	return nil
 }
 
+// ResyncRequest names a partition on a proxy.
+type ResyncRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The proxy.
+	Proxy string `protobuf:"bytes,1,opt,name=proxy,proto3" json:"proxy,omitempty"`
+	// The partition.
+	Partition     uint32 `protobuf:"varint,2,opt,name=partition,proto3" json:"partition,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResyncRequest) Reset() {
+	*x = ResyncRequest{}
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResyncRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResyncRequest) ProtoMessage() {}
+
+func (x *ResyncRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResyncRequest.ProtoReflect.Descriptor instead.
+func (*ResyncRequest) Descriptor() ([]byte, []int) {
+	return file_prism_control_v1_fleet_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ResyncRequest) GetProxy() string {
+	if x != nil {
+		return x.Proxy
+	}
+	return ""
+}
+
+func (x *ResyncRequest) GetPartition() uint32 {
+	if x != nil {
+		return x.Partition
+	}
+	return 0
+}
+
+// ResyncResponse says what became of it.
+type ResyncResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whether the proxy's stream is here, so that the partition will be sent.
+	Asked         bool `protobuf:"varint,1,opt,name=asked,proto3" json:"asked,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResyncResponse) Reset() {
+	*x = ResyncResponse{}
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResyncResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResyncResponse) ProtoMessage() {}
+
+func (x *ResyncResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_control_v1_fleet_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResyncResponse.ProtoReflect.Descriptor instead.
+func (*ResyncResponse) Descriptor() ([]byte, []int) {
+	return file_prism_control_v1_fleet_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ResyncResponse) GetAsked() bool {
+	if x != nil {
+		return x.Asked
+	}
+	return false
+}
+
 var File_prism_control_v1_fleet_proto protoreflect.FileDescriptor
 
 const file_prism_control_v1_fleet_proto_rawDesc = "" +
@@ -1428,12 +1529,18 @@ const file_prism_control_v1_fleet_proto_rawDesc = "" +
 	"sharedRoot\x12)\n" +
 	"\x10snapshot_version\x18\x04 \x01(\x04R\x0fsnapshotVersion\x120\n" +
 	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
-	"\x05other\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x05other2\xee\x02\n" +
+	"\x05other\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x05other\"C\n" +
+	"\rResyncRequest\x12\x14\n" +
+	"\x05proxy\x18\x01 \x01(\tR\x05proxy\x12\x1c\n" +
+	"\tpartition\x18\x02 \x01(\rR\tpartition\"&\n" +
+	"\x0eResyncResponse\x12\x14\n" +
+	"\x05asked\x18\x01 \x01(\bR\x05asked2\xbb\x03\n" +
 	"\fFleetService\x12O\n" +
 	"\x06Report\x12\x1f.prism.control.v1.ReportRequest\x1a .prism.control.v1.ReportResponse(\x010\x01\x12^\n" +
 	"\vFollowCells\x12$.prism.control.v1.FollowCellsRequest\x1a%.prism.control.v1.FollowCellsResponse(\x010\x01\x12Z\n" +
 	"\vListReports\x12$.prism.control.v1.ListReportsRequest\x1a%.prism.control.v1.ListReportsResponse\x12Q\n" +
-	"\bServedAt\x12!.prism.control.v1.ServedAtRequest\x1a\".prism.control.v1.ServedAtResponseB\xc6\x01\n" +
+	"\bServedAt\x12!.prism.control.v1.ServedAtRequest\x1a\".prism.control.v1.ServedAtResponse\x12K\n" +
+	"\x06Resync\x12\x1f.prism.control.v1.ResyncRequest\x1a .prism.control.v1.ResyncResponseB\xc6\x01\n" +
 	"\x14com.prism.control.v1B\n" +
 	"FleetProtoP\x01Z@github.com/prism-gateway/prism/protos/prism/control/v1;controlv1\xa2\x02\x03PCX\xaa\x02\x10Prism.Control.V1\xca\x02\x10Prism\\Control\\V1\xe2\x02\x1cPrism\\Control\\V1\\GPBMetadata\xea\x02\x12Prism::Control::V1b\x06proto3"
 
@@ -1449,7 +1556,7 @@ func file_prism_control_v1_fleet_proto_rawDescGZIP() []byte {
 	return file_prism_control_v1_fleet_proto_rawDescData
 }
 
-var file_prism_control_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_prism_control_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_prism_control_v1_fleet_proto_goTypes = []any{
 	(*ReportRequest)(nil),         // 0: prism.control.v1.ReportRequest
 	(*Load)(nil),                  // 1: prism.control.v1.Load
@@ -1467,51 +1574,55 @@ var file_prism_control_v1_fleet_proto_goTypes = []any{
 	(*ServedAtRequest)(nil),       // 13: prism.control.v1.ServedAtRequest
 	(*ServedAtResponse)(nil),      // 14: prism.control.v1.ServedAtResponse
 	(*Served)(nil),                // 15: prism.control.v1.Served
-	(*v1.Member)(nil),             // 16: prism.config.v1.Member
-	(*durationpb.Duration)(nil),   // 17: google.protobuf.Duration
-	(*v1.Rejection)(nil),          // 18: prism.config.v1.Rejection
-	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
+	(*ResyncRequest)(nil),         // 16: prism.control.v1.ResyncRequest
+	(*ResyncResponse)(nil),        // 17: prism.control.v1.ResyncResponse
+	(*v1.Member)(nil),             // 18: prism.config.v1.Member
+	(*durationpb.Duration)(nil),   // 19: google.protobuf.Duration
+	(*v1.Rejection)(nil),          // 20: prism.config.v1.Rejection
+	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
 }
 var file_prism_control_v1_fleet_proto_depIdxs = []int32{
-	16, // 0: prism.control.v1.ReportRequest.member:type_name -> prism.config.v1.Member
+	18, // 0: prism.control.v1.ReportRequest.member:type_name -> prism.config.v1.Member
 	3,  // 1: prism.control.v1.ReportRequest.cells:type_name -> prism.control.v1.CellReport
-	17, // 2: prism.control.v1.ReportRequest.stale:type_name -> google.protobuf.Duration
+	19, // 2: prism.control.v1.ReportRequest.stale:type_name -> google.protobuf.Duration
 	1,  // 3: prism.control.v1.ReportRequest.load:type_name -> prism.control.v1.Load
 	2,  // 4: prism.control.v1.ReportRequest.propagation:type_name -> prism.control.v1.Propagation
-	17, // 5: prism.control.v1.Load.cpu:type_name -> google.protobuf.Duration
-	17, // 6: prism.control.v1.Propagation.took:type_name -> google.protobuf.Duration
+	19, // 5: prism.control.v1.Load.cpu:type_name -> google.protobuf.Duration
+	19, // 6: prism.control.v1.Propagation.took:type_name -> google.protobuf.Duration
 	5,  // 7: prism.control.v1.CellReport.unready:type_name -> prism.control.v1.Unready
-	18, // 8: prism.control.v1.CellReport.rejections:type_name -> prism.config.v1.Rejection
+	20, // 8: prism.control.v1.CellReport.rejections:type_name -> prism.config.v1.Rejection
 	4,  // 9: prism.control.v1.CellReport.traffic:type_name -> prism.control.v1.Traffic
-	17, // 10: prism.control.v1.Traffic.took:type_name -> google.protobuf.Duration
-	19, // 11: prism.control.v1.Traffic.since:type_name -> google.protobuf.Timestamp
-	17, // 12: prism.control.v1.ReportResponse.heartbeat:type_name -> google.protobuf.Duration
-	17, // 13: prism.control.v1.ReportResponse.lease:type_name -> google.protobuf.Duration
+	19, // 10: prism.control.v1.Traffic.took:type_name -> google.protobuf.Duration
+	21, // 11: prism.control.v1.Traffic.since:type_name -> google.protobuf.Timestamp
+	19, // 12: prism.control.v1.ReportResponse.heartbeat:type_name -> google.protobuf.Duration
+	19, // 13: prism.control.v1.ReportResponse.lease:type_name -> google.protobuf.Duration
 	9,  // 14: prism.control.v1.FollowCellsResponse.cells:type_name -> prism.control.v1.CellState
-	18, // 15: prism.control.v1.CellState.rejections:type_name -> prism.config.v1.Rejection
+	20, // 15: prism.control.v1.CellState.rejections:type_name -> prism.config.v1.Rejection
 	5,  // 16: prism.control.v1.CellState.unready:type_name -> prism.control.v1.Unready
-	19, // 17: prism.control.v1.CellState.last_seen:type_name -> google.protobuf.Timestamp
+	21, // 17: prism.control.v1.CellState.last_seen:type_name -> google.protobuf.Timestamp
 	4,  // 18: prism.control.v1.CellState.traffic:type_name -> prism.control.v1.Traffic
 	12, // 19: prism.control.v1.ListReportsResponse.reports:type_name -> prism.control.v1.ProxyReport
-	19, // 20: prism.control.v1.ProxyReport.last_seen:type_name -> google.protobuf.Timestamp
+	21, // 20: prism.control.v1.ProxyReport.last_seen:type_name -> google.protobuf.Timestamp
 	1,  // 21: prism.control.v1.ProxyReport.load:type_name -> prism.control.v1.Load
-	17, // 22: prism.control.v1.ProxyReport.stale:type_name -> google.protobuf.Duration
-	19, // 23: prism.control.v1.ServedAtRequest.at:type_name -> google.protobuf.Timestamp
-	19, // 24: prism.control.v1.ServedAtResponse.begun:type_name -> google.protobuf.Timestamp
+	19, // 22: prism.control.v1.ProxyReport.stale:type_name -> google.protobuf.Duration
+	21, // 23: prism.control.v1.ServedAtRequest.at:type_name -> google.protobuf.Timestamp
+	21, // 24: prism.control.v1.ServedAtResponse.begun:type_name -> google.protobuf.Timestamp
 	15, // 25: prism.control.v1.ServedAtResponse.cells:type_name -> prism.control.v1.Served
-	19, // 26: prism.control.v1.ServedAtResponse.oldest:type_name -> google.protobuf.Timestamp
-	19, // 27: prism.control.v1.Served.since:type_name -> google.protobuf.Timestamp
-	19, // 28: prism.control.v1.Served.other:type_name -> google.protobuf.Timestamp
+	21, // 26: prism.control.v1.ServedAtResponse.oldest:type_name -> google.protobuf.Timestamp
+	21, // 27: prism.control.v1.Served.since:type_name -> google.protobuf.Timestamp
+	21, // 28: prism.control.v1.Served.other:type_name -> google.protobuf.Timestamp
 	0,  // 29: prism.control.v1.FleetService.Report:input_type -> prism.control.v1.ReportRequest
 	7,  // 30: prism.control.v1.FleetService.FollowCells:input_type -> prism.control.v1.FollowCellsRequest
 	10, // 31: prism.control.v1.FleetService.ListReports:input_type -> prism.control.v1.ListReportsRequest
 	13, // 32: prism.control.v1.FleetService.ServedAt:input_type -> prism.control.v1.ServedAtRequest
-	6,  // 33: prism.control.v1.FleetService.Report:output_type -> prism.control.v1.ReportResponse
-	8,  // 34: prism.control.v1.FleetService.FollowCells:output_type -> prism.control.v1.FollowCellsResponse
-	11, // 35: prism.control.v1.FleetService.ListReports:output_type -> prism.control.v1.ListReportsResponse
-	14, // 36: prism.control.v1.FleetService.ServedAt:output_type -> prism.control.v1.ServedAtResponse
-	33, // [33:37] is the sub-list for method output_type
-	29, // [29:33] is the sub-list for method input_type
+	16, // 33: prism.control.v1.FleetService.Resync:input_type -> prism.control.v1.ResyncRequest
+	6,  // 34: prism.control.v1.FleetService.Report:output_type -> prism.control.v1.ReportResponse
+	8,  // 35: prism.control.v1.FleetService.FollowCells:output_type -> prism.control.v1.FollowCellsResponse
+	11, // 36: prism.control.v1.FleetService.ListReports:output_type -> prism.control.v1.ListReportsResponse
+	14, // 37: prism.control.v1.FleetService.ServedAt:output_type -> prism.control.v1.ServedAtResponse
+	17, // 38: prism.control.v1.FleetService.Resync:output_type -> prism.control.v1.ResyncResponse
+	34, // [34:39] is the sub-list for method output_type
+	29, // [29:34] is the sub-list for method input_type
 	29, // [29:29] is the sub-list for extension type_name
 	29, // [29:29] is the sub-list for extension extendee
 	0,  // [0:29] is the sub-list for field type_name
@@ -1528,7 +1639,7 @@ func file_prism_control_v1_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_prism_control_v1_fleet_proto_rawDesc), len(file_prism_control_v1_fleet_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

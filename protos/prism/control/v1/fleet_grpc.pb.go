@@ -23,6 +23,7 @@ const (
 	FleetService_FollowCells_FullMethodName = "/prism.control.v1.FleetService/FollowCells"
 	FleetService_ListReports_FullMethodName = "/prism.control.v1.FleetService/ListReports"
 	FleetService_ServedAt_FullMethodName    = "/prism.control.v1.FleetService/ServedAt"
+	FleetService_Resync_FullMethodName      = "/prism.control.v1.FleetService/Resync"
 )
 
 // FleetServiceClient is the client API for FleetService service.
@@ -41,6 +42,8 @@ type FleetServiceClient interface {
 	ListReports(ctx context.Context, in *ListReportsRequest, opts ...grpc.CallOption) (*ListReportsResponse, error)
 	// ServedAt returns what a proxy told this replica that it served at a time in the past. Replicas call each other.
 	ServedAt(ctx context.Context, in *ServedAtRequest, opts ...grpc.CallOption) (*ServedAtResponse, error)
+	// Resync has a partition sent in full to a proxy, if its stream is at this replica. Replicas call each other.
+	Resync(ctx context.Context, in *ResyncRequest, opts ...grpc.CallOption) (*ResyncResponse, error)
 }
 
 type fleetServiceClient struct {
@@ -97,6 +100,16 @@ func (c *fleetServiceClient) ServedAt(ctx context.Context, in *ServedAtRequest, 
 	return out, nil
 }
 
+func (c *fleetServiceClient) Resync(ctx context.Context, in *ResyncRequest, opts ...grpc.CallOption) (*ResyncResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ResyncResponse)
+	err := c.cc.Invoke(ctx, FleetService_Resync_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // FleetServiceServer is the server API for FleetService service.
 // All implementations must embed UnimplementedFleetServiceServer
 // for forward compatibility.
@@ -113,6 +126,8 @@ type FleetServiceServer interface {
 	ListReports(context.Context, *ListReportsRequest) (*ListReportsResponse, error)
 	// ServedAt returns what a proxy told this replica that it served at a time in the past. Replicas call each other.
 	ServedAt(context.Context, *ServedAtRequest) (*ServedAtResponse, error)
+	// Resync has a partition sent in full to a proxy, if its stream is at this replica. Replicas call each other.
+	Resync(context.Context, *ResyncRequest) (*ResyncResponse, error)
 	mustEmbedUnimplementedFleetServiceServer()
 }
 
@@ -134,6 +149,9 @@ func (UnimplementedFleetServiceServer) ListReports(context.Context, *ListReports
 }
 func (UnimplementedFleetServiceServer) ServedAt(context.Context, *ServedAtRequest) (*ServedAtResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ServedAt not implemented")
+}
+func (UnimplementedFleetServiceServer) Resync(context.Context, *ResyncRequest) (*ResyncResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Resync not implemented")
 }
 func (UnimplementedFleetServiceServer) mustEmbedUnimplementedFleetServiceServer() {}
 func (UnimplementedFleetServiceServer) testEmbeddedByValue()                      {}
@@ -206,6 +224,24 @@ func _FleetService_ServedAt_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _FleetService_Resync_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResyncRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).Resync(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_Resync_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).Resync(ctx, req.(*ResyncRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // FleetService_ServiceDesc is the grpc.ServiceDesc for FleetService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -220,6 +256,10 @@ var FleetService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ServedAt",
 			Handler:    _FleetService_ServedAt_Handler,
+		},
+		{
+			MethodName: "Resync",
+			Handler:    _FleetService_Resync_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
