@@ -19,7 +19,7 @@ import (
 
 const (
 	maxQueue = 10_000 // changes that wait for the committer
-	maxBatch = 32     // objects of one commit, but for a change that is larger by itself
+	maxBatch = 16     // objects of one commit, but for a change that is larger by itself; more is hardly more in a second
 )
 
 // evaluated is what a change made of a draft.
