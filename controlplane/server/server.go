@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"os"
 	"strings"
@@ -24,6 +25,7 @@ import (
 	"github.com/prism-gateway/prism/controlplane/adminapi"
 	"github.com/prism-gateway/prism/controlplane/controller"
 	"github.com/prism-gateway/prism/controlplane/fleet"
+	"github.com/prism-gateway/prism/controlplane/fleet/journal"
 	"github.com/prism-gateway/prism/controlplane/push"
 	"github.com/prism-gateway/prism/controlplane/release"
 	"github.com/prism-gateway/prism/controlplane/store"
@@ -151,16 +153,29 @@ func (s *Server) policies() release.Policies {
 	return release.Policies{Additive: c.GetAdditive(), Scoped: c.GetScoped(), Shared: c.GetShared(), Rollback: c.GetRollback()}
 }
 
+// journal is where what proxies serve is noted, nil when no directory is given.
+func (s *Server) journal() (*journal.Journal, error) {
+	c := s.c.GetJournal()
+	if c.GetDir() == "" {
+		return nil, nil
+	}
+	return journal.New(journal.Config{Dir: c.GetDir(), MaxBytes: int64(min(c.GetMaxBytes(), math.MaxInt64)), Logger: s.log})
+}
+
 // compose makes the parts, in the order in which they start. ports are those of people, of proxies, and of HTTP.
 func (s *Server) compose(kept *store.Store, ports []net.Listener) ([]lifecycle.Part, error) {
 	tracker := push.NewTracker()
+	served, err := s.journal()
+	if err != nil {
+		return nil, err
+	}
 	proxies, err := fleet.New(fleet.Config{
 		Store: kept, Tracker: tracker, Owners: int(s.c.GetOwners()),
 		Replica: &recordv1.Replica{
 			Id: s.id, FleetAddress: cmp.Or(s.c.GetFleetAdvertise(), ports[1].Addr().String()), Build: telemetry.Build(),
 		},
 		Lease: s.c.GetMemberLease().AsDuration(), Debounce: s.c.GetPlacementDebounce().AsDuration(),
-		MoveDeadline: s.c.GetMoveDeadline().AsDuration(), Logger: s.log,
+		MoveDeadline: s.c.GetMoveDeadline().AsDuration(), Journal: served, Registerer: s.registry, Logger: s.log,
 	})
 	if err != nil {
 		return nil, err

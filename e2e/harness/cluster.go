@@ -49,6 +49,14 @@ type Options struct {
 	Backends []*configv1.Backend
 	// Configure changes the replicas' configuration further; nil does not.
 	Configure func(*bootstrapv1.AdminConfig)
+	// ConfigureProxy changes the proxies' configuration further; nil does not.
+	ConfigureProxy func(*bootstrapv1.ProxyConfig)
+	// Validators is how many proxies more there are that only compile what they are sent.
+	Validators int
+	// Relays puts a relay on every link between programs, see Cluster.Links.
+	Relays bool
+	// AdminProgram and ProxyProgram are what is run; empty means what make build has built.
+	AdminProgram, ProxyProgram string
 }
 
 // Cluster is a running Prism.
@@ -58,9 +66,35 @@ type Cluster struct {
 	// EtcdEndpoints are host:port of the nodes; none when etcd is embedded.
 	EtcdEndpoints []string
 	Admins        []*Admin
-	Proxies       []*Proxy
+	// Proxies are those that take calls, Validators the others.
+	Proxies, Validators []*Proxy
+	// Links are the relays, when Options.Relays asks for them.
+	Links Links
 
-	t T
+	t       T
+	options Options
+	fleet   []string // where proxies find the replicas, without relays
+}
+
+// Links are the relays of a cluster.
+type Links struct {
+	// Etcd is each replica's link to each etcd member.
+	Etcd [][]*Relay
+	// Fleet is each proxy's link to each replica; the validators' come after the others'.
+	Fleet [][]*Relay
+	// Replicas is the link to each replica from the others.
+	Replicas []*Relay
+	// Peers is the link to each proxy from the others.
+	Peers []*Relay
+	// Calls is the link to each proxy from the test.
+	Calls []*Relay
+}
+
+// Set makes several links do the same.
+func Set(f Fault, links ...*Relay) {
+	for _, l := range links {
+		l.Set(f)
+	}
 }
 
 // Admin is one replica of the control plane.
@@ -119,23 +153,41 @@ func Start(t T, o Options) *Cluster {
 // StartNoWait starts a cluster and returns at once.
 func StartNoWait(t T, o Options) *Cluster {
 	t.Helper()
-	c := &Cluster{Dir: t.TempDir(), t: t}
-	var endpoints []string
+	c := &Cluster{Dir: t.TempDir(), t: t, options: o}
 	if o.Etcd > 0 {
-		endpoints = c.startEtcd(o.Etcd)
-		c.EtcdEndpoints = endpoints
+		c.EtcdEndpoints = c.startEtcd(o.Etcd)
 	}
-	fleet := make([]string, cmp.Or(o.Admins, 1))
-	for i := range fleet {
-		fleet[i] = FreeAddress(t)
+	for range cmp.Or(o.Admins, 1) {
+		c.fleet = append(c.fleet, FreeAddress(t))
 	}
-	for i := range fleet {
-		c.startAdmin(i, fleet[i], endpoints, o)
+	for i := range c.fleet {
+		c.startAdmin(i)
 	}
-	for i := range cmp.Or(o.Proxies, 3) {
-		c.startProxy(i, fleet)
+	for range cmp.Or(o.Proxies, 3) {
+		c.Join()
+	}
+	for i := range o.Validators {
+		c.Validators = append(c.Validators, c.startProxy(fmt.Sprintf("validator-%d", i), true))
 	}
 	return c
+}
+
+// Join starts one proxy more and returns it at once.
+func (c *Cluster) Join() *Proxy {
+	c.t.Helper()
+	p := c.startProxy(fmt.Sprintf("proxy-%d", len(c.Proxies)), false)
+	c.Proxies = append(c.Proxies, p)
+	return p
+}
+
+// relayed puts a relay before an address, when the cluster has relays.
+func (c *Cluster) relayed(links *[]*Relay, address string) string {
+	if !c.options.Relays {
+		return address
+	}
+	r := NewRelay(c.t, address)
+	*links = append(*links, r)
+	return r.Address
 }
 
 // WaitSettled waits until every proxy that runs owns partitions, none move, and all go by the newest assignment.
@@ -196,9 +248,15 @@ func (c *Cluster) startEtcd(n int) (endpoints []string) {
 	return endpoints
 }
 
-func (c *Cluster) startAdmin(i int, fleet string, etcd []string, o Options) {
-	name := fmt.Sprintf("admin-%d", i)
-	a := &Admin{Address: FreeAddress(c.t), FleetAddress: fleet, HTTPAddress: FreeAddress(c.t)}
+func (c *Cluster) startAdmin(i int) {
+	o, name := c.options, fmt.Sprintf("admin-%d", i)
+	a := &Admin{Address: FreeAddress(c.t), FleetAddress: c.fleet[i], HTTPAddress: FreeAddress(c.t)}
+	var etcd []string
+	var links []*Relay
+	for _, member := range c.EtcdEndpoints {
+		etcd = append(etcd, c.relayed(&links, member))
+	}
+	c.Links.Etcd = append(c.Links.Etcd, links)
 	settings := &bootstrapv1.AdminConfig{
 		Listen: a.Address, FleetListen: a.FleetAddress, HttpListen: a.HTTPAddress, ReplicaId: name,
 		Etcd:              &bootstrapv1.EtcdConfig{Endpoints: etcd, DataDir: filepath.Join(c.Dir, name+".etcd")},
@@ -208,26 +266,53 @@ func (c *Cluster) startAdmin(i int, fleet string, etcd []string, o Options) {
 		PlacementDebounce: orDuration(o.Debounce, 200*time.Millisecond),
 		InitialBackends:   o.Backends,
 	}
+	if o.Relays {
+		settings.FleetAdvertise = c.relayed(&c.Links.Replicas, a.FleetAddress)
+	}
 	if o.Configure != nil {
 		o.Configure(settings)
 	}
 	config := c.write(name, settings)
-	a.Process = start(c.t, c.Dir, name, Program(c.t, "bin/prism-admin", "make build"), nil, "--config", config)
+	program := o.AdminProgram
+	if program == "" {
+		program = Program(c.t, "bin/prism-admin", "make build")
+	}
+	// What a program keeps where it is started, because its configuration does not say where, is a replica's own.
+	a.Process = start(c.t, c.Dir, name, program, nil, "--config", config)
 	conn := c.Dial(a.Address)
 	a.Control, a.Operator = controlv1.NewControlPlaneClient(conn), adminv1.NewAdminServiceClient(conn)
 	c.Admins = append(c.Admins, a)
 }
 
-func (c *Cluster) startProxy(i int, admins []string) {
-	id := fmt.Sprintf("proxy-%d", i)
+func (c *Cluster) startProxy(id string, validator bool) *Proxy {
+	o := c.options
 	p := &Proxy{ID: id, Address: FreeAddress(c.t), HTTPAddress: FreeAddress(c.t), StateDir: filepath.Join(c.Dir, id+".state")}
-	config := c.write(id, &bootstrapv1.ProxyConfig{
+	var admins []string
+	var links []*Relay
+	for _, admin := range c.fleet {
+		admins = append(admins, c.relayed(&links, admin))
+	}
+	c.Links.Fleet = append(c.Links.Fleet, links)
+	settings := &bootstrapv1.ProxyConfig{
 		Id: id, Listen: p.Address, HttpListen: p.HTTPAddress, AdminEndpoints: admins, StateDir: p.StateDir,
-		DrainTimeout: durationpb.New(5 * time.Second), ReleaseDelay: durationpb.New(time.Second),
-	})
-	p.Process = start(c.t, c.Dir, id, Program(c.t, "bin/prism-proxy", "make build"), nil, "--config", config)
-	p.KeyValue = datav1.NewKeyValueClient(c.Dial(p.Address))
-	c.Proxies = append(c.Proxies, p)
+		DrainTimeout: durationpb.New(5 * time.Second), ReleaseDelay: durationpb.New(time.Second), Validator: validator,
+	}
+	calls := p.Address
+	if o.Relays && !validator {
+		settings.Advertise = c.relayed(&c.Links.Peers, p.Address)
+		calls = c.relayed(&c.Links.Calls, p.Address)
+	}
+	if o.ConfigureProxy != nil {
+		o.ConfigureProxy(settings)
+	}
+	config := c.write(id, settings)
+	program := o.ProxyProgram
+	if program == "" {
+		program = Program(c.t, "bin/prism-proxy", "make build")
+	}
+	p.Process = start(c.t, c.Dir, id, program, nil, "--config", config)
+	p.KeyValue = datav1.NewKeyValueClient(c.Dial(calls))
+	return p
 }
 
 // write keeps a program's configuration; JSON is YAML too.

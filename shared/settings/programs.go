@@ -37,12 +37,14 @@ func LoadAdmin(path string, env Lookup, flags ...func(*bootstrapv1.AdminConfig))
 		History: &bootstrapv1.HistoryConfig{
 			Snapshots: 1000, Age: durationpb.New(30 * 24 * time.Hour), SweepInterval: durationpb.New(10 * time.Minute),
 		},
+		Journal: &bootstrapv1.JournalConfig{Dir: "prism-admin.journal", MaxBytes: 64 << 20},
 	}
 	from, err := load(path, c, env, []Override{
 		Port("PRISM_ADMIN_PORT", "listen", &c.Listen),
 		Port("PRISM_FLEET_PORT", "fleet_listen", &c.FleetListen),
 		Port("PRISM_ADMIN_HTTP_PORT", "http_listen", &c.HttpListen),
 		List("PRISM_ETCD_ENDPOINTS", "etcd.endpoints", &c.Etcd.Endpoints),
+		Text("PRISM_JOURNAL_DIR", "journal.dir", &c.Journal.Dir),
 		Text("PRISM_LOG_LEVEL", "log_level", &c.LogLevel),
 	})
 	if err != nil {

@@ -37,12 +37,15 @@ history: {age: 7d}
 initial_backends:
 - {name: kv-main, type: sqlite, endpoints: [data.db]}
 `)
-	c, err := settings.LoadAdmin(path, env{"PRISM_ADMIN_PORT": "7100", "PRISM_ETCD_ENDPOINTS": "c:3, d:4", "PRISM_FLEET_PORT": ""}.lookup)
+	c, err := settings.LoadAdmin(path, env{"PRISM_ADMIN_PORT": "7100", "PRISM_ETCD_ENDPOINTS": "c:3, d:4", "PRISM_FLEET_PORT": "", "PRISM_JOURNAL_DIR": "elsewhere"}.lookup)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if c.GetListen() != "127.0.0.1:7100" || c.GetFleetListen() != "127.0.0.1:18000" {
 		t.Errorf("listens on %s and %s", c.GetListen(), c.GetFleetListen())
+	}
+	if c.GetJournal().GetDir() != "elsewhere" || c.GetJournal().GetMaxBytes() != 64<<20 {
+		t.Errorf("journal %v", c.GetJournal())
 	}
 	if got := strings.Join(c.GetEtcd().GetEndpoints(), " "); got != "c:3 d:4" {
 		t.Errorf("etcd at %s", got)

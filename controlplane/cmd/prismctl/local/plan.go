@@ -85,6 +85,7 @@ func (p *plan) write() error {
 		HttpListen:        p.admin.HTTP,
 		ReplicaId:         "local",
 		Etcd:              &bootstrapv1.EtcdConfig{DataDir: p.dir.file("etcd")},
+		Journal:           &bootstrapv1.JournalConfig{Dir: p.dir.file("journal")},
 		MemberLease:       durationpb.New(5 * time.Second),
 		PlacementDebounce: durationpb.New(time.Second),
 		ShutdownTimeout:   durationpb.New(stopTimeout),
