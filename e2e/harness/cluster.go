@@ -277,7 +277,6 @@ func (c *Cluster) startAdmin(i int) {
 	if program == "" {
 		program = Program(c.t, "bin/prism-admin", "make build")
 	}
-	// What a program keeps where it is started, because its configuration does not say where, is a replica's own.
 	a.Process = start(c.t, c.Dir, name, program, nil, "--config", config)
 	conn := c.Dial(a.Address)
 	a.Control, a.Operator = controlv1.NewControlPlaneClient(conn), adminv1.NewAdminServiceClient(conn)

@@ -30,6 +30,7 @@ type Process struct {
 	path string
 	args []string
 	env  []string
+	work string // the directory it runs in, its own
 	log  string
 
 	mu   sync.Mutex
@@ -40,7 +41,12 @@ type Process struct {
 // start runs a program with its output in a file of dir, which is shown when the test fails.
 func start(t T, dir, name, path string, env []string, args ...string) *Process {
 	t.Helper()
-	p := &Process{t: t, name: name, path: path, args: args, env: env, log: filepath.Join(dir, name+".log")}
+	p := &Process{
+		t: t, name: name, path: path, args: args, env: env, work: filepath.Join(dir, name+".work"), log: filepath.Join(dir, name+".log"),
+	}
+	if err := os.MkdirAll(p.work, 0o700); err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
 	t.Cleanup(func() {
 		p.Kill()
 		if t.Failed() {
@@ -62,7 +68,7 @@ func (p *Process) Start() {
 	}
 	defer out.Close()
 	cmd := exec.Command(p.path, p.args...)
-	cmd.Stdout, cmd.Stderr = out, out
+	cmd.Dir, cmd.Stdout, cmd.Stderr = p.work, out, out
 	cmd.Env = append(os.Environ(), p.env...)
 	cmd.SysProcAttr = dieWithParent()
 	started, done := make(chan error), make(chan struct{})
