@@ -188,8 +188,12 @@ func (k *kept) release(t testing.TB, snapshot uint64) *recordv1.Release {
 
 // content is what a namespace was set to; empty when it is not there.
 func (k *kept) content(t testing.TB, name string) string {
+	return contentOf(t, k.Released().Head(), name)
+}
+
+func contentOf(t testing.TB, tree *snapshot.Tree, name string) string {
 	t.Helper()
-	o, ok := k.Released().Head().Namespace(name)
+	o, ok := tree.Namespace(name)
 	if !ok {
 		return ""
 	}
