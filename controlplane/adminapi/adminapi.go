@@ -55,6 +55,7 @@ type fleet interface {
 	Assignment() *configv1.Assignment
 	Proxies(ctx context.Context) []*adminv1.Proxy // by id
 	Proxy(ctx context.Context, id string) (*adminv1.Proxy, []*adminv1.ProxyPartition, bool)
+	Served(ctx context.Context, proxy string, at time.Time, namespace string) ([]*adminv1.ServedPartition, error)
 	Owners(p ident.Partition) (owners, loading []*configv1.Member, epoch uint64)
 	Status(ctx context.Context, namespace string) (*configv1.NamespaceStatus, error)
 	WatchStatus(ctx context.Context, namespace string, each func(*configv1.NamespaceStatus) (done bool)) error

@@ -342,15 +342,8 @@ func (s *Server) WatchNamespaceStatus(in *controlv1.WatchNamespaceStatusRequest,
 	if err := check(in); err != nil {
 		return err
 	}
-	tree, err := s.head()
-	if err != nil {
-		return err
-	}
-	if _, ok := tree.Namespace(in.GetNamespace()); !ok {
-		return noNamespace(in.GetNamespace())
-	}
 	var sending error
-	err = s.cfg.Fleet.WatchStatus(stream.Context(), in.GetNamespace(), func(st *configv1.NamespaceStatus) bool {
+	err := s.cfg.Fleet.WatchStatus(stream.Context(), in.GetNamespace(), func(st *configv1.NamespaceStatus) bool {
 		sending = stream.Send(&controlv1.WatchNamespaceStatusResponse{Status: st})
 		return sending != nil || in.GetUntilSnapshot() != 0 && st.GetLive() && st.GetSnapshotVersion() >= in.GetUntilSnapshot()
 	})

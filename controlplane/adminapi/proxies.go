@@ -4,6 +4,7 @@ import (
 	"context"
 
 	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
+	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	"github.com/prism-gateway/prism/shared/fault"
 	"github.com/prism-gateway/prism/shared/ident"
 )
@@ -39,16 +40,31 @@ func (s *Server) ListProxies(ctx context.Context, in *adminv1.ListProxiesRequest
 	return out, nil
 }
 
-// GetProxy returns one proxy with its partitions.
+// GetProxy returns one proxy with its partitions, as it is now or with what it served at a time in the past. A proxy that
+// has left the fleet can still be asked for what it served.
 func (s *Server) GetProxy(ctx context.Context, in *adminv1.GetProxyRequest) (*adminv1.GetProxyResponse, error) {
 	if err := check(in); err != nil {
 		return nil, err
 	}
-	proxy, partitions, ok := s.cfg.Fleet.Proxy(ctx, in.GetId())
-	if !ok {
-		return nil, fault.Newf(fault.NotFound, fault.Object, "there is no proxy %q", in.GetId())
+	if in.GetAt() == nil {
+		if in.GetNamespace() != "" {
+			return nil, fault.New(fault.Invalid, fault.Field, "namespace: it goes with at")
+		}
+		proxy, partitions, ok := s.cfg.Fleet.Proxy(ctx, in.GetId())
+		if !ok {
+			return nil, fault.Newf(fault.NotFound, fault.Object, "there is no proxy %q", in.GetId())
+		}
+		return &adminv1.GetProxyResponse{Proxy: proxy, Partitions: partitions}, nil
 	}
-	return &adminv1.GetProxyResponse{Proxy: proxy, Partitions: partitions}, nil
+	at := in.GetAt().AsTime()
+	if err := in.GetAt().CheckValid(); err != nil || at.After(s.cfg.Now()) {
+		return nil, fault.New(fault.Invalid, fault.Field, "at: want a time in the past")
+	}
+	served, err := s.cfg.Fleet.Served(ctx, in.GetId(), at, in.GetNamespace())
+	if err != nil {
+		return nil, err
+	}
+	return &adminv1.GetProxyResponse{Proxy: &adminv1.Proxy{Member: &configv1.Member{Id: in.GetId()}}, Served: served}, nil
 }
 
 // GetOwners says who owns a namespace's partition. The namespace need not exist.

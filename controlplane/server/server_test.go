@@ -45,6 +45,7 @@ func TestNotReadyTellsWhatIsInTheWay(t *testing.T) {
 	config, err := settings.LoadAdmin("", func(string) (string, bool) { return "", false }, func(c *bootstrapv1.AdminConfig) {
 		c.Listen, c.FleetListen, c.HttpListen = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
 		c.Etcd.Endpoints = []string{nobody.Addr().String()}
+		c.Journal.Dir = t.TempDir()
 	})
 	if err != nil {
 		t.Fatal(err)
