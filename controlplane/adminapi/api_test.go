@@ -96,7 +96,7 @@ func startUnder(t *testing.T, policies release.Policies, change ...func(*adminap
 		t.Fatal(err)
 	}
 	s, err := store.New(store.Config{
-		Client: client, Prefix: prefix(t), Name: "replica", Partitions: partitions, LeaderTTL: time.Second, Policies: policies, Log: quiet(),
+		Client: client, Prefix: prefix(t), Name: fmt.Sprint("replica-", runs.Add(1)), Partitions: partitions, LeaderTTL: time.Second, Policies: policies, Log: quiet(),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -134,6 +134,7 @@ func startUnder(t *testing.T, policies release.Policies, change ...func(*adminap
 	var running sync.WaitGroup
 	running.Go(func() { s.Run(ctx) })
 	running.Go(func() { f.Run(ctx) })
+	running.Go(func() { api.Run(ctx) })
 	running.Go(func() { s.Lead(ctx, f.Place) })
 	running.Go(func() { g.Serve(listener) })
 	t.Cleanup(func() {
