@@ -65,10 +65,11 @@ func (c *Commands) list() *cobra.Command {
 					return err
 				}
 				return c.term.Print(all, func(w io.Writer) {
-					g := terminal.NewGrid("PROXY", "ADDRESS", "STATE", "OWNED", "CURRENT", "LOADING", "REFUSED", "CALLS/S", "BUILD", "REASONS")
+					g := terminal.NewGrid("PROXY", "ADDRESS", "STATE", "OWNED", "CURRENT", "LOADING", "REFUSED", "DRIFTED", "STALE", "CALLS/S", "CONNS", "SESSIONS", "BUILD", "REASONS")
 					for _, p := range all.GetProxies() {
 						g.Row(p.GetMember().GetId(), p.GetMember().GetAddress(), state(p), count(p.GetOwned()), count(p.GetCurrent()), count(p.GetLoading()),
-							count(p.GetRejected()), strconv.FormatFloat(p.GetCallsPerSecond(), 'f', 1, 64), version(p.GetBuild()), strings.Join(p.GetReasons(), "; "))
+							count(p.GetRejected()), strconv.Itoa(len(p.GetDrifted())), stale(p), strconv.FormatFloat(p.GetCallsPerSecond(), 'f', 1, 64),
+							count(p.GetLoad().GetConnections()), count(p.GetLoad().GetSessions()), version(p.GetBuild()), strings.Join(p.GetReasons(), "; "))
 					}
 					g.Write(w)
 					moving := ""
@@ -94,66 +95,20 @@ func state(p *adminv1.Proxy) string {
 	switch {
 	case p.GetMember().GetDraining():
 		return "draining"
-	case p.GetReady():
-		return "ready"
+	case !p.GetReady():
+		return "not ready"
+	case p.GetMember().GetValidator():
+		return "validator"
 	}
-	return "not ready"
+	return "ready"
 }
 
-func (c *Commands) show() *cobra.Command {
-	return &cobra.Command{
-		Use:               "show PROXY",
-		Short:             "Show one proxy with its partitions",
-		Example:           "  prismctl fleet show proxy-1",
-		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: c.proxies,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
-				resp, err := control.Admin.GetProxy(ctx, &adminv1.GetProxyRequest{Id: args[0]})
-				if err != nil {
-					return err
-				}
-				return c.term.Print(resp, func(w io.Writer) { describe(w, resp) })
-			})
-		},
+// stale is how old the configuration is that a proxy serves by, empty while it is connected.
+func stale(p *adminv1.Proxy) string {
+	if p.GetStale() == nil {
+		return ""
 	}
-}
-
-func describe(w io.Writer, resp *adminv1.GetProxyResponse) {
-	p := resp.GetProxy()
-	terminal.Fields(w,
-		"proxy", p.GetMember().GetId(),
-		"address", p.GetMember().GetAddress(),
-		"state", state(p),
-		"reasons", strings.Join(p.GetReasons(), "; "),
-		"build", p.GetBuild(),
-		"reports to", p.GetReplica(),
-		"last seen", terminal.Time(p.GetLastSeen()),
-		"partitions", fmt.Sprintf("%d owned, %d of them current, %d loading", p.GetOwned(), p.GetCurrent(), p.GetLoading()),
-	)
-	fmt.Fprintln(w)
-	empty := 0
-	g := terminal.NewGrid("PARTITION", "RANK", "WANTED", "ACCEPTED", "SERVED", "REFUSED")
-	for _, part := range resp.GetPartitions() {
-		// An installation has many partitions: those that are as they ought to be and empty say nothing.
-		if part.GetWantRoot() == "" && part.GetServingRoot() == "" && len(part.GetRejections()) == 0 && !part.GetLoading() {
-			empty++
-			continue
-		}
-		rank := count(part.GetRank())
-		if part.GetLoading() {
-			rank = "loading"
-		}
-		var refused []string
-		for _, r := range part.GetRejections() {
-			refused = append(refused, r.GetResource()+": "+r.GetReason())
-		}
-		g.Row(count(part.GetPartition()), rank, terminal.Short(part.GetWantRoot()), terminal.Short(part.GetAcceptedRoot()), terminal.Short(part.GetServingRoot()), strings.Join(refused, "; "))
-	}
-	g.Write(w)
-	if empty > 0 {
-		fmt.Fprintf(w, "empty partitions, not listed: %d\n", empty)
-	}
+	return p.GetStale().AsDuration().Round(time.Second).String()
 }
 
 func (c *Commands) owners() *cobra.Command {

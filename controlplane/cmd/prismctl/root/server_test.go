@@ -218,7 +218,8 @@ func (p *peer) DeleteBackend(_ context.Context, req *adminv1.DeleteBackendReques
 
 func proxyOne() *adminv1.Proxy {
 	return &adminv1.Proxy{Member: &configv1.Member{Id: "proxy-1", Address: "127.0.0.1:8980"}, Build: "v1 go1.26", Replica: "admin-1", Ready: true,
-		Owned: 3, Current: 2, Loading: 1, LastSeen: moment, CallsPerSecond: 12.34}
+		Owned: 3, Current: 2, Loading: 1, LastSeen: moment, CallsPerSecond: 12.34, Stale: durationpb.New(90 * time.Second), Drifted: []string{"ns/user-profiles"},
+		Load: &controlv1.Load{CallsInFlight: 2, Connections: 30, Sessions: 4, MemoryBytes: 64 << 20, Cpu: durationpb.New(90 * time.Second)}}
 }
 
 func (p *peer) ListProxies(_ context.Context, req *adminv1.ListProxiesRequest) (*adminv1.ListProxiesResponse, error) {
@@ -228,8 +229,18 @@ func (p *peer) ListProxies(_ context.Context, req *adminv1.ListProxiesRequest) (
 
 func (p *peer) GetProxy(_ context.Context, req *adminv1.GetProxyRequest) (*adminv1.GetProxyResponse, error) {
 	p.note(req)
+	if req.GetAt() != nil {
+		served := &adminv1.ServedPartition{Partition: 2, Root: "aa", SharedRoot: "ff", SnapshotVersion: 7, Since: moment}
+		switch req.GetNamespace() {
+		case "user-profiles":
+			served.NamespaceVersion = "1234567890abcdef"
+		case "orders":
+			served.Unknown = "its partition's state of then is no longer kept"
+		}
+		return &adminv1.GetProxyResponse{Served: []*adminv1.ServedPartition{served}}, nil
+	}
 	return &adminv1.GetProxyResponse{Proxy: proxyOne(), Partitions: []*adminv1.ProxyPartition{
-		{Partition: 1}, {Partition: 2, WantRoot: "aa", AcceptedRoot: "aa", ServingRoot: "aa"}, {Partition: 3, Loading: true, WantRoot: "bb",
+		{Partition: 1}, {Partition: 2, WantRoot: "aa", WantSnapshot: 7, AcceptedRoot: "aa", ServingRoot: "aa", Drifted: []string{"ns/user-profiles"}}, {Partition: 3, Loading: true, WantRoot: "bb",
 			Rejections: []*configv1.Rejection{{Resource: "ns/orders", Reason: "no driver"}}}}}, nil
 }
 
