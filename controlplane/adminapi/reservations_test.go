@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/prism-gateway/prism/controlplane/adminapi"
@@ -78,14 +77,9 @@ func TestReserveName(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	all, err := client.Get(t.Context(), "/"+prefix(t), clientv3.WithPrefix())
-	if err != nil || all.Count == 0 {
-		t.Fatal(all, err)
-	}
-	for _, kv := range all.Kvs {
-		if bytes.Contains(kv.Value, []byte(made.Token)) {
-			t.Errorf("%s holds the token", kv.Key)
-		}
+	stored, err := client.Get(t.Context(), "/"+prefix(t)+"/n/orders")
+	if err != nil || stored.Count != 1 || bytes.Contains(stored.Kvs[0].Value, []byte(made.Token)) {
+		t.Errorf("stored %v, %v", stored, err)
 	}
 	if err := other.createWith(t, "orders", made.Token); err != nil {
 		t.Fatal(err)
