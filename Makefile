@@ -17,7 +17,7 @@ BENCHFLAGS ?=
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: build
 build: ## build bin/prism-admin, bin/prism-proxy and bin/prismctl
@@ -39,6 +39,15 @@ test: unit e2e ## all tests, those of the real programs against real servers too
 bench: build ## measure what the design promises
 	scripts/fetch redis etcd
 	go run ./e2e/bench $(BENCHFLAGS)
+
+.PHONY: bench-fleet
+bench-fleet: build ## measure the control plane with 1,000 simulated proxies; BENCHFLAGS=-quick is smaller
+	scripts/fetch etcd
+	go run ./e2e/bench/fleet $(BENCHFLAGS)
+
+.PHONY: bench-fleet-million
+bench-fleet-million: build ## load 1,000,000 namespaces and tell what becomes of it; needs 8 GiB of memory and disk
+	go run ./e2e/bench/fleet -million
 
 .PHONY: generate
 generate: ## generate the Go code beside the .proto files
