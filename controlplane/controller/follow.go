@@ -83,8 +83,8 @@ func (f *follower) bring(ctx context.Context, state *release.State, r *recordv1.
 		return f.finish(ctx, r, wait)
 	}
 	assignment := f.cfg.Fleet.Assignment()
-	if assignment == nil && len(f.cfg.Store.Members()) > 0 {
-		return wait // Run of fleet will have it in a moment, and signals
+	if assignment == nil {
+		return wait // there is no fleet, or this replica does not know it yet
 	}
 	if left := f.observed.of(f.cfg.Observe, state.Concerned(f.snapshot), now, f.cfg.Lease); left > 0 {
 		return min(wait, left)

@@ -2,9 +2,11 @@ package controller_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -56,14 +58,20 @@ func quick() release.Policies {
 	return release.Policies{Scoped: &configv1.ReleasePolicy{Soak: durationpb.New(0), Silence: durationpb.New(patience)}}
 }
 
-func start(t *testing.T, name string) *replica {
+// runs tells apart the runs of one test.
+var runs atomic.Int64
+
+// prefix is a part of etcd for one run of one test.
+func prefix(t *testing.T) string { return fmt.Sprintf("%s-%d", t.Name(), runs.Add(1)) }
+
+func start(t *testing.T, prefix, name string) *replica {
 	t.Helper()
 	client, err := etcd.Client()
 	if err != nil {
 		t.Fatal(err)
 	}
 	s, err := store.New(store.Config{
-		Client: client, Prefix: t.Name(), Name: name, Partitions: partitions, LeaderTTL: time.Second, Policies: quick(), Log: quiet(),
+		Client: client, Prefix: prefix, Name: name, Partitions: partitions, LeaderTTL: time.Second, Policies: quick(), Log: quiet(),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -122,7 +130,7 @@ func (r *replica) until(t *testing.T, what string, so func() bool) {
 		case <-moved:
 		case <-fleet:
 		case <-enough.C:
-			t.Fatalf("never: %s", what)
+			t.Fatalf("never: %s; under way %v, ended %v", what, r.Released().Active(), r.Ended())
 		}
 	}
 }
@@ -152,7 +160,8 @@ func (r *replica) ended(t *testing.T, snapshot uint64) *recordv1.Release {
 }
 
 func TestTheLeaderIsKilledInTheMiddleOfARelease(t *testing.T) {
-	a, b := start(t, "a"), start(t, "b")
+	at := prefix(t)
+	a, b := start(t, at, "a"), start(t, at, "b")
 	a.join(t)
 	a.change(t, sets(t, names, "old")...)
 	before := a.Released()
@@ -183,7 +192,8 @@ func TestTheLeaderIsKilledInTheMiddleOfARelease(t *testing.T) {
 
 // TestPeopleAndTheControllerDoNotGetInEachOthersWay aborts releases while their waves go on.
 func TestPeopleAndTheControllerDoNotGetInEachOthersWay(t *testing.T) {
-	r, second := start(t, "a"), start(t, "b")
+	at := prefix(t)
+	r, second := start(t, at, "a"), start(t, at, "b")
 	r.join(t)
 	r.change(t, sets(t, names, "old")...)
 	for i := range 20 {
@@ -201,7 +211,8 @@ func TestPeopleAndTheControllerDoNotGetInEachOthersWay(t *testing.T) {
 }
 
 func TestARefusalIsTakenBackByTheReplicaThatHearsOfIt(t *testing.T) {
-	leader, other := start(t, "a"), start(t, "b") // whoever leads
+	at := prefix(t)
+	leader, other := start(t, at, "a"), start(t, at, "b") // whoever leads
 	leader.join(t)
 	leader.change(t, sets(t, names, "old")...)
 	for _, r := range []*replica{leader, other} { // the first wave is held

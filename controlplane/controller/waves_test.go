@@ -285,6 +285,33 @@ func TestAProxyThatLeavesTheFleetDoesNotHurtTheRelease(t *testing.T) {
 	})
 }
 
+// TestAFleetThatIsNotKnownYetIsNotPassedBy is about a replica that hears of the release first and of the proxies then.
+func TestAFleetThatIsNotKnownYetIsNotPassedBy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newKept()
+		snapshot := begin(t, k, release.Order{})
+		s := newScript(k, 1, 3)
+		stop := lead(t, k, s)
+		defer stop()
+		k.mu.Lock()
+		k.members = nil
+		k.mu.Unlock()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if r := k.release(t, snapshot); r.GetWave() != release.WaveValidators {
+			t.Errorf("wave %d without a proxy", r.GetWave())
+		}
+		k.mu.Lock()
+		k.members = s.leases()
+		k.mu.Unlock()
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if r := k.release(t, snapshot); r.GetState() != done || !slices.Equal(waves(r), []int{1, 2, 3, 4, 5}) {
+			t.Errorf("%v after %v: %s", r.GetState(), waves(r), r.GetReason())
+		}
+	})
+}
+
 func TestReleasesGoTheirWaysBesideEachOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newKept()

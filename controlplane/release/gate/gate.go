@@ -28,8 +28,7 @@ type Unready struct {
 	Before bool
 }
 
-// Cell is one partition on one proxy of the fleet, and what is known of it. A proxy that has left the fleet has no
-// cells: that it is gone is not the release's doing.
+// Cell is one partition on one proxy, and what is known of it.
 type Cell struct {
 	Partition ident.Partition
 	Proxy     string
@@ -42,6 +41,9 @@ type Cell struct {
 	Wants []Roots
 	// Since is from when the cell is expected to have it.
 	Since time.Time
+	// Gone says that the proxy has left the fleet, which the placement is about to notice. That is not the release's
+	// doing.
+	Gone bool
 
 	// Build is the proxy's build; empty while nothing was heard of the cell.
 	Build string
@@ -132,9 +134,17 @@ type Verdict struct {
 // Judge judges a wave. It is to be called again when something changed, and at Until.
 func Judge(in Input) Verdict {
 	j := judgement{in: in, silence: max(in.Silence, in.Policy.GetSilence().AsDuration()), patience: in.Policy.GetSilence().AsDuration()}
+	here, gone := 0, 0 // cells of the wave
 	for i := range in.Cells {
-		if in.Cells[i].Reached {
-			j.cell(&in.Cells[i])
+		c := &in.Cells[i]
+		if c.Wave == in.Wave {
+			here++
+			if c.Gone {
+				gone++
+			}
+		}
+		if c.Reached && !c.Gone {
+			j.cell(c)
 		}
 	}
 	over := in.Held.Add(in.Policy.GetSoak().AsDuration())
@@ -148,6 +158,8 @@ func Judge(in Input) Verdict {
 		return Verdict{Outcome: Fail, Reason: traffic, Serving: serving}
 	case len(j.late) > 0:
 		return Verdict{Outcome: Wait, Reason: first(j.late), Until: j.until, Serving: serving}
+	case here > 0 && gone == here:
+		return Verdict{Outcome: Wait, Reason: "every proxy of the wave has left the fleet", Until: in.Now.Add(j.silence)}
 	case held:
 		return Verdict{Outcome: Pass, Serving: true}
 	case in.Held.IsZero():

@@ -108,6 +108,13 @@ func TestJudge(t *testing.T) {
 		"a proxy that loads the partition is not waited for": {at: 35 * time.Second, want: gate.Pass, change: func(c, _ *gate.Cell) {
 			c.Rank, c.Sent, c.Accepted, c.Serving = release.Other, gate.Roots{}, gate.Roots{}, gate.Roots{}
 		}},
+		"a proxy that has left the fleet is not silent": {at: 30 * time.Second, want: gate.Pass, change: func(c, o *gate.Cell) {
+			c.Gone, c.Seen = true, start.Add(-time.Hour)
+			*o = reached(30 * time.Second)
+		}},
+		"nobody is left to prove it": {at: 30 * time.Second, want: gate.Wait, reason: "every proxy of the wave has left the fleet", until: 50 * time.Second, change: func(c, _ *gate.Cell) {
+			c.Gone = true
+		}},
 		"refused": {at: time.Second, want: gate.Fail, reason: "proxy-1 in p/0007 refused ns/orders: patterns[0]: no such driver (build v3)", change: func(c, _ *gate.Cell) {
 			c.Rejections = []*configv1.Rejection{rejection}
 		}},

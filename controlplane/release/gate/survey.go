@@ -12,7 +12,7 @@ import (
 )
 
 // Survey lists the cells of the partitions that a release under way concerns, by wave, partition and proxy, with nothing
-// known of them but what those that it has reached are to have. Proxies that alive denies have no cells; nil denies none.
+// known of them but what those that it has reached are to have. A proxy that alive denies is gone; nil denies none.
 func Survey(s *release.State, snapshot uint64, a *configv1.Assignment, alive func(proxy string) bool) []Cell {
 	var validators []string
 	for _, m := range a.GetMembers() {
@@ -23,10 +23,10 @@ func Survey(s *release.State, snapshot uint64, a *configv1.Assignment, alive fun
 	var cells []Cell
 	for _, p := range s.Concerned(snapshot) {
 		add := func(proxy string, rank release.Rank) {
-			if alive != nil && !alive(proxy) {
-				return
+			c := Cell{
+				Partition: p, Proxy: proxy, Rank: rank, Wave: s.WaveOf(snapshot, p, rank), Reached: s.Reached(snapshot, p, rank),
+				Gone: alive != nil && !alive(proxy),
 			}
-			c := Cell{Partition: p, Proxy: proxy, Rank: rank, Wave: s.WaveOf(snapshot, p, rank), Reached: s.Reached(snapshot, p, rank)}
 			if c.Reached {
 				v := s.View(p, rank)
 				c.Wants = []Roots{{v.Partition.Root(), v.Shared.Root()}}
