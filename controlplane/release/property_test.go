@@ -82,7 +82,9 @@ func encoded(m proto.Message) []byte {
 	return data
 }
 
-func backendData(content int) []byte { return encoded(&configv1.Backend{Name: "b", Type: fmt.Sprint(content)}) }
+func backendData(content int) []byte {
+	return encoded(&configv1.Backend{Name: "b", Type: fmt.Sprint(content)})
+}
 
 // sets draws what a request does to a tree, the way the pipeline would: bound to what is there, and deleting nothing
 // that is used.

@@ -101,19 +101,28 @@ func (s *State) Reached(snapshot uint64, p ident.Partition, rank Rank) bool {
 
 // Of returns the release in which an object is pending, by its whole name.
 func (s *State) Of(name string) (*recordv1.Release, bool) {
+	release, _, ok := s.pendingOf(name)
+	if !ok {
+		return nil, false
+	}
+	return s.Release(release)
+}
+
+// pendingOf returns an object that is pending, and the release that it is pending in.
+func (s *State) pendingOf(name string) (release uint64, d Pending, ok bool) {
 	pt := s.shared
 	if namespace, ok := strings.CutPrefix(name, snapshot.NamespacePrefix); ok {
 		pt = s.part(ident.PartitionOf(namespace, s.head.Partitions()))
 	}
 	if pt == nil {
-		return nil, false
+		return 0, Pending{}, false
 	}
 	for _, h := range pt.holders {
-		if _, ok := h.find(name); ok {
-			return s.Release(h.release)
+		if i, ok := h.find(name); ok {
+			return h.release, h.pending[i], true
 		}
 	}
-	return nil, false
+	return 0, Pending{}, false
 }
 
 // Pending is an object that is pending: Before is what is stable, and After what is newest. The one that is not there

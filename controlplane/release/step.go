@@ -2,7 +2,6 @@ package release
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -15,6 +14,7 @@ import (
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	recordv1 "github.com/prism-gateway/prism/protos/prism/record/v1"
 	"github.com/prism-gateway/prism/shared/fault"
+	"github.com/prism-gateway/prism/shared/ident"
 )
 
 // Action is what a step does.
@@ -178,19 +178,16 @@ func (s *State) changed(n int, now time.Time, change func(*recordv1.Release)) Tr
 // promote makes what a release holds stable and ends it.
 func (s *State) promote(n int, step Step, what string, now time.Time) (Transition, error) {
 	r := s.active[n]
-	pending := s.Pending(r.Snapshot)
-	objects := make([]snapshot.Object, len(pending))
-	for i, d := range pending {
-		objects[i] = after(d)
-	}
-	stable, err := s.stable.Put(s.head.Version(), objects)
+	stable, err := s.move(s.stable, s.head.Version(), r.Snapshot, func(pt *part) *snapshot.Collection { return pt.after }, after)
 	if err != nil {
 		return Transition{}, err
 	}
-	for _, d := range pending {
-		backend, ok := strings.CutPrefix(d.Name, snapshot.BackendPrefix)
-		if ok && d.After.Hash.IsZero() && stable.Usage(backend).Namespaces > 0 {
-			return Transition{}, refused("release %d deletes backend %q, which namespaces in other releases still use: end those first", r.Snapshot, backend)
+	if h := s.shared.holder(r.Snapshot); h != nil {
+		for _, d := range h.pending {
+			backend, ok := strings.CutPrefix(d.Name, snapshot.BackendPrefix)
+			if ok && d.After.Hash.IsZero() && stable.Usage(backend).Namespaces > 0 {
+				return Transition{}, refused("release %d deletes backend %q, which namespaces in other releases still use: end those first", r.Snapshot, backend)
+			}
 		}
 	}
 	done := proto.CloneOf(r)
@@ -200,6 +197,40 @@ func (s *State) promote(n int, step Step, what string, now time.Time) (Transitio
 	done.ConfirmBy = nil
 	end(done, now, configv1.ReleaseState_RELEASE_STATE_DONE, what, step.Author, step.Reason)
 	return s.without(n, s.head, stable, nil, done, now)
+}
+
+// move returns a tree in which all that a release holds is as it is in another: the collection of each part, if nothing
+// else is pending there, or else its objects.
+func (s *State) move(t *snapshot.Tree, version, release uint64, to func(*part) *snapshot.Collection, as func(Pending) snapshot.Object) (*snapshot.Tree, error) {
+	moved := func(pt *part, from *snapshot.Collection) (*snapshot.Collection, error) {
+		h := pt.holder(release)
+		switch {
+		case h == nil:
+			return nil, nil
+		case len(pt.holders) == 1:
+			return to(pt), nil
+		}
+		objects := make([]snapshot.Object, len(h.pending))
+		for i, d := range h.pending {
+			objects[i] = as(d)
+		}
+		return from.With(objects)
+	}
+	replaced := map[ident.Partition]*snapshot.Collection{}
+	for p, pt := range s.parts {
+		c, err := moved(pt, t.Collection(ident.Partition(p)))
+		if err != nil {
+			return nil, err
+		}
+		if c != nil {
+			replaced[ident.Partition(p)] = c
+		}
+	}
+	shared, err := moved(s.shared, t.Shared())
+	if err != nil {
+		return nil, err
+	}
+	return t.Replace(version, replaced, shared), nil
 }
 
 // without is the state in which a release has ended. The trees are such that it holds nothing.
@@ -217,23 +248,20 @@ func (s *State) without(n int, head, stable *snapshot.Tree, changes []*recordv1.
 func (s *State) back(n int, step Step, now time.Time) (Transition, error) {
 	r := s.active[n]
 	version := s.head.Version() + 1
-	all := map[string]Pending{}
-	for _, d := range s.Pending(r.Snapshot) {
-		all[d.Name] = d
-	}
-	going := all
+	var going []Pending
 	if step.Do == Eject {
-		going = map[string]Pending{}
 		for _, o := range step.Objects {
-			if d, ok := all[o.Name]; ok {
-				going[o.Name] = d
+			if h, d, ok := s.pendingOf(o.Name); ok && h == r.Snapshot && !slices.ContainsFunc(going, func(g Pending) bool { return g.Name == d.Name }) {
+				going = append(going, d)
 			}
 		}
 		if len(going) == 0 {
 			return Transition{State: s}, nil
 		}
+	} else {
+		going = s.Pending(r.Snapshot)
 	}
-	head, stable, changes, err := s.takeBack(going, all, version, step, r)
+	head, stable, changes, err := s.takeBack(going, version, step, r)
 	if err != nil {
 		return Transition{}, err
 	}
@@ -244,7 +272,7 @@ func (s *State) back(n int, step Step, now time.Time) (Transition, error) {
 			known[o.Name] = o
 		}
 		for _, c := range changes[:min(len(changes), max(0, maxTakenBack-len(next.TakenBack)))] {
-			if _, own := all[c.Name]; !own {
+			if of, _, _ := s.pendingOf(c.Name); of != r.Snapshot {
 				continue
 			}
 			o := known[c.Name]
@@ -278,28 +306,34 @@ func (s *State) back(n int, step Step, now time.Time) (Transition, error) {
 }
 
 // takeBack returns the trees in which objects are as they were stable, with what they need, and what that changes.
-func (s *State) takeBack(going, all map[string]Pending, version uint64, step Step, r *recordv1.Release) (head, stable *snapshot.Tree, changes []*recordv1.Change, err error) {
-	going = maps.Clone(going)
-	if err := s.dependants(going, all); err != nil {
+func (s *State) takeBack(going []Pending, version uint64, step Step, r *recordv1.Release) (head, stable *snapshot.Tree, changes []*recordv1.Change, err error) {
+	own := len(going)
+	if going, err = s.dependants(going, r.Snapshot); err != nil {
 		return nil, nil, nil, err
 	}
-	var names []string
-	var objects []snapshot.Object
-	for _, name := range slices.Sorted(maps.Keys(going)) {
-		names, objects = append(names, name), append(objects, before(going[name]))
+	slices.SortFunc(going, func(a, b Pending) int { return strings.Compare(a.Name, b.Name) })
+	if step.Do != Eject && len(going) == own {
+		head, err = s.move(s.head, version, r.Snapshot, func(pt *part) *snapshot.Collection { return pt.before }, before)
+	} else {
+		objects := make([]snapshot.Object, len(going))
+		for i, d := range going {
+			objects[i] = before(d)
+		}
+		head, err = s.head.Put(version, objects)
 	}
-	if head, err = s.head.Put(version, objects); err != nil {
+	if err != nil {
 		return nil, nil, nil, err
 	}
 	// What is made and goes, but something else is bound to, stays instead: every owner may have it.
 	var steady []snapshot.Object
-	for i := len(names) - 1; i >= 0; i-- {
-		backend, ok := strings.CutPrefix(names[i], snapshot.BackendPrefix)
-		if ok && objects[i].Hash.IsZero() && head.Usage(backend).Namespaces > 0 {
-			steady = append(steady, after(going[names[i]]))
-			names, objects = slices.Delete(names, i, i+1), slices.Delete(objects, i, i+1)
+	going = slices.DeleteFunc(going, func(d Pending) bool {
+		backend, ok := strings.CutPrefix(d.Name, snapshot.BackendPrefix)
+		stays := ok && d.Before.Hash.IsZero() && head.Usage(backend).Namespaces > 0
+		if stays {
+			steady = append(steady, after(d))
 		}
-	}
+		return stays
+	})
 	stable = s.stable
 	if len(steady) > 0 {
 		if head, err = head.Put(version, steady); err != nil {
@@ -313,9 +347,9 @@ func (s *State) takeBack(going, all map[string]Pending, version uint64, step Ste
 	if author == "" {
 		author = "prism"
 	}
-	for i, name := range names {
+	for _, d := range going {
 		changes = append(changes, &recordv1.Change{
-			Kind: recordv1.ChangeKind_CHANGE_KIND_ROLLBACK, Name: name, Before: going[name].After.Hash.Bytes(), After: objects[i].Hash.Bytes(),
+			Kind: recordv1.ChangeKind_CHANGE_KIND_ROLLBACK, Name: d.Name, Before: d.After.Hash.Bytes(), After: d.Before.Hash.Bytes(),
 			Author: author, Message: short(step.Reason), RequestId: step.RequestID, TraceParent: step.TraceParent, ToVersion: r.Snapshot - 1,
 		})
 	}
@@ -324,40 +358,46 @@ func (s *State) takeBack(going, all map[string]Pending, version uint64, step Ste
 
 // dependants adds to what goes back what cannot stay without it, or it without them: the namespaces of the release that
 // are bound to a backend that goes, and the backends that a namespace was bound to and that are deleted by now.
-func (s *State) dependants(going, all map[string]Pending) error {
-	made := map[string]bool{}
-	for name, d := range going {
-		if backend, ok := strings.CutPrefix(name, snapshot.BackendPrefix); ok && d.Before.Hash.IsZero() {
+func (s *State) dependants(going []Pending, release uint64) ([]Pending, error) {
+	names, made := map[string]bool{}, map[string]bool{}
+	for _, d := range going {
+		names[d.Name] = true
+		if backend, ok := strings.CutPrefix(d.Name, snapshot.BackendPrefix); ok && d.Before.Hash.IsZero() {
 			made[backend] = true
 		}
 	}
 	if len(made) > 0 {
-		for name, d := range all {
-			bound, err := after(d).Bound()
-			if err != nil {
-				return err
-			}
-			if slices.ContainsFunc(bound, func(b string) bool { return made[b] }) {
-				going[name] = d
-			}
-		}
-	}
-	for _, d := range slices.Collect(maps.Values(going)) {
-		bound, err := before(d).Bound()
-		if err != nil {
-			return err
-		}
-		for _, b := range bound {
-			name := snapshot.BackendPrefix + b
-			if _, ok := s.head.Object(name); ok {
+		for _, d := range s.Pending(release) {
+			if names[d.Name] {
 				continue
 			}
-			if o, ok := s.stable.Object(name); ok {
-				going[name] = Pending{Name: name, Before: o}
+			bound, err := after(d).Bound()
+			if err != nil {
+				return nil, err
+			}
+			if slices.ContainsFunc(bound, func(b string) bool { return made[b] }) {
+				names[d.Name] = true
+				going = append(going, d)
 			}
 		}
 	}
-	return nil
+	if s.shared == nil || !s.shared.keeps { // nothing is deleted that could be missed
+		return going, nil
+	}
+	for _, d := range going[:len(going):len(going)] {
+		bound, err := before(d).Bound()
+		if err != nil {
+			return nil, err
+		}
+		for _, b := range bound {
+			_, gone, ok := s.pendingOf(snapshot.BackendPrefix + b)
+			if ok && gone.After.Hash.IsZero() && !names[gone.Name] {
+				names[gone.Name] = true
+				going = append(going, gone)
+			}
+		}
+	}
+	return going, nil
 }
 
 // end marks a release as ended.

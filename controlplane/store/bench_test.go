@@ -124,3 +124,38 @@ func heap() uint64 {
 	runtime.ReadMemStats(&m)
 	return m.HeapAlloc
 }
+
+// BenchmarkPending is one change at a time while 10,000 other objects are pending in a release.
+func BenchmarkPending(b *testing.B) {
+	const n, pending = 20_000, 10_000
+	for name, set := range map[string]func(i int) (release.Order, snapshot.Set){
+		"at once": func(i int) (release.Order, snapshot.Set) {
+			return release.Order{AtOnce: true}, sized(b, pending+i%pending, fmt.Sprint("new", i, b.N))
+		},
+		"in waves": func(i int) (release.Order, snapshot.Set) {
+			return release.Order{}, sized(b, pending+i%100, fmt.Sprint("new", i, b.N))
+		},
+	} {
+		b.Run(name, func(b *testing.B) {
+			server, filler := filled(b, n)
+			s := open(b, store.Config{Client: dial(b, server.Endpoint()), Policies: release.Policies{Scoped: &configv1.ReleasePolicy{}}})
+			if err := filler.stop(); err != nil {
+				b.Fatal(err)
+			}
+			var sets []snapshot.Set
+			for i := range pending {
+				sets = append(sets, sized(b, i, "pending"))
+			}
+			if _, err := s.Commit(b.Context(), release.Order{}, edit(sets...)); err != nil {
+				b.Fatal(err)
+			}
+			for i := 0; b.Loop(); i++ {
+				o, one := set(i)
+				if _, err := s.Commit(b.Context(), o, edit(one)); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(len(s.Released().Active())), "releases")
+		})
+	}
+}
