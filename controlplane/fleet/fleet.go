@@ -100,6 +100,7 @@ type Fleet struct {
 	reports reports
 	peers   peers
 	drift   drift
+	past    past
 
 	here     changes // of what this replica knows
 	anywhere changes // of what any replica knows
@@ -165,6 +166,7 @@ func New(cfg Config) (*Fleet, error) {
 	}
 	f.reports = newReports(cfg.Lease, f.changed, f.note)
 	f.drift.suspects = map[cellKey]*suspect{}
+	f.past.byRoot = map[ident.Hash]*manifest.Manifest{}
 	var err error
 	if f.metrics, err = newMetrics(f, cfg.Registerer); err != nil {
 		return nil, err

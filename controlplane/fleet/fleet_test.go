@@ -7,6 +7,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -53,6 +54,8 @@ type replica struct {
 	conn  *grpc.ClientConn
 	leads chan struct{} // closed once it was elected
 	stop  func()
+
+	followed atomic.Int32 // streams on which others asked it for cells
 }
 
 // start runs a replica that stands for election. The installation is an hour old, so that debounces hold.
@@ -64,15 +67,20 @@ func start(t *testing.T, server *embedded.Server, name string, change ...func(*f
 // startOf is start for an installation of so many partitions.
 func startOf(t *testing.T, partitions uint32, server *embedded.Server, name string, change ...func(*fleet.Config)) *replica {
 	t.Helper()
+	return startWith(t, store.Config{Partitions: partitions}, server, name, change...)
+}
+
+// startWith is start with a store that is configured so.
+func startWith(t *testing.T, config store.Config, server *embedded.Server, name string, change ...func(*fleet.Config)) *replica {
+	t.Helper()
 	client, err := server.Client()
 	if err != nil {
 		t.Fatal(err)
 	}
 	quiet := slog.New(slog.DiscardHandler)
-	s, err := store.New(store.Config{
-		Client: client, Name: name, Partitions: partitions, LeaderTTL: time.Second, Log: quiet,
-		Now: func() time.Time { return time.Now().Add(-time.Hour) },
-	})
+	config.Client, config.Name, config.LeaderTTL, config.Log = client, name, time.Second, quiet
+	config.Now = func() time.Time { return time.Now().Add(-time.Hour) }
+	s, err := store.New(config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,7 +99,14 @@ func startOf(t *testing.T, partitions uint32, server *embedded.Server, name stri
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := grpc.NewServer()
+	r := &replica{store: s, fleet: f}
+	g := grpc.NewServer(grpc.MaxConcurrentStreams(64), grpc.StreamInterceptor(
+		func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+			if info.FullMethod == controlv1.FleetService_FollowCells_FullMethodName {
+				r.followed.Add(1)
+			}
+			return handler(srv, stream)
+		}))
 	f.Register(g)
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
@@ -110,7 +125,7 @@ func startOf(t *testing.T, partitions uint32, server *embedded.Server, name stri
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &replica{store: s, fleet: f, conn: conn, leads: leads}
+	r.conn, r.leads = conn, leads
 	r.stop = sync.OnceFunc(func() {
 		conn.Close()
 		cancel()

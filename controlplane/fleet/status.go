@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -302,12 +303,49 @@ func (a *assessment) has(ctx context.Context, state *release.State, data []byte)
 // manifest returns the members of a state of a partition: from what proxies are to have now, which no store may have
 // where it is mixed of two snapshots, or else from the store.
 func (f *Fleet) manifest(ctx context.Context, p ident.Partition, root ident.Hash) (*manifest.Manifest, error) {
+	if m := f.past.find(root); m != nil {
+		return m, nil
+	}
 	if state := f.store.Released(); state != nil {
 		for _, rank := range []release.Rank{release.Validator, 0, 1, release.Other} {
 			if c := state.View(p, rank).Partition; c.Root() == root {
+				f.past.keep(c.Manifest())
 				return c.Manifest(), nil
 			}
 		}
 	}
-	return f.store.Manifest(ctx, root)
+	m, err := f.store.Manifest(ctx, root)
+	if err == nil {
+		f.past.keep(m)
+	}
+	return m, err
+}
+
+// past remembers manifests that were asked for last: while a change is on its way everybody asks for the same.
+type past struct {
+	mu     sync.Mutex // guards both
+	byRoot map[ident.Hash]*manifest.Manifest
+	order  []ident.Hash
+}
+
+const pastManifests = 256
+
+func (p *past) find(root ident.Hash) *manifest.Manifest {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.byRoot[root]
+}
+
+func (p *past) keep(m *manifest.Manifest) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, known := p.byRoot[m.Root()]; known {
+		return
+	}
+	if len(p.order) == pastManifests {
+		delete(p.byRoot, p.order[0])
+		p.order = p.order[1:]
+	}
+	p.byRoot[m.Root()] = m
+	p.order = append(p.order, m.Root())
 }

@@ -207,6 +207,12 @@ func (j *Journal) write() {
 			close(done)
 		}
 	}()
+	if len(queue) == 0 {
+		return
+	}
+	if j.file == nil {
+		j.rotate()
+	}
 	var buffer []byte
 	for _, e := range queue {
 		entry := j.known.note(e)
@@ -215,16 +221,13 @@ func (j *Journal) write() {
 			j.cfg.Logger.Error("what a proxy serves cannot be noted", "proxy", e.Proxy, "error", err)
 		}
 	}
-	if len(buffer) == 0 {
-		return
+	if j.file == nil {
+		return // the next segment begins with it
 	}
-	if j.file != nil {
-		if err := j.append(buffer); err != nil {
-			j.trouble(err)
-		}
-	}
-	if j.file == nil || j.size-j.restate >= max(j.cfg.MaxBytes/4, j.restate) {
-		j.rotate() // what was queued is in what the new segment begins with
+	if err := j.append(buffer); err != nil {
+		j.trouble(err)
+	} else if j.size-j.restate >= max(j.cfg.MaxBytes/4, j.restate) {
+		j.rotate()
 	}
 }
 
