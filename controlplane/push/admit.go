@@ -1,6 +1,7 @@
 package push
 
 import (
+	"context"
 	"strconv"
 	"time"
 
@@ -46,12 +47,26 @@ func (r *refusal) GRPCStatus() *status.Status {
 	return st
 }
 
-// enter says why a new stream is not taken: nothing is loaded, too many come at once, the server is stopping.
-func (s *Server) enter() error {
+// enter takes a new stream until leave is called, or says why it is not taken: nothing is loaded, too many come at once,
+// the server is stopping.
+func (s *Server) enter(ctx context.Context) (leave func(), err error) {
+	leave = s.connections.begin(ctx) // before closing is looked at, so that cutOff sees it
+	if err := s.refuses(); err != nil {
+		leave()
+		return nil, err
+	}
+	return leave, nil
+}
+
+func (s *Server) refuses() error {
 	if s.closing.Err() != nil {
 		return errStopping
 	}
 	if s.shown.Load() == nil {
+		s.publish() // Run may not have come to it yet
+	}
+	shown := s.shown.Load()
+	if shown == nil || shown.owners == nil && len(shown.released.Active()) > 0 { // nobody's rank is known
 		return errNotLoaded
 	}
 	r := s.admit.Reserve()
@@ -60,6 +75,7 @@ func (s *Server) enter() error {
 		s.metrics.refused.Inc()
 		return refuse(fault.New(fault.Unavailable, fault.Rate, "too many proxies come at once").WithRetry(max(wait, 100*time.Millisecond)))
 	}
+	s.metrics.admitted.Inc()
 	return nil
 }
 
@@ -75,9 +91,11 @@ func seenRevision(node *corev3.Node) int64 {
 // StreamAggregatedResources is state of the world, the older form of xDS. Nothing is served by it: each subscription is
 // told once that there is nothing, and the stream stays.
 func (s *Server) StreamAggregatedResources(stream discoveryv3.AggregatedDiscoveryService_StreamAggregatedResourcesServer) error {
-	if err := s.enter(); err != nil {
+	leave, err := s.enter(stream.Context())
+	if err != nil {
 		return err
 	}
+	defer leave()
 	requests := make(chan *discoveryv3.DiscoveryRequest)
 	go func() {
 		defer close(requests)

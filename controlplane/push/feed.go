@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -26,15 +27,19 @@ type feed struct {
 	have     map[string]*holding // what is subscribed to
 	gone     []string            // subscribed to and not there, to be told
 	strange  int                 // how many such names there were
+	waiting  map[string]struct{} // partitions that wait for a shared set
 	started  bool                // whether there was a request
 	inFlight string              // nonce of the response that waits for its acknowledgement
 	ends     []end               // what that response completes
+
+	sentAt atomic.Int64 // when the response in flight was sent, in Unix nanoseconds; 0 when none is
 
 	// Guarded by session.mu.
 	responses chan cache.DeltaResponse
 	armed     bool                // a response may be queued
 	queued    bool                // a response is queued
 	must      bool                // answer although there is nothing
+	silent    bool                // the response just made says nothing and need not be sent
 	dirty     map[string]struct{} // what has to be looked at
 }
 
@@ -43,6 +48,7 @@ type holding struct {
 	manifest *manifest.Manifest
 	shared   ident.Hash // for a partition: the shared root it was told with
 	complete bool       // the last that was sent was the sentinel of this state
+	kept     bool       // the client has the shared set and keeps it for this state
 	full     bool       // everything is being sent anew
 	version  string     // of the assignment, which is no collection
 }
@@ -96,6 +102,16 @@ func (f *feed) sendLocked() {
 	}
 }
 
+// rearm takes back that a response was made.
+func (f *feed) rearm() {
+	f.session.mu.Lock()
+	defer f.session.mu.Unlock()
+	f.armed = true
+	if len(f.dirty) > 0 { // what a first answer waits for marks something
+		f.sendLocked()
+	}
+}
+
 // disarm is called before the next request and before the channel is closed.
 func (f *feed) disarm() {
 	f.session.mu.Lock()
@@ -109,6 +125,7 @@ func (f *feed) acknowledge(request *cache.DeltaRequest) {
 		return
 	}
 	f.inFlight = ""
+	f.sentAt.Store(0)
 	s := f.session
 	rejections, whole := rejectionsOf(request.GetErrorDetail())
 	if request.GetErrorDetail() != nil {
@@ -116,7 +133,9 @@ func (f *feed) acknowledge(request *cache.DeltaRequest) {
 		s.server.log.Warn("a proxy refuses configuration",
 			"proxy", s.node, "type", f.label(), "resources", len(rejections), "reason", request.GetErrorDetail().GetMessage())
 	}
-	s.server.tracker.answered(s, s.node, f.ends, f.rejected(rejections), whole)
+	by := f.rejected(rejections)
+	s.server.tracker.answered(s, s.node, f.ends, by, whole)
+	f.object(by, whole)
 	f.ends = nil
 }
 
@@ -137,7 +156,7 @@ func (f *feed) rejected(rejections []*configv1.Rejection) map[cell][]*configv1.R
 	for _, r := range rejections {
 		collection := r.GetResource()
 		if namespace, ok := strings.CutPrefix(collection, snapshot.NamespacePrefix); ok {
-			collection = ident.PartitionOf(namespace, f.session.server.shown.Load().tree.Partitions()).String()
+			collection = ident.PartitionOf(namespace, f.session.server.shown.Load().partitions()).String()
 		}
 		to := completed
 		if f.have[collection] != nil {
@@ -185,14 +204,17 @@ func (f *feed) drop(name string) {
 	}
 	delete(f.have, name)
 	s := f.session
+	if f.typeURL == SharedType {
+		s.forgetSets()
+		return
+	}
 	s.server.mu.Lock()
 	defer s.server.mu.Unlock()
 	switch f.typeURL {
 	case AssignmentType:
 		delete(s.server.assigned, s)
-	case SharedType:
-		delete(s.server.shared, s)
 	case NamespaceType:
+		delete(f.waiting, name)
 		p, err := ident.ParsePartition(name)
 		if err != nil {
 			return // such a name is never held
@@ -214,7 +236,7 @@ func (f *feed) add(ctx context.Context, name string, initial map[string]string, 
 		known = name == sharedName
 	case NamespaceType:
 		p, err := ident.ParsePartition(name)
-		known = err == nil && uint32(p) < s.server.shown.Load().tree.Partitions()
+		known = err == nil && uint32(p) < s.server.shown.Load().partitions()
 		partition = p
 	}
 	if !known {
@@ -222,13 +244,14 @@ func (f *feed) add(ctx context.Context, name string, initial map[string]string, 
 		f.strange++
 		return
 	}
+	if f.typeURL == SharedType && f.have[name] != nil {
+		s.forgetSets()
+	}
 	f.have[name] = f.resume(ctx, name, initial, members[name])
 	s.server.mu.Lock()
 	switch f.typeURL {
 	case AssignmentType:
 		s.server.assigned[s] = struct{}{}
-	case SharedType:
-		s.server.shared[s] = struct{}{}
 	case NamespaceType:
 		if s.server.partitions[partition] == nil {
 			s.server.partitions[partition] = map[*session]struct{}{}
@@ -265,16 +288,17 @@ func (f *feed) resumeRoot(ctx context.Context, name, version string) *holding {
 	s := f.session
 	text, sharedText, explicit := strings.Cut(version, "/")
 	root, ok := parseRoot(text)
-	now, _ := f.target(name)
-	if !ok || now == nil {
+	if !ok {
 		return nil
 	}
-	m, ok := s.server.manifestOf(ctx, now, root)
+	m, ok := s.server.manifestOf(ctx, f.target(name).collection, root)
 	if !ok {
 		return nil
 	}
 	h := &holding{manifest: m, complete: true}
-	if f.typeURL == NamespaceType {
+	if f.typeURL == SharedType {
+		s.sets = []ident.Hash{root}
+	} else {
 		h.shared, h.complete = s.claim, s.claimed
 		if explicit {
 			h.shared, h.complete = parseRoot(sharedText)
@@ -290,7 +314,7 @@ func (f *feed) members(initial map[string]string) map[string][]manifest.Entry {
 	for name, version := range initial {
 		collection := sharedName
 		if namespace, ok := strings.CutPrefix(name, snapshot.NamespacePrefix); ok {
-			collection = ident.PartitionOf(namespace, f.session.server.shown.Load().tree.Partitions()).String()
+			collection = ident.PartitionOf(namespace, f.session.server.shown.Load().partitions()).String()
 		}
 		hash, err := ident.ParseHash(version)
 		if err != nil || hash.IsZero() || !strings.Contains(name, "/") || strings.HasPrefix(name, "p/") {
@@ -309,24 +333,30 @@ func parseRoot(version string) (ident.Hash, bool) {
 	return root, err == nil
 }
 
-// target is the state that the proxy is to have of a collection, and the snapshot it belongs to; nil is none yet.
-func (f *feed) target(name string) (*snapshot.Collection, *snapshot.Tree) {
+// target is the state that the client is to have of a collection, and the snapshot it belongs to.
+type target struct {
+	collection *snapshot.Collection
+	shared     *snapshot.Collection // for a partition: what it refers to
+	snapshot   uint64
+}
+
+func (f *feed) target(name string) target {
 	s := f.session
 	if f.typeURL == SharedType {
-		tree := s.server.shown.Load().tree
-		return tree.Shared(), tree
+		return s.nextSet()
 	}
 	p, err := ident.ParsePartition(name)
-	tree := s.server.view(s.node, p)
-	if err != nil || tree == nil {
-		return nil, nil
+	if err != nil {
+		p = 0 // such a name is never held
 	}
-	return tree.Collection(p), tree
+	view := s.server.shown.Load().view(s.node, p)
+	return target{collection: view.Partition, shared: view.Shared, snapshot: view.Snapshot}
 }
 
 // GetDeltaDiscoveryResponse makes the response, from the newest state there is.
 func (f *feed) GetDeltaDiscoveryResponse() (*discoveryv3.DeltaDiscoveryResponse, error) {
 	f.session.mu.Lock()
+	must := f.must
 	f.queued, f.armed, f.must = false, false, false
 	names := sortedNames(f.dirty)
 	f.dirty = nil
@@ -349,6 +379,12 @@ func (f *feed) GetDeltaDiscoveryResponse() (*discoveryv3.DeltaDiscoveryResponse,
 		}
 	}
 	f.ends = p.ends
+	nothing := len(p.response.GetResources()) == 0 && len(p.response.GetRemovedResources()) == 0
+	// The answer that all is as it was waits for the shared sets that say so.
+	f.silent = nothing && (!must || len(f.waiting) > 0)
+	f.session.mu.Lock()
+	f.must = must && f.silent
+	f.session.mu.Unlock()
 	return p.response, nil
 }
 
@@ -366,25 +402,27 @@ func (f *feed) fill(p *page, name string) (bool, error) {
 		return true, nil // no longer wanted
 	}
 	if f.typeURL == AssignmentType {
-		if a := f.session.server.assignment.Load(); a != nil && a.GetVersion() != h.version {
-			p.response.Resources = append(p.response.Resources, a)
-			h.version = a.GetVersion()
+		if o := f.session.server.shown.Load().owners; o != nil && o.resource.GetVersion() != h.version {
+			p.response.Resources = append(p.response.Resources, o.resource)
+			h.version = o.resource.GetVersion()
 		}
 		return true, nil
 	}
-	collection, tree := f.target(name)
-	if collection == nil {
-		return true, nil
-	}
+	t := f.target(name)
+	collection := t.collection
 	var shared ident.Hash
 	if f.typeURL == NamespaceType {
-		shared = tree.Shared().Root()
+		shared = t.shared.Root()
 	}
 	d, err := f.session.server.diffs.get(h.manifest, collection, name, f.typeURL)
 	if err != nil {
 		return false, err
 	}
 	if d.empty() && h.complete && h.shared == shared {
+		return true, nil
+	}
+	if f.typeURL == NamespaceType && f.session.lacks(shared) {
+		f.session.fetch(name)
 		return true, nil
 	}
 	sent := 0
@@ -407,14 +445,12 @@ func (f *feed) fill(p *page, name string) (bool, error) {
 	ends := &configv1.Sentinel{
 		Root:            root.Bytes(),
 		SharedRoot:      shared.Bytes(),
-		SnapshotVersion: tree.Version(),
+		SnapshotVersion: t.snapshot,
 		StoreRevision:   shown.revision,
 		Count:           uint32(collection.Len()),
 		Full:            h.full,
 	}
-	if shown.tree == tree {
-		ends.CommittedAt = shown.recorded
-	}
+	shown.announce(ends, cellOf(name))
 	sentinel, err := sentinelResource(name, ends, root)
 	if err != nil {
 		return false, err
@@ -423,6 +459,10 @@ func (f *feed) fill(p *page, name string) (bool, error) {
 	p.bytes += sentinelBytes
 	p.ends = append(p.ends, end{cell: cellOf(name), manifest: collection.Manifest(), shared: shared})
 	*h = holding{manifest: collection.Manifest(), shared: shared, complete: true}
+	if f.typeURL == SharedType {
+		return f.session.sentSet(root), nil
+	}
+	h.kept = f.session.shared.have[sharedName] != nil
 	return true, nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,11 +21,11 @@ import (
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	recordv1 "github.com/prism-gateway/prism/protos/prism/record/v1"
 
+	"github.com/prism-gateway/prism/controlplane/release"
 	"github.com/prism-gateway/prism/controlplane/snapshot"
 	"github.com/prism-gateway/prism/shared/ident"
 	"github.com/prism-gateway/prism/shared/manifest"
@@ -43,13 +44,13 @@ const (
 
 // store is the part of the snapshot store that is pushed from.
 type store interface {
-	// Head is the newest snapshot, nil until it is loaded and verified.
-	Head() *snapshot.Tree
-	// Recorded is the record of Head, or of a newer one.
+	// Released is what the fleet ought to have, nil until it is loaded and verified.
+	Released() *release.State
+	// Recorded is the record of the newest snapshot in Released, or of a newer one.
 	Recorded() *recordv1.Snapshot
 	// Revision is how far the store's changes have been followed.
 	Revision() int64
-	// Watch signals when Head has moved, until the function is called.
+	// Watch signals when Released has moved, until the function is called.
 	Watch() (<-chan struct{}, func())
 	// Installation is what was fixed when the installation was created, nil until it is loaded.
 	Installation() *recordv1.Installation
@@ -65,9 +66,6 @@ type fleet interface {
 	WatchAssignment() (<-chan struct{}, func())
 }
 
-// View says which snapshot a proxy is to have of a partition; nil is none yet.
-type View func(node string, p ident.Partition) *snapshot.Tree
-
 // Config is what a Server needs.
 type Config struct {
 	// Store and Fleet are required.
@@ -75,6 +73,9 @@ type Config struct {
 	Fleet fleet
 	// Tracker is told what every stream was sent and answered. Required.
 	Tracker *Tracker
+	// Refused, when set, is told what proxies refuse, in the order of each stream, by one goroutine of Run. A partition
+	// is named with what was refused by name, which is Rejections of objects, or with why nothing of it is in effect.
+	Refused func(node, build string, rejections []*configv1.Rejection, whole string, p ident.Partition)
 	// StreamsPerSecond bounds how fast new streams are taken, after StreamBurst at once; 0 means 500 and 1,000.
 	StreamsPerSecond float64
 	StreamBurst      int
@@ -93,34 +94,30 @@ const pageBytes = 1 << 20
 type Server struct {
 	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
 
-	store    store
-	fleet    fleet
-	tracker  *Tracker
-	admit    *rate.Limiter
-	patience time.Duration
-	log      *slog.Logger
-	metrics  *metrics
-	diffs    *memo
-	view     View
+	store      store
+	fleet      fleet
+	tracker    *Tracker
+	admit      *rate.Limiter
+	patience   time.Duration
+	log        *slog.Logger
+	metrics    *metrics
+	diffs      *memo
+	refused    func(node, build string, rejections []*configv1.Rejection, whole string, p ident.Partition)
+	objections chan objection // for refused
+
+	connections *connections
 
 	closing context.Context // ends all streams, with the reason as its cause
 	close   context.CancelCauseFunc
 
-	shown      atomic.Pointer[state] // what streams are shown; nil until Run has something
-	assignment atomic.Pointer[discoveryv3.Resource]
+	shown atomic.Pointer[state] // nil until Run has something
 
 	mu         sync.Mutex                                // guards the rest; never held while something is sent
+	sessions   map[*session]struct{}                     // all of them
 	partitions map[ident.Partition]map[*session]struct{} // who subscribes to what
-	shared     map[*session]struct{}
 	assigned   map[*session]struct{}
-	past       past
-}
-
-// state is a snapshot, the store's revision at which it was the newest, and when it was recorded; nil is not known.
-type state struct {
-	tree     *snapshot.Tree
-	revision int64
-	recorded *timestamppb.Timestamp
+	past       past // of head and stable, which the store has for longer
+	mixed      past // of cells that some releases have reached, which nobody else has
 }
 
 // New checks cfg. It does no I/O.
@@ -140,29 +137,26 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{
-		store:      cfg.Store,
-		fleet:      cfg.Fleet,
-		tracker:    cfg.Tracker,
-		admit:      rate.NewLimiter(rate.Limit(cmp.Or(cfg.StreamsPerSecond, 500)), cmp.Or(cfg.StreamBurst, 1000)),
-		patience:   cmp.Or(cfg.LagPatience, 5*time.Second),
-		log:        cfg.Logger,
-		metrics:    m,
-		diffs:      newMemo(),
+		store:       cfg.Store,
+		fleet:       cfg.Fleet,
+		tracker:     cfg.Tracker,
+		admit:       rate.NewLimiter(rate.Limit(cmp.Or(cfg.StreamsPerSecond, 500)), cmp.Or(cfg.StreamBurst, 1000)),
+		patience:    cmp.Or(cfg.LagPatience, 5*time.Second),
+		log:         cfg.Logger,
+		metrics:     m,
+		diffs:       newMemo(),
+		refused:     cfg.Refused,
+		objections:  make(chan objection, waitingObjections),
+		connections: newConnections(),
+
+		sessions:   map[*session]struct{}{},
 		partitions: map[ident.Partition]map[*session]struct{}{},
-		shared:     map[*session]struct{}{},
 		assigned:   map[*session]struct{}{},
+		past:       past{room: pastManifests},
+		mixed:      past{room: mixedManifests},
 	}
-	s.view = s.head
 	s.closing, s.close = context.WithCancelCause(context.Background())
 	return s, nil
-}
-
-// head is the View of an installation in which everything shows the newest snapshot.
-func (s *Server) head(string, ident.Partition) *snapshot.Tree {
-	if shown := s.shown.Load(); shown != nil {
-		return shown.tree
-	}
-	return nil
 }
 
 // Register adds the xDS services to a gRPC server that was made with ServerOptions.
@@ -190,99 +184,130 @@ func (s *Server) Run(ctx context.Context) error {
 	defer stopStore()
 	assigned, stopFleet := s.fleet.WatchAssignment()
 	defer stopFleet()
+	var tasks sync.WaitGroup
+	defer tasks.Wait()
+	tasks.Go(func() { s.tellObjections(ctx) })
+	look := time.NewTicker(time.Second)
+	defer look.Stop()
 	for {
-		s.publishAssignment()
 		s.publish()
 		select {
 		case <-moved:
 		case <-assigned:
+		case now := <-look.C:
+			s.flagSlow(now)
 		case <-ctx.Done():
 			s.close(errStopping)
+			s.cutOff()
 			return nil
 		}
 	}
 }
 
-// publish shows the newest snapshot to all streams that hold something that it changes.
+// publish shows what is newest to all streams that hold something that it changes.
 func (s *Server) publish() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	revision := s.store.Revision() // before Head: the head is at least as new
-	tree := s.store.Head()
-	if tree == nil {
+	revision := s.store.Revision() // before Released, which is at least as new
+	released := s.store.Released()
+	if released == nil {
 		return
 	}
 	before := s.shown.Load()
-	if before != nil && before.tree == tree {
+	if before == nil {
+		before = &state{}
+	}
+	next := &state{released: released, revision: revision, news: before.news, owners: s.newestOwners(before.owners)}
+	if before.released == released && before.owners == next.owners {
 		return
 	}
-	next := &state{tree: tree, revision: revision}
-	if record := s.store.Recorded(); record.GetVersion() == tree.Version() {
-		next.recorded = record.GetRecordedAt()
+	if record := s.store.Recorded(); before.released != released {
+		next.news = newNews(record, next.partitions())
 	}
 	s.shown.Store(next)
-	if before == nil {
+	if before.released == nil {
 		return // no stream has been taken yet
 	}
-	sharedMoved := before.tree.Shared().Root() != tree.Shared().Root()
-	if sharedMoved {
-		s.past.keep(before.tree.Shared().Manifest())
-		for session := range s.shared {
-			session.shared.wake(sharedName)
+	if before.owners != next.owners {
+		for session := range s.assigned {
+			session.assignment.wake(fleetName)
 		}
 	}
+	s.wakeLocked(before, next)
+}
+
+// newestOwners returns those of the newest assignment; when it is none or another with the same contents, the former.
+func (s *Server) newestOwners(former *owners) *owners {
+	a := s.fleet.Assignment()
+	if a == nil || former != nil && former.assignment == a {
+		return former
+	}
+	next, err := newOwners(a)
+	if err != nil {
+		s.log.Error("the assignment cannot be encoded", "error", err)
+		return former
+	}
+	if former != nil && former.resource.GetVersion() == next.resource.GetVersion() {
+		return former
+	}
+	return next
+}
+
+// wakeLocked wakes the sessions of which a view has moved.
+func (s *Server) wakeLocked(before, after *state) {
+	by := newShift(before.released, after.released)
+	// Without a release every rank sees the same.
+	ranks := before.owners != after.owners && len(before.released.Active())+len(after.released.Active()) > 0
 	for p, sessions := range s.partitions {
-		was := before.tree.Collection(p)
-		moved := was.Root() != tree.Collection(p).Root()
-		if moved {
-			s.past.keep(was.Manifest())
+		if !ranks && !by.may(p) {
+			continue
 		}
-		if moved || sharedMoved {
-			for session := range sessions {
-				session.namespaces.wake(p.String())
+		name := p.String()
+		for session := range sessions {
+			was, is := before.view(session.node, p), after.view(session.node, p)
+			own, shared := moved(was.Partition, is.Partition), moved(was.Shared, is.Shared)
+			if own {
+				s.keepLocked(was.Partition, before.released.Head().Collection(p), before.released.Stable().Collection(p))
+			}
+			if shared {
+				s.keepLocked(was.Shared, before.released.Head().Shared(), before.released.Stable().Shared())
+			}
+			if own || shared {
+				session.namespaces.wake(name)
 			}
 		}
 	}
 }
 
-// publishAssignment shows the newest assignment.
-func (s *Server) publishAssignment() {
-	a := s.fleet.Assignment()
-	if a == nil {
-		return
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	resource, err := assignmentResource(a)
-	if err != nil {
-		s.log.Error("the assignment cannot be encoded", "error", err)
-		return
-	}
-	if before := s.assignment.Load(); before != nil && before.GetVersion() == resource.GetVersion() {
-		return
-	}
-	s.assignment.Store(resource)
-	for session := range s.assigned {
-		session.assignment.wake(fleetName)
+// keepLocked remembers a collection that was shown. stored are those that the store keeps.
+func (s *Server) keepLocked(c *snapshot.Collection, stored ...*snapshot.Collection) {
+	if slices.ContainsFunc(stored, func(o *snapshot.Collection) bool { return !moved(c, o) }) {
+		s.past.keep(c.Manifest())
+	} else {
+		s.mixed.keep(c.Manifest())
 	}
 }
 
 // past remembers the manifests that were replaced last, for proxies that reconnect after having missed little.
 type past struct {
+	room   int
 	byRoot map[ident.Hash]*manifest.Manifest
 	order  []ident.Hash
 }
 
-const pastManifests = 256
+const (
+	pastManifests  = 256
+	mixedManifests = 1024
+)
 
 func (p *past) keep(m *manifest.Manifest) {
 	if p.byRoot == nil {
-		p.byRoot = make(map[ident.Hash]*manifest.Manifest, pastManifests)
+		p.byRoot = map[ident.Hash]*manifest.Manifest{}
 	}
 	if _, known := p.byRoot[m.Root()]; known {
 		return
 	}
-	if len(p.order) == pastManifests {
+	if len(p.order) == p.room {
 		delete(p.byRoot, p.order[0])
 		p.order = p.order[1:]
 	}
@@ -299,7 +324,7 @@ func (s *Server) manifestOf(ctx context.Context, now *snapshot.Collection, root 
 		return manifest.Empty, true
 	}
 	s.mu.Lock()
-	m := s.past.byRoot[root]
+	m := cmp.Or(s.past.byRoot[root], s.mixed.byRoot[root])
 	s.mu.Unlock()
 	if m != nil {
 		return m, true

@@ -29,6 +29,7 @@ import (
 	recordv1 "github.com/prism-gateway/prism/protos/prism/record/v1"
 
 	"github.com/prism-gateway/prism/controlplane/push"
+	"github.com/prism-gateway/prism/controlplane/release"
 	"github.com/prism-gateway/prism/controlplane/snapshot"
 	"github.com/prism-gateway/prism/shared/ident"
 	"github.com/prism-gateway/prism/shared/manifest"
@@ -43,6 +44,8 @@ const patience = 20 * time.Second
 type source struct {
 	mu         sync.Mutex
 	tree       *snapshot.Tree
+	released   *release.State // of tree; settled while it is of another
+	record     *recordv1.Snapshot
 	revision   int64
 	assignment *configv1.Assignment
 	forgetful  bool // old manifests are gone, as after a sweep
@@ -63,6 +66,22 @@ func (s *source) Head() *snapshot.Tree {
 	return s.tree
 }
 
+func (s *source) Released() *release.State {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.releasedLocked()
+}
+
+func (s *source) releasedLocked() *release.State {
+	if s.tree == nil {
+		return nil
+	}
+	if s.released == nil || s.released.Head() != s.tree {
+		s.released = release.Settled(s.tree)
+	}
+	return s.released
+}
+
 func (s *source) Revision() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -70,6 +89,9 @@ func (s *source) Revision() int64 {
 }
 
 func (s *source) Recorded() *recordv1.Snapshot {
+	if s.record != nil && s.record.GetVersion() == s.Head().Version() {
+		return s.record
+	}
 	return &recordv1.Snapshot{Version: s.Head().Version(), RecordedAt: timestamppb.New(time.Unix(1, 0))}
 }
 
@@ -139,13 +161,69 @@ func (s *source) edit(t testing.TB, sets []snapshot.Set) *snapshot.Tree {
 
 func (s *source) show(tree *snapshot.Tree) {
 	s.moved(func() {
-		for p := range ident.Partition(s.tree.Partitions()) {
-			m := s.tree.Collection(p).Manifest()
-			s.past[m.Root()] = m
-		}
+		s.rememberLocked(s.tree)
 		s.tree = tree
 		s.revision++
 	})
+}
+
+// owned makes an assignment of a fleet in which proxies own every partition, by rank.
+func owned(epoch uint64, partitions uint32, members []*configv1.Member, owners ...uint32) *configv1.Assignment {
+	a := &configv1.Assignment{Epoch: epoch, Members: members}
+	for range partitions {
+		a.Partitions = append(a.Partitions, &configv1.PartitionOwners{Owners: owners})
+	}
+	return a
+}
+
+// inWaves are policies under which nothing goes at once.
+func inWaves() release.Policies {
+	p := &configv1.ReleasePolicy{FirstPercent: 5}
+	return release.Policies{Additive: p, Scoped: p, Shared: p, Rollback: p}
+}
+
+// release records a change as its policies and order say.
+func (s *source) release(policies release.Policies, order release.Order, sets []snapshot.Set) (uint64, error) {
+	before := s.Released()
+	draft, changes, err := before.Draft(time.Unix(1, 0)).With(order, policies, sets)
+	if err != nil || len(changes) == 0 {
+		return 0, err
+	}
+	done, err := draft.Done()
+	if err != nil {
+		return 0, err
+	}
+	s.come(done, changes)
+	return draft.Version(), nil
+}
+
+// step makes a step of a release.
+func (s *source) step(step release.Step) error {
+	done, err := s.Released().Apply(step, time.Unix(2, 0))
+	if err == nil {
+		s.come(done, done.Changes)
+	}
+	return err
+}
+
+// come shows what a transition leads to.
+func (s *source) come(to release.Transition, changes []*recordv1.Change) {
+	s.moved(func() {
+		for _, tree := range []*snapshot.Tree{s.releasedLocked().Head(), s.releasedLocked().Stable()} {
+			s.rememberLocked(tree)
+		}
+		s.released, s.tree = to.State, to.State.Head()
+		s.record = &recordv1.Snapshot{Version: s.tree.Version(), RecordedAt: timestamppb.New(time.Unix(1, 0)), Changes: changes}
+		s.revision++
+	})
+}
+
+func (s *source) rememberLocked(tree *snapshot.Tree) {
+	s.past[tree.Shared().Root()] = tree.Shared().Manifest()
+	for p := range ident.Partition(tree.Partitions()) {
+		m := tree.Collection(p).Manifest()
+		s.past[m.Root()] = m
+	}
 }
 
 func object(t testing.TB, name, content string) []byte {
@@ -202,6 +280,7 @@ func start(t testing.TB, s *source, change ...func(*push.Config)) *replica {
 		t.Fatal(err)
 	}
 	r.address = listener.Addr().String()
+	listener = server.Listener(listener)
 	g := grpc.NewServer(push.ServerOptions()...)
 	server.Register(g)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -226,6 +305,9 @@ type proxy struct {
 	state  map[string]map[string]string // collection to member to version
 	staged map[string]map[string]string
 	ends   map[string]*configv1.Sentinel // by collection
+
+	sets  []string                         // the roots of the last shared sets, newest last
+	check func(string, *configv1.Sentinel) // called with each sentinel, before it is taken in; nil checks nothing
 }
 
 func dial(t testing.TB, address string) *grpc.ClientConn {
@@ -384,7 +466,14 @@ func (p *proxy) complete(collection string, sentinel *configv1.Sentinel) {
 		}
 	}
 	delete(p.staged, collection)
+	if p.check != nil {
+		p.check(collection, sentinel)
+	}
 	p.ends[collection] = sentinel
+	if collection == "shared" {
+		p.sets = append(p.sets, string(sentinel.GetRoot()))
+		p.sets = p.sets[max(0, len(p.sets)-8):]
+	}
 	if got := p.root(collection); string(got.Bytes()) != string(sentinel.GetRoot()) {
 		p.t.Fatalf("%s: the %d members have root %q, the sentinel says %x", collection, len(p.state[collection]), got, sentinel.GetRoot())
 	}

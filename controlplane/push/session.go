@@ -45,15 +45,20 @@ type session struct {
 
 	claim   ident.Hash // the shared root that the proxy came with
 	claimed bool
+	sets    []ident.Hash // roots of the shared sets that were sent last, newest last
+	ready   []string     // partitions that wait for no set any more
+	flagged bool         // it is slow; belongs to Run
 
 	mu sync.Mutex // guards what feeds say it does
 }
 
 // DeltaAggregatedResources serves one proxy until its stream ends.
 func (s *Server) DeltaAggregatedResources(stream discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
-	if err := s.enter(); err != nil {
+	leave, err := s.enter(stream.Context())
+	if err != nil {
 		return err
 	}
+	defer leave()
 	if err := stream.SetHeader(metadata.Pairs(installationHeader, s.store.Installation().GetId())); err != nil {
 		return err
 	}
@@ -71,12 +76,11 @@ func (s *Server) DeltaAggregatedResources(stream discoveryv3.AggregatedDiscovery
 	if err := s.catchUp(ctx, first.GetNode()); err != nil {
 		return err
 	}
-	s.metrics.streams.Inc()
+	s.join(session)
 	s.tracker.open(session, session.node, session.build)
 	defer func() {
 		s.leave(session)
 		s.tracker.closed(session, session.node)
-		s.metrics.streams.Dec()
 	}()
 	err = delta.NewServer(ctx, session, nil, delta.DeactivateLegacyWildcard()).DeltaStreamHandler(session, resource.AnyType)
 	if s.closing.Err() != nil {
@@ -120,12 +124,20 @@ func (s *Server) newSession(ctx context.Context, stream discoveryv3.AggregatedDi
 	return session, nil
 }
 
+func (s *Server) join(session *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.metrics.streams.Inc()
+	s.sessions[session] = struct{}{}
+}
+
 // leave forgets a session whose stream has ended.
 func (s *Server) leave(session *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.metrics.streams.Dec()
+	delete(s.sessions, session)
 	delete(s.assigned, session)
-	delete(s.shared, session)
 	for name := range session.namespaces.have {
 		if p, err := ident.ParsePartition(name); err == nil {
 			s.dropLocked(session, p)
@@ -149,14 +161,25 @@ func (s *session) Recv() (*discoveryv3.DeltaDiscoveryRequest, error) {
 	return s.AggregatedDiscoveryService_DeltaAggregatedResourcesServer.Recv()
 }
 
-// Send notes what goes out, then sends it.
+// Send notes what goes out, then sends it. A response that would say nothing is left out.
 func (s *session) Send(response *discoveryv3.DeltaDiscoveryResponse) error {
 	f := s.feed(response.GetTypeUrl())
+	if f.silent {
+		f.rearm()
+		return nil
+	}
 	f.inFlight = response.GetNonce()
+	f.sentAt.Store(time.Now().UnixNano())
 	s.server.tracker.sent(s, s.node, f.ends)
 	s.server.metrics.responses.WithLabelValues(f.label()).Inc()
 	s.server.metrics.resources.WithLabelValues(f.label()).Add(float64(len(response.GetResources())))
-	return s.AggregatedDiscoveryService_DeltaAggregatedResourcesServer.Send(response)
+	if err := s.AggregatedDiscoveryService_DeltaAggregatedResourcesServer.Send(response); err != nil {
+		return err
+	}
+	if f == s.shared {
+		s.resume()
+	}
+	return nil
 }
 
 // feed returns the session's feed of a type.

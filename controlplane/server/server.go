@@ -226,7 +226,7 @@ func (s *Server) compose(kept *store.Store, ports []net.Listener) ([]lifecycle.P
 		lifecycle.HTTP("http", telemetry.NewMux(s.registry, s.ready), ports[2]),
 		{Name: "store", Run: kept.Run},
 		// Before push and fleet, so that it stops after them: they end the streams that it waits for.
-		lifecycle.GRPC("fleet api", fleetServer, ports[1]),
+		lifecycle.GRPC("fleet api", fleetServer, pusher.Listener(ports[1])),
 		{Name: "leadership", Run: func(ctx context.Context) error {
 			return kept.Lead(ctx, func(ctx context.Context) error {
 				work, ctx := errgroup.WithContext(ctx)

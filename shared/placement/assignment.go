@@ -19,7 +19,7 @@ func MemberOf(m *configv1.Member) Member {
 }
 
 // Assign says who owns and who loads each partition under a placement. It is the same for all who compute it; the answer
-// shares the placement's members and must not be changed.
+// shares the placement's members and must not be changed. Who is leaving and who is a validator is given nothing.
 //
 // While partitions move, the owners are those of the former fleet that live, and the owners of the new fleet that are not
 // among them are loading. Where no former owner lives there is nobody to wait for: the new owners own it at once.
@@ -91,7 +91,7 @@ type placed struct {
 func place(members []*configv1.Member, partitions uint32, owners int) placed {
 	var fleet []Member
 	for _, m := range members {
-		if !m.GetDraining() {
+		if !m.GetDraining() && !m.GetValidator() {
 			fleet = append(fleet, MemberOf(m))
 		}
 	}

@@ -61,6 +61,15 @@ func TestAssign(t *testing.T) {
 			placement: &recordv1.Placement{Members: append(members("a"), &configv1.Member{Id: "b", Draining: true}), Owners: 3},
 			owners:    []string{"a"}, members: []string{"a", "b"},
 		},
+		"a validator is given nothing, and loads nothing": {
+			placement: &recordv1.Placement{
+				Members: append(members("a"), &configv1.Member{Id: "v", Validator: true}), Previous: members("a"), Owners: 3,
+			},
+			owners: []string{"a"}, members: []string{"a", "v"},
+		},
+		"validators alone own nothing": {
+			placement: &recordv1.Placement{Members: []*configv1.Member{{Id: "v", Validator: true}}, Owners: 3}, members: []string{"v"},
+		},
 		"no fleet": {placement: &recordv1.Placement{Owners: 3}},
 	} {
 		t.Run(name, func(t *testing.T) {
