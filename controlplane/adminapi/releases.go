@@ -53,7 +53,9 @@ func (s *Server) ListReleases(ctx context.Context, in *adminv1.ListReleasesReque
 			if last != 0 && r.GetSnapshot() >= last {
 				continue
 			}
-			if !page.add(releaseView(r, state.Held(r.GetSnapshot()))) {
+			view := releaseView(r, state.Held(r.GetSnapshot()))
+			view.WaitsFor = s.waitsFor(r, nil)
+			if !page.add(view) {
 				return page.response(query), nil
 			}
 		}

@@ -128,7 +128,8 @@ func tell(wave *adminv1.ReleaseWave, c *gate.Cell, snapshot uint64) {
 	}
 }
 
-// waitsFor says what a release under way waits for. Calls are judged by the elected replica alone.
+// waitsFor says what a release under way waits for, as far as that is known without its cells when they are nil. Calls
+// are judged by the elected replica alone.
 func (s *Server) waitsFor(r *recordv1.Release, cells []gate.Cell) string {
 	now := s.cfg.Now()
 	switch {
@@ -139,6 +140,9 @@ func (s *Server) waitsFor(r *recordv1.Release, cells []gate.Cell) string {
 	case r.GetWave() == 0:
 		return "its first wave"
 	case cells == nil:
+		if left := r.GetWaveAt().AsTime().Add(r.GetPolicy().GetSoak().AsDuration()).Sub(now); left > 0 {
+			return gate.Held(left)
+		}
 		return "its gate"
 	}
 	v := gate.Judge(gate.Input{

@@ -6,6 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
+	recordv1 "github.com/prism-gateway/prism/protos/prism/record/v1"
 )
 
 // metrics are those of releases, as this replica sees them.
@@ -71,13 +72,17 @@ func (m *metrics) count(s store) {
 	}
 	before, first := m.known, m.known == nil // what was before this replica ran is not counted
 	m.known = map[uint64]int{}
-	for _, r := range slices.Concat(state.Active(), s.Ended()) {
+	ended := slices.DeleteFunc(slices.Clone(s.Ended()), func(r *recordv1.Release) bool {
+		_, still := state.Release(r.GetSnapshot()) // the state is older than what has ended
+		return still
+	})
+	for _, r := range slices.Concat(state.Active(), ended) {
 		m.known[r.GetSnapshot()] = len(r.GetTakenBack())
 		if n := len(r.GetTakenBack()) - before[r.GetSnapshot()]; !first && n > 0 {
 			m.takenBack.Add(float64(n))
 		}
 	}
-	for _, r := range s.Ended() {
+	for _, r := range ended {
 		if _, was := before[r.GetSnapshot()]; !first && (!was || m.underWay[r.GetSnapshot()]) {
 			m.ended.WithLabelValues(stateName(r.GetState())).Inc()
 		}

@@ -62,7 +62,7 @@ for the summary. It runs the program prism-proxy that lies beside prismctl.`,
 	f.Duration("ack-delay", 0, "how long a proxy takes to put a change into effect and acknowledge it")
 	f.String("nack", "", "every proxy refuses namespaces whose names match this regular expression")
 	f.Float64("nack-rate", 0, "the share of changed namespaces that a proxy refuses, from 0 to 1")
-	f.Int("stall", 0, "how many proxies stop reading once they hold their partitions")
+	f.Int("stall", 0, "how many proxies stop reading at the first change after they are settled")
 	f.Duration("stall-for", 0, "how long they do not read, again and again (default for good)")
 	f.Duration("reconnect", 0, "after about what time each proxy opens a new stream (default never)")
 	f.Duration("jitter", 0, "the time over which the proxies start")

@@ -63,8 +63,7 @@ func (c *Commands) apply() *cobra.Command {
 	var note terminal.Note
 	var release terminal.Release
 	var tokens []string
-	var wait bool
-	waitFor := 2 * time.Minute
+	var wait waitLimit
 	cmd := &cobra.Command{
 		Use:   "apply -f FILE",
 		Short: "Create or change the namespaces of a file as one change: all or none",
@@ -105,15 +104,15 @@ How the change goes to the fleet is decided by what it can hurt (prismctl namesp
 				return err
 			}
 			// The change is recorded: say so also when waiting fails.
-			if err := c.term.Print(resp, func(w io.Writer) { writeApplied(w, resp) }); err != nil || !wait {
+			if err := c.term.Print(resp, func(w io.Writer) { writeApplied(w, resp) }); err != nil || !wait.on {
 				return err
 			}
-			return c.waitLive(cmd.Context(), waitFor, resp.GetSnapshotVersion(), names(resp.GetResults())...)
+			return c.waitLive(cmd.Context(), wait.of(cmd), resp.GetSnapshotVersion(), names(resp.GetResults())...)
 		},
 	}
 	fileFlag(cmd, &file)
 	cmd.Flags().StringVar(&version, "version", "", "apply only if the namespace still has this version (as namespace get shows it)")
-	waitFlags(cmd, &wait, &waitFor)
+	wait.register(cmd)
 	cmd.Flags().StringArrayVar(&tokens, "reservation-token", nil,
 		"the token of a reserved name, or NAME=TOKEN for each when the file holds several (environment: "+tokenVariable+")")
 	note.Register(cmd)
@@ -127,9 +126,21 @@ func fileFlag(cmd *cobra.Command, file *string) {
 	_ = cmd.MarkFlagFilename("filename", "yaml", "yml", "json") // likewise
 }
 
-func waitFlags(cmd *cobra.Command, wait *bool, waitFor *time.Duration) {
-	cmd.Flags().BoolVar(wait, "wait", false, "wait until every owner serves the change")
-	cmd.Flags().DurationVar(waitFor, "wait-for", *waitFor, "how long to wait at most")
+// waitLimit are the flags about waiting until a change is live.
+type waitLimit struct {
+	on       bool
+	duration time.Duration
+	given    bool // on the command line
+}
+
+func (w *waitLimit) register(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&w.on, "wait", false, "wait until every owner serves the change and its release has ended")
+	cmd.Flags().DurationVar(&w.duration, "wait-for", 2*time.Minute, "how long to wait at most; unless it is given, a release in waves is waited for as long as it takes")
+}
+
+func (w *waitLimit) of(cmd *cobra.Command) waitLimit {
+	w.given = cmd.Flags().Changed("wait-for")
+	return *w
 }
 
 // read parses a file and checks it before anything is sent, so that errors name lines also when nobody answers.

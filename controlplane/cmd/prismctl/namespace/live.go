@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -31,7 +32,7 @@ func (c *Commands) status() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if watch {
 				return c.target.WithoutLimit(cmd.Context(), func(ctx context.Context, control *client.Control) error {
-					return c.follow(ctx, control, c.term.Progress(), args[0], 0)
+					return c.follow(ctx, control, c.term.Progress(), args[0], 0, func(*configv1.NamespaceStatus) {})
 				})
 			}
 			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
@@ -86,8 +87,7 @@ func (c *Commands) rollback() *cobra.Command {
 	var to uint64
 	var note terminal.Note
 	var release terminal.Release
-	var wait bool
-	waitFor := 2 * time.Minute
+	var wait waitLimit
 	cmd := &cobra.Command{
 		Use:               "rollback NAME --to VERSION",
 		Short:             "Take one namespace back to what it was in a snapshot",
@@ -114,59 +114,90 @@ func (c *Commands) rollback() *cobra.Command {
 				}
 				fmt.Fprintf(w, "%s is as it was in snapshot %d, by snapshot %d\n", args[0], to, resp.GetSnapshot().GetVersion())
 			})
-			if err != nil || !wait || resp.GetChanged() == 0 {
+			if err != nil || !wait.on || resp.GetChanged() == 0 {
 				return err
 			}
-			return c.waitLive(cmd.Context(), waitFor, resp.GetSnapshot().GetVersion(), args[0])
+			return c.waitLive(cmd.Context(), wait.of(cmd), resp.GetSnapshot().GetVersion(), args[0])
 		},
 	}
 	cmd.Flags().Uint64Var(&to, "to", 0, "the snapshot to go back to")
 	_ = cmd.MarkFlagRequired("to") // fails only for an unknown flag
-	waitFlags(cmd, &wait, &waitFor)
+	wait.register(cmd)
 	note.Register(cmd)
 	release.Register(cmd)
 	return cmd
 }
 
-// waitLive shows how far namespaces are live until every owner of each serves the snapshot.
-func (c *Commands) waitLive(ctx context.Context, limit time.Duration, snapshot uint64, names ...string) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
+// waitLive shows how far namespaces are live until every owner of each serves the snapshot and its release, if it has
+// one, has ended.
+func (c *Commands) waitLive(ctx context.Context, limit waitLimit, snapshot uint64, names ...string) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	patience := time.AfterFunc(limit.duration, func() { cancel(errTooLong) })
+	defer patience.Stop()
 	progress := c.term.Progress()
 	var waiting string
 	err := c.target.WithoutLimit(ctx, func(ctx context.Context, control *client.Control) error {
 		for _, name := range names {
 			waiting = name
-			if err := c.follow(ctx, control, progress, name, snapshot); err != nil {
+			err := c.follow(ctx, control, progress, name, snapshot, func(s *configv1.NamespaceStatus) {
+				if s.GetRelease() != nil && !limit.given {
+					patience.Stop() // its policy says how long it takes
+				}
+			})
+			if err != nil {
 				return err
 			}
 		}
 		if ctx.Err() != nil {
 			return nil
 		}
-		return c.released(ctx, control, snapshot)
+		return c.released(ctx, control, progress, snapshot, names)
 	})
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return fmt.Errorf("the change is recorded, but not every owner of %s served it within %v (--wait-for)\n  see what is in the way with: prismctl namespace status %[1]s", waiting, limit)
+	if context.Cause(ctx) == errTooLong {
+		return fmt.Errorf("the change is recorded, but not every owner of %s served it within %v (--wait-for)\n  see what is in the way with: prismctl namespace status %[1]s", waiting, limit.duration)
 	}
 	return err
 }
 
-// released returns an error when a snapshot's release was taken back as a whole: the namespaces are live again as they
-// were before.
-func (c *Commands) released(ctx context.Context, control *client.Control, snapshot uint64) error {
-	resp, err := control.Admin.GetRelease(ctx, &adminv1.GetReleaseRequest{Snapshot: snapshot})
-	if f := faultgrpc.FromStatus(err); f != nil {
-		if f.Code == fault.NotFound || f.Code == fault.Unimplemented {
-			return nil // it went to all owners at once
-		}
+// errTooLong ends a wait.
+var errTooLong = errors.New("waited too long")
+
+// released waits until a snapshot's release has ended, unless somebody has to confirm it first, and returns an error
+// when it took something of the change back: that is live again as it was before.
+func (c *Commands) released(ctx context.Context, control *client.Control, progress *terminal.Progress, snapshot uint64, names []string) error {
+	stream, err := control.Admin.WatchRelease(ctx, &adminv1.WatchReleaseRequest{Snapshot: snapshot})
+	if err != nil {
 		return err
 	}
-	switch r := resp.GetRelease(); r.GetState() {
-	case configv1.ReleaseState_RELEASE_STATE_ROLLED_BACK, configv1.ReleaseState_RELEASE_STATE_ABORTED:
-		return takenBack(fmt.Sprintf("release %d", snapshot), &configv1.TakenBack{Snapshot: snapshot, Reason: r.GetReason()})
+	for {
+		resp, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if f := faultgrpc.FromStatus(err); f != nil {
+			if f.Code == fault.NotFound || f.Code == fault.Unimplemented || ctx.Err() != nil {
+				return nil // it went to all owners at once, or the person ended it
+			}
+			return err
+		}
+		r := resp.GetRelease()
+		for _, t := range r.GetTakenBack() {
+			if name, ok := strings.CutPrefix(t.GetName(), "ns/"); ok && slices.Contains(names, name) {
+				return takenBack("namespace "+name, t.GetWhy())
+			}
+		}
+		switch r.GetState() {
+		case configv1.ReleaseState_RELEASE_STATE_ROLLED_BACK, configv1.ReleaseState_RELEASE_STATE_ABORTED:
+			return takenBack(fmt.Sprintf("release %d", snapshot), &configv1.TakenBack{Snapshot: snapshot, Reason: r.GetReason()})
+		case configv1.ReleaseState_RELEASE_STATE_RUNNING, configv1.ReleaseState_RELEASE_STATE_PAUSED:
+			progress.Show(fmt.Sprintf("release %d", snapshot), "every owner serves it; "+r.GetWaitsFor())
+			if r.GetConfirmBy() != nil {
+				c.term.Note("confirm it by %s with: prismctl release confirm %d", terminal.Time(r.GetConfirmBy()), snapshot)
+				return nil
+			}
+		}
 	}
-	return nil
 }
 
 // takenBack is the error of a change that its release took back.
@@ -186,8 +217,9 @@ func takenBack(what string, t *configv1.TakenBack) error {
 	return fmt.Errorf("%s\n  see all of it with: prismctl release status %d", terminal.Clean(text), t.GetSnapshot())
 }
 
-// follow shows a namespace's status until the server ends the stream: when the snapshot is served by every owner.
-func (c *Commands) follow(ctx context.Context, control *client.Control, progress *terminal.Progress, name string, until uint64) error {
+// follow shows a namespace's status, and tells it to each, until the server ends the stream: when the snapshot is served
+// by every owner.
+func (c *Commands) follow(ctx context.Context, control *client.Control, progress *terminal.Progress, name string, until uint64, each func(*configv1.NamespaceStatus)) error {
 	stream, err := control.Namespaces.WatchNamespaceStatus(ctx, &controlv1.WatchNamespaceStatusRequest{Namespace: name, UntilSnapshot: until})
 	if err != nil {
 		return err
@@ -211,6 +243,7 @@ func (c *Commands) follow(ctx context.Context, control *client.Control, progress
 		}
 		status := resp.GetStatus()
 		progress.Show(name, summary(status))
+		each(status)
 		if t := status.GetTakenBack(); until > 0 && t.GetSnapshot() >= until {
 			return takenBack("namespace "+name, t)
 		}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/target"
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/terminal"
+	"github.com/prism-gateway/prism/controlplane/release"
 	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	"github.com/prism-gateway/prism/shared/client"
@@ -87,15 +88,12 @@ func (c *Commands) list() *cobra.Command {
 	return cmd
 }
 
-// waves are the words for the waves.
-var waves = [...]string{"not begun", "validators", "rank 0 of the first partitions", "rank 0", "rank 1", "everybody"}
-
 func wave(r *adminv1.Release) string {
-	n := int(r.GetWave())
-	if n == 0 || n >= len(waves) {
-		return waves[0]
+	name := release.WaveName(int(r.GetWave()))
+	if r.GetWave() == 0 {
+		return name
 	}
-	return fmt.Sprintf("%d (%s)", n, waves[n])
+	return fmt.Sprintf("%d (%s)", r.GetWave(), name)
 }
 
 // now says what a release waits for, or why it ended.

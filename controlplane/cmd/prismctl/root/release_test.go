@@ -79,6 +79,9 @@ func (p *peer) ControlRelease(_ context.Context, req *adminv1.ControlReleaseRequ
 
 // WatchRelease ends well for 40, well for most of 42 and badly for 41.
 func (p *peer) WatchRelease(req *adminv1.WatchReleaseRequest, stream adminv1.AdminService_WatchReleaseServer) error {
+	if req.GetSnapshot() == 7 {
+		return fault.New(fault.NotFound, fault.Release, "there is no release of snapshot 7")
+	}
 	last := endedAs(configv1.ReleaseState_RELEASE_STATE_DONE, "")
 	switch req.GetSnapshot() {
 	case 40:
