@@ -54,7 +54,7 @@ type Reserved func(team string) []string
 
 // Check refuses sets that would let a team have more than it may. Violations are RESOURCE_EXHAUSTED with reason QUOTA.
 func (q Quotas) Check(base *snapshot.Tree, sets []snapshot.Set, reserved Reserved) error {
-	moved := measure(base, sets, reserved)
+	moved := q.measure(base, sets, reserved)
 	for _, team := range slices.Sorted(maps.Keys(moved)) {
 		if err := q.Of(team).check(team, moved[team].before, moved[team].after); err != nil {
 			return err
@@ -74,7 +74,7 @@ func (q Quotas) CheckReservation(base *snapshot.Tree, team string, reserved Rese
 // Headroom says, one line each, how far the teams of sets would be from their bounds.
 func (q Quotas) Headroom(base *snapshot.Tree, sets []snapshot.Set, reserved Reserved) []string {
 	var lines []string
-	moved := measure(base, sets, reserved)
+	moved := q.measure(base, sets, reserved)
 	for _, team := range slices.Sorted(maps.Keys(moved)) {
 		b, use := q.Of(team), moved[team].after
 		if b.Namespaces > 0 {
@@ -112,7 +112,7 @@ func (b Bounds) check(team string, before, after Use) error {
 type move struct{ before, after Use }
 
 // measure looks only at what the sets touch.
-func measure(base *snapshot.Tree, sets []snapshot.Set, reserved Reserved) map[string]move {
+func (q Quotas) measure(base *snapshot.Tree, sets []snapshot.Set, reserved Reserved) map[string]move {
 	moved := map[string]move{}
 	made := map[string]bool{} // by the sets
 	use := func(team string) move {
@@ -146,6 +146,9 @@ func measure(base *snapshot.Tree, sets []snapshot.Set, reserved Reserved) map[st
 		}
 	}
 	for team, m := range moved {
+		if q.Of(team).Namespaces == 0 {
+			continue // nobody asks
+		}
 		m.before.Namespaces += pending(base, team, reserved, nil)
 		m.after.Namespaces += pending(base, team, reserved, made)
 		moved[team] = m

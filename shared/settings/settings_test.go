@@ -186,3 +186,23 @@ func write(t *testing.T, text string) string {
 	}
 	return path
 }
+
+func TestQuotasAreChecked(t *testing.T) {
+	path := write(t, "quotas:\n  default: {namespaces: 200}\n  teams:\n    accounts: {changes_per_minute: 600, weight: 4}\n")
+	c, err := settings.LoadAdmin(path, none)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if q := c.GetQuotas(); q.GetDefault().GetNamespaces() != 200 || q.GetTeams()["accounts"].GetWeight() != 4 || q.GetTeams()["accounts"].GetChangesPerMinute() != 600 {
+		t.Errorf("%v", q)
+	}
+	for name, text := range map[string]string{
+		"a team that cannot be": "quotas: {teams: {Accounts: {namespaces: 1}}}\n",
+		"a weight too large":    "quotas: {default: {weight: 2000}}\n",
+		"an unknown quota":      "quotas: {default: {namespace: 1}}\n",
+	} {
+		if _, err := settings.LoadAdmin(write(t, text), none); err == nil || !strings.Contains(err.Error(), "quotas") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
