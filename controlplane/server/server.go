@@ -193,7 +193,7 @@ func (s *Server) compose(kept *store.Store, ports []net.Listener) ([]lifecycle.P
 		return nil, err
 	}
 	pusher, err := push.New(push.Config{
-		Store: kept, Fleet: proxies, Tracker: tracker, Registerer: s.registry, Logger: s.log,
+		Store: kept, Fleet: proxies, Tracker: tracker, Refused: brake.Refused, Registerer: s.registry, Logger: s.log,
 	})
 	if err != nil {
 		return nil, err
