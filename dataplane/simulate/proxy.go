@@ -22,12 +22,14 @@ type proxy struct {
 	stalls bool
 	client *subscribe.Client
 
-	connected atomic.Bool
-	assigned  atomic.Bool  // it knows who owns what, and has put that into effect
-	streams   atomic.Int64 // of configuration, since the start
-	opened    atomic.Int64 // when the newest began, in Unix nanoseconds
-	lost      atomic.Int64 // when the last that had been answered ended
-	held      atomic.Pointer[map[ident.Partition]*subscribe.Partition]
+	connected  atomic.Bool
+	assigned   atomic.Bool  // it knows who owns what, and has put that into effect
+	streams    atomic.Int64 // of configuration, since the start
+	opened     atomic.Int64 // when the newest began, in Unix nanoseconds
+	lost       atomic.Int64 // when the last that had been answered ended
+	epoch      uint64       // of the assignment in effect; Apply's goroutine only
+	assignedAt atomic.Int64 // when it came into effect
+	held       atomic.Pointer[map[ident.Partition]*subscribe.Partition]
 }
 
 // partitions are those in effect. They must not be changed.
@@ -36,6 +38,12 @@ func (p *proxy) partitions() map[ident.Partition]*subscribe.Partition {
 		return *held
 	}
 	return nil
+}
+
+// settled is whether the proxy holds its partitions, and they have been the same for a while.
+func (p *proxy) settled() bool {
+	return p.assigned.Load() && len(p.partitions()) > 0 && len(p.client.Status().Missing) == 0 &&
+		time.Since(time.Unix(0, p.assignedAt.Load())) > quiet
 }
 
 // apply puts a state into effect: there is nothing to open.
@@ -63,6 +71,10 @@ func (p *proxy) apply(ctx context.Context, state subscribe.State) []*configv1.Re
 		}
 	}
 	p.held.Store(&state.Partitions)
+	if state.Epoch != p.epoch {
+		p.epoch = state.Epoch
+		p.assignedAt.Store(now.UnixNano())
+	}
 	p.assigned.Store(state.Assignment != nil)
 	return rejections
 }

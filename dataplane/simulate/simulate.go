@@ -46,8 +46,8 @@ type Config struct {
 	Refuse *regexp.Regexp
 	// RefuseShare is how many of the changed namespaces a proxy refuses, from 0 to 1, by chance.
 	RefuseShare float64
-	// Stalled is how many proxies stop reading once they hold their partitions: for StallTime, again and again, or for good
-	// when that is 0.
+	// Stalled is how many proxies stop reading at the first change after they have held their partitions for a while: for
+	// StallTime, again and again, or for good when that is 0.
 	Stalled   int
 	StallTime time.Duration
 	// Reconnect is after about what time a proxy gives up its stream and opens another; 0 is never.

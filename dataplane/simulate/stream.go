@@ -63,10 +63,11 @@ func (p *proxy) watch(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.Clien
 // RecvMsg reads a response, unless the proxy is stalled or the stream is broken off.
 func (s *stream) RecvMsg(m any) error {
 	p := s.proxy
-	if p.stalls && len(p.partitions()) > 0 {
-		s.stall(p.sim.cfg.StallTime)
-	}
 	err := s.ClientStream.RecvMsg(m)
+	if err == nil && p.stalls && p.settled() {
+		s.stall(p.sim.cfg.StallTime)
+		err = s.ctx.Err() // what was read is passed on unless the stream has ended
+	}
 	if drop := p.sim.cfg.Drop; err == nil && drop > 0 && rand.Float64() < drop {
 		err = errDropped
 	}

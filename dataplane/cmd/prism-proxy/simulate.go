@@ -61,7 +61,7 @@ machine's: where these are two, their difference counts too.`,
 	f.DurationVar(&c.Delay, "ack-delay", 0, "how long a proxy takes to put a change into effect and acknowledge it")
 	f.StringVar(&o.refuse, "nack", "", "every proxy refuses namespaces whose names match this regular expression")
 	f.Float64Var(&c.RefuseShare, "nack-rate", 0, "the share of changed namespaces that a proxy refuses, from 0 to 1")
-	f.IntVar(&c.Stalled, "stall", 0, "how many proxies stop reading once they hold their partitions")
+	f.IntVar(&c.Stalled, "stall", 0, "how many proxies stop reading at the first change after they are settled")
 	f.DurationVar(&c.StallTime, "stall-for", 0, "how long they do not read, again and again (default for good)")
 	f.DurationVar(&c.Reconnect, "reconnect", 0, "after about what time each proxy opens a new stream (default never)")
 	f.DurationVar(&c.Jitter, "jitter", 0, "the time over which the proxies start")
