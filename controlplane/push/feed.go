@@ -41,6 +41,7 @@ type feed struct {
 	must      bool                // answer although there is nothing
 	silent    bool                // the response just made says nothing and need not be sent
 	dirty     map[string]struct{} // what has to be looked at
+	anew      map[string]struct{} // of dirty: what is sent in full whatever the client has
 }
 
 // holding is what the stream has of one collection.
@@ -358,10 +359,11 @@ func (f *feed) GetDeltaDiscoveryResponse() (*discoveryv3.DeltaDiscoveryResponse,
 	f.session.mu.Lock()
 	must := f.must
 	f.queued, f.armed, f.must = false, false, false
-	names := sortedNames(f.dirty)
-	f.dirty = nil
+	names, anew := sortedNames(f.dirty), f.anew
+	f.dirty, f.anew = nil, nil
 	f.session.mu.Unlock()
 
+	f.begin(anew)
 	p := &page{response: &discoveryv3.DeltaDiscoveryResponse{TypeUrl: f.typeURL, RemovedResources: f.gone}}
 	f.gone = nil
 	for i, name := range names {
