@@ -89,7 +89,7 @@ const (
 	maxEvents    = 50
 	maxTakenBack = 100
 	maxReason    = 300     // bytes
-	maxStored    = 700_000 // bytes of all releases under way
+	maxStored    = 120_000 // bytes of all releases under way, which are stored with a snapshot's record
 )
 
 // Apply makes a step. What it takes back is recorded by a snapshot of the next number. A step that was made already
@@ -261,22 +261,22 @@ func (s *State) back(n int, step Step, now time.Time) (Transition, error) {
 	} else {
 		going = s.Pending(r.Snapshot)
 	}
-	head, stable, changes, err := s.takeBack(going, version, step, r)
+	going, head, stable, changes, err := s.takeBack(going, version, step, r)
 	if err != nil {
 		return Transition{}, err
 	}
 	next := proto.CloneOf(r)
-	if step.Do != Abort {
+	if step.Do != Abort && step.Author == "" {
 		known := map[string]Ejected{}
 		for _, o := range step.Objects {
 			known[o.Name] = o
 		}
-		for _, c := range changes[:min(len(changes), max(0, maxTakenBack-len(next.TakenBack)))] {
-			if of, _, _ := s.pendingOf(c.Name); of != r.Snapshot {
+		for _, d := range going[:min(len(going), max(0, maxTakenBack-len(next.TakenBack)))] {
+			if of, _, _ := s.pendingOf(d.Name); of != r.Snapshot {
 				continue
 			}
-			o := known[c.Name]
-			next.TakenBack = append(next.TakenBack, &recordv1.TakenBack{Name: c.Name, Why: &configv1.TakenBack{
+			o := known[d.Name]
+			next.TakenBack = append(next.TakenBack, &recordv1.TakenBack{Name: d.Name, Why: &configv1.TakenBack{
 				Snapshot: r.Snapshot, BySnapshot: version, Reason: short(step.Reason),
 				Rejection: o.Rejection, Proxy: o.Proxy, Build: o.Build, At: timestamppb.New(now),
 			}})
@@ -305,11 +305,12 @@ func (s *State) back(n int, step Step, now time.Time) (Transition, error) {
 	return Transition{State: state, Changes: changes, Ended: ended}, err
 }
 
-// takeBack returns the trees in which objects are as they were stable, with what they need, and what that changes.
-func (s *State) takeBack(going []Pending, version uint64, step Step, r *recordv1.Release) (head, stable *snapshot.Tree, changes []*recordv1.Change, err error) {
+// takeBack returns the trees in which objects are as they were stable, with what they need, and what that changes. Of a
+// rollback of everything that goes back wholly the history tells one change.
+func (s *State) takeBack(going []Pending, version uint64, step Step, r *recordv1.Release) (went []Pending, head, stable *snapshot.Tree, changes []*recordv1.Change, err error) {
 	own := len(going)
 	if going, err = s.dependants(going, r.Snapshot); err != nil {
-		return nil, nil, nil, err
+		return nil, nil, nil, nil, err
 	}
 	slices.SortFunc(going, func(a, b Pending) int { return strings.Compare(a.Name, b.Name) })
 	if step.Do != Eject && len(going) == own {
@@ -322,7 +323,7 @@ func (s *State) takeBack(going []Pending, version uint64, step Step, r *recordv1
 		head, err = s.head.Put(version, objects)
 	}
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, nil, nil, nil, err
 	}
 	// What is made and goes, but something else is bound to, stays instead: every owner may have it.
 	var steady []snapshot.Object
@@ -337,23 +338,30 @@ func (s *State) takeBack(going []Pending, version uint64, step Step, r *recordv1
 	stable = s.stable
 	if len(steady) > 0 {
 		if head, err = head.Put(version, steady); err != nil {
-			return nil, nil, nil, err
+			return nil, nil, nil, nil, err
 		}
 		if stable, err = stable.Put(version, steady); err != nil {
-			return nil, nil, nil, err
+			return nil, nil, nil, nil, err
 		}
 	}
 	author := step.Author
 	if author == "" {
 		author = "prism"
 	}
-	for _, d := range going {
+	back := func(name string, from, to ident.Hash) {
 		changes = append(changes, &recordv1.Change{
-			Kind: recordv1.ChangeKind_CHANGE_KIND_ROLLBACK, Name: d.Name, Before: d.After.Hash.Bytes(), After: d.Before.Hash.Bytes(),
+			Kind: recordv1.ChangeKind_CHANGE_KIND_ROLLBACK, Name: name, Before: from.Bytes(), After: to.Bytes(),
 			Author: author, Message: short(step.Reason), RequestId: step.RequestID, TraceParent: step.TraceParent, ToVersion: r.Snapshot - 1,
 		})
 	}
-	return head, stable, changes, nil
+	if r.Whole && head.Root() == stable.Root() {
+		back("", s.head.Root(), head.Root())
+		return going, head, stable, changes, nil
+	}
+	for _, d := range going {
+		back(d.Name, d.After.Hash, d.Before.Hash)
+	}
+	return going, head, stable, changes, nil
 }
 
 // dependants adds to what goes back what cannot stay without it, or it without them: the namespaces of the release that

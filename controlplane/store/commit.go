@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/prism-gateway/prism/controlplane/release"
@@ -27,6 +28,7 @@ import (
 
 const (
 	maxRecord  = 1450 << 10 // bytes of changes in one snapshot's record, which must fit into one request
+	maxBeside  = 48 << 10   // bytes of head that fit beside the largest record
 	maxObject  = 1 << 20    // bytes of one object
 	maxOneTxn  = 90         // nodes that are written together with head
 	maxRetries = 100        // lost compare-and-swaps of one commit
@@ -157,6 +159,10 @@ type plan struct {
 // evaluate applies requests in order, each to the tree that the one before left. One that fails is left out.
 func (s *Store) evaluate(st *state, batch []*request) *plan {
 	p := &plan{draft: st.released.Draft(s.cfg.Now()), waved: map[*request]bool{}, records: map[ident.Hash][]byte{}, names: map[string]*recordv1.NameReservation{}, answers: map[*request]answer{}, changed: map[*request]bool{}}
+	most := maxRecord
+	if active := st.released.Active(); len(active) > 0 {
+		most -= max(0, proto.Size(&recordv1.Head{Releases: active})-maxBeside)
+	}
 	size := 0
 	for i, r := range batch {
 		e, err := s.apply(p, r)
@@ -177,14 +183,14 @@ func (s *Store) evaluate(st *state, batch []*request) *plan {
 			added += n
 			before = c
 		}
-		if err == nil && added > maxRecord {
+		if err == nil && added > most {
 			err = fault.Newf(fault.Invalid, fault.TooLarge, "%d changes are too many for one snapshot: make several of them", len(e.changes))
 		}
 		if err != nil {
 			p.answers[r] = answer{err: err}
 			continue
 		}
-		if size += added; size > maxRecord {
+		if size += added; size > most {
 			p.rest = batch[i:]
 			break
 		}

@@ -14,11 +14,13 @@ import (
 	"github.com/prism-gateway/prism/controlplane/release"
 	recordv1 "github.com/prism-gateway/prism/protos/prism/record/v1"
 	"github.com/prism-gateway/prism/shared/fault"
+	"github.com/prism-gateway/prism/shared/ident"
 )
 
 const (
-	maxEnded = 256 // ended releases in memory
-	minEnded = 100 // that are kept however old their snapshots are
+	maxBack  = 8_000 // objects that one snapshot takes back
+	maxEnded = 256   // ended releases in memory
+	minEnded = 100   // that are kept however old their snapshots are
 )
 
 // stepRequest is a step that waits for the committer.
@@ -66,9 +68,10 @@ func (s *Store) step(ctx context.Context, r *stepRequest) {
 
 func (s *Store) takeStep(ctx context.Context, r *stepRequest) (release.Result, error) {
 	began := time.Now()
+	written := map[ident.Hash]bool{}
 	for attempt := 0; ; attempt++ {
 		st := s.state.Load()
-		step, done, err := s.plan(st, r)
+		step, done, more, err := s.plan(st, r)
 		if err != nil {
 			if lost := s.confirm(ctx, st); !errors.Is(lost, errLost) {
 				return release.Result{}, cmp.Or(lost, err)
@@ -82,7 +85,7 @@ func (s *Store) takeStep(ctx context.Context, r *stepRequest) (release.Result, e
 					return release.Result{}, errNotLeading
 				}
 			}
-			next, lost := s.record(ctx, st, p, nil)
+			next, lost := s.record(ctx, st, p, written)
 			if lost == nil {
 				s.ended.add(p.ended...)
 				s.publish(next)
@@ -91,7 +94,11 @@ func (s *Store) takeStep(ctx context.Context, r *stepRequest) (release.Result, e
 					result.Snapshot = next.record
 				}
 				s.logStep(step, result)
-				return result, nil
+				if !more {
+					return result, nil
+				}
+				attempt, began = 0, time.Now()
+				continue
 			}
 			if err = lost; !errors.Is(err, errLost) {
 				return release.Result{}, err
@@ -108,18 +115,26 @@ func errSlower(err error) error {
 		"other replicas were always faster: try again").WithRetry(time.Second).WithOutcome(fault.NotApplied)
 }
 
-// plan works out a step on a state.
-func (s *Store) plan(st *state, r *stepRequest) (release.Step, release.Transition, error) {
-	none := release.Transition{State: st.released}
-	step, err := r.choose(st.released)
-	if err != nil || step.Do == 0 {
-		return step, none, err
+// plan works out a step on a state; more is whether the same is to be asked again after it, because it was too much for
+// one snapshot's record.
+func (s *Store) plan(st *state, r *stepRequest) (step release.Step, done release.Transition, more bool, err error) {
+	done.State = st.released
+	if step, err = r.choose(st.released); err != nil || step.Do == 0 {
+		return step, done, false, err
 	}
-	done, err := st.released.Apply(step, s.cfg.Now())
-	if err != nil {
-		return step, none, err
+	if done, err = st.released.Apply(step, s.cfg.Now()); err != nil {
+		return step, done, false, err
 	}
-	return step, done, nil
+	if len(done.Changes) > maxBack {
+		pending := st.released.Pending(step.Release)
+		step.Do, step.Objects = release.Eject, nil
+		for _, d := range pending[:min(len(pending), maxBack/2)] {
+			step.Objects = append(step.Objects, release.Ejected{Name: d.Name})
+		}
+		done, err = st.released.Apply(step, s.cfg.Now())
+		return step, done, true, err
+	}
+	return step, done, false, nil
 }
 
 // releaseOf is a release as a transition leaves it.

@@ -519,3 +519,22 @@ func TestTheSnapshotOfATime(t *testing.T) {
 		t.Errorf("before the first: %v, %v", rec, err)
 	}
 }
+
+func TestAReleaseTooLargeForOneRecordGoesBackInPieces(t *testing.T) {
+	a := open(t, store.Config{Partitions: 64, Policies: inWaves()})
+	var sets []snapshot.Set
+	for i := range 9000 {
+		set := namespace(t, fmt.Sprintf("namespace-%05d", i), "1")
+		set.Record, set.Data = nil, marshal(t, bareConfig(set.Name[3:]))
+		sets = append(sets, set)
+	}
+	first := send(t, a, release.Order{}, sets...)
+	send(t, a, release.Order{AtOnce: atOnce}, namespace(t, "orders", "1"))
+	back := do(t, a, release.Step{Release: first.Tree.Version(), Do: release.TakeBack, Reason: "test"})
+	if back.Release.GetState() != configv1.ReleaseState_RELEASE_STATE_ROLLED_BACK || back.State.Head().Len() != 1 || len(back.State.Active()) != 0 {
+		t.Fatalf("taken back: %v, %d namespaces left", back.Release.GetState(), back.State.Head().Len())
+	}
+	if n := back.State.Head().Version() - first.Tree.Version(); n != 3 {
+		t.Errorf("%d snapshots since, want one at once and two back", n)
+	}
+}
