@@ -169,6 +169,7 @@ func (s *Server) compose(kept *store.Store, ports []net.Listener) ([]lifecycle.P
 	if err != nil {
 		return nil, err
 	}
+	var pusher *push.Server
 	proxies, err := fleet.New(fleet.Config{
 		Store: kept, Tracker: tracker, Owners: int(s.c.GetOwners()),
 		Replica: &recordv1.Replica{
@@ -176,6 +177,7 @@ func (s *Server) compose(kept *store.Store, ports []net.Listener) ([]lifecycle.P
 		},
 		Lease: s.c.GetMemberLease().AsDuration(), Debounce: s.c.GetPlacementDebounce().AsDuration(),
 		MoveDeadline: s.c.GetMoveDeadline().AsDuration(), Journal: served, Registerer: s.registry, Logger: s.log,
+		Resync: func(proxy string, p ident.Partition) bool { return pusher.Resync(proxy, p) },
 	})
 	if err != nil {
 		return nil, err
@@ -192,7 +194,7 @@ func (s *Server) compose(kept *store.Store, ports []net.Listener) ([]lifecycle.P
 	if err != nil {
 		return nil, err
 	}
-	pusher, err := push.New(push.Config{
+	pusher, err = push.New(push.Config{
 		Store: kept, Fleet: proxies, Tracker: tracker, Refused: brake.Refused, Registerer: s.registry, Logger: s.log,
 	})
 	if err != nil {
