@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -107,7 +108,7 @@ How the change goes to the fleet is decided by what it can hurt (prismctl namesp
 			if err := c.term.Print(resp, func(w io.Writer) { writeApplied(w, resp) }); err != nil || !wait.on {
 				return err
 			}
-			return c.waitLive(cmd.Context(), wait.of(cmd), resp.GetSnapshotVersion(), names(resp.GetResults())...)
+			return c.waitLive(cmd.Context(), wait.of(cmd), resp.GetSnapshotVersion(), changes(resp.GetResults()), names(resp.GetResults())...)
 		},
 	}
 	fileFlag(cmd, &file)
@@ -191,6 +192,11 @@ func locate(docs []admission.Document, err error) error {
 		problems = append(problems, docs[i].Problems([]fault.Violation{{Field: v.Field[len(m[0]):], Rule: v.Rule, Text: v.Text}})...)
 	}
 	return problems
+}
+
+// changes reports whether something was not so already.
+func changes(plans []*controlv1.NamespacePlan) bool {
+	return slices.ContainsFunc(plans, func(p *controlv1.NamespacePlan) bool { return p.GetAction() != controlv1.PlanAction_PLAN_ACTION_NONE })
 }
 
 func names(plans []*controlv1.NamespacePlan) []string {

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/terminal"
+	"github.com/prism-gateway/prism/controlplane/release"
 	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
@@ -32,7 +33,7 @@ func (c *Commands) status() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if watch {
 				return c.target.WithoutLimit(cmd.Context(), func(ctx context.Context, control *client.Control) error {
-					return c.follow(ctx, control, c.term.Progress(), args[0], 0, func(*configv1.NamespaceStatus) {})
+					return c.follow(ctx, control, c.term.Progress(), args[0], 0)
 				})
 			}
 			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
@@ -86,7 +87,7 @@ func (c *Commands) history() *cobra.Command {
 func (c *Commands) rollback() *cobra.Command {
 	var to uint64
 	var note terminal.Note
-	var release terminal.Release
+	var options terminal.Release
 	var wait waitLimit
 	cmd := &cobra.Command{
 		Use:               "rollback NAME --to VERSION",
@@ -95,13 +96,13 @@ func (c *Commands) rollback() *cobra.Command {
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: c.names,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := release.Check(cmd, note); err != nil {
+			if err := options.Check(cmd, note); err != nil {
 				return err
 			}
 			var resp *adminv1.RollbackSnapshotResponse
 			err := c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
 				var err error
-				resp, err = control.Admin.RollbackSnapshot(ctx, &adminv1.RollbackSnapshotRequest{ToVersion: to, Namespace: args[0], Note: note.Proto(c.term), Release: release.Proto()})
+				resp, err = control.Admin.RollbackSnapshot(ctx, &adminv1.RollbackSnapshotRequest{ToVersion: to, Namespace: args[0], Note: note.Proto(c.term), Release: options.Proto()})
 				return err
 			})
 			if err != nil {
@@ -117,45 +118,48 @@ func (c *Commands) rollback() *cobra.Command {
 			if err != nil || !wait.on || resp.GetChanged() == 0 {
 				return err
 			}
-			return c.waitLive(cmd.Context(), wait.of(cmd), resp.GetSnapshot().GetVersion(), args[0])
+			return c.waitLive(cmd.Context(), wait.of(cmd), resp.GetSnapshot().GetVersion(), true, args[0])
 		},
 	}
 	cmd.Flags().Uint64Var(&to, "to", 0, "the snapshot to go back to")
 	_ = cmd.MarkFlagRequired("to") // fails only for an unknown flag
 	wait.register(cmd)
 	note.Register(cmd)
-	release.Register(cmd)
+	options.Register(cmd)
 	return cmd
 }
 
-// waitLive shows how far namespaces are live until every owner of each serves the snapshot and its release, if it has
-// one, has ended.
-func (c *Commands) waitLive(ctx context.Context, limit waitLimit, snapshot uint64, names ...string) error {
+// waitLive shows how far a change is: its release, if it has one, until that has ended, then each namespace until every
+// owner serves it.
+func (c *Commands) waitLive(ctx context.Context, limit waitLimit, snapshot uint64, changed bool, names ...string) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	patience := time.AfterFunc(limit.duration, func() { cancel(errTooLong) })
 	defer patience.Stop()
 	progress := c.term.Progress()
-	var waiting string
+	waiting := strings.Join(names, ", ")
 	err := c.target.WithoutLimit(ctx, func(ctx context.Context, control *client.Control) error {
-		for _, name := range names {
-			waiting = name
-			err := c.follow(ctx, control, progress, name, snapshot, func(s *configv1.NamespaceStatus) {
-				if s.GetRelease() != nil && !limit.given {
+		if changed {
+			err := c.released(ctx, control, progress, snapshot, names, func() {
+				if !limit.given {
 					patience.Stop() // its policy says how long it takes
 				}
 			})
 			if err != nil {
 				return err
 			}
+			patience.Reset(limit.duration)
 		}
-		if ctx.Err() != nil {
-			return nil
+		for _, name := range names {
+			waiting = name
+			if err := c.follow(ctx, control, progress, name, snapshot); err != nil {
+				return err
+			}
 		}
-		return c.released(ctx, control, progress, snapshot, names)
+		return nil
 	})
 	if context.Cause(ctx) == errTooLong {
-		return fmt.Errorf("the change is recorded, but not every owner of %s served it within %v (--wait-for)\n  see what is in the way with: prismctl namespace status %[1]s", waiting, limit.duration)
+		return fmt.Errorf("the change is recorded, but not every owner of %s served it within %v (--wait-for)\n  see what is in the way with: prismctl namespace status %s", waiting, limit.duration, names[0])
 	}
 	return err
 }
@@ -163,9 +167,9 @@ func (c *Commands) waitLive(ctx context.Context, limit waitLimit, snapshot uint6
 // errTooLong ends a wait.
 var errTooLong = errors.New("waited too long")
 
-// released waits until a snapshot's release has ended, unless somebody has to confirm it first, and returns an error
-// when it took something of the change back: that is live again as it was before.
-func (c *Commands) released(ctx context.Context, control *client.Control, progress *terminal.Progress, snapshot uint64, names []string) error {
+// released waits until a snapshot's release has ended, or has come to every owner and waits to be confirmed. It returns
+// an error when something of the namespaces was taken back. seen is called when there is a release.
+func (c *Commands) released(ctx context.Context, control *client.Control, progress *terminal.Progress, snapshot uint64, names []string, seen func()) error {
 	stream, err := control.Admin.WatchRelease(ctx, &adminv1.WatchReleaseRequest{Snapshot: snapshot})
 	if err != nil {
 		return err
@@ -181,7 +185,9 @@ func (c *Commands) released(ctx context.Context, control *client.Control, progre
 			}
 			return err
 		}
+		seen()
 		r := resp.GetRelease()
+		progress.Show(fmt.Sprintf("release %d", snapshot), terminal.ReleaseLine(r))
 		for _, t := range r.GetTakenBack() {
 			if name, ok := strings.CutPrefix(t.GetName(), "ns/"); ok && slices.Contains(names, name) {
 				return takenBack("namespace "+name, t.GetWhy())
@@ -190,12 +196,10 @@ func (c *Commands) released(ctx context.Context, control *client.Control, progre
 		switch r.GetState() {
 		case configv1.ReleaseState_RELEASE_STATE_ROLLED_BACK, configv1.ReleaseState_RELEASE_STATE_ABORTED:
 			return takenBack(fmt.Sprintf("release %d", snapshot), &configv1.TakenBack{Snapshot: snapshot, Reason: r.GetReason()})
-		case configv1.ReleaseState_RELEASE_STATE_RUNNING, configv1.ReleaseState_RELEASE_STATE_PAUSED:
-			progress.Show(fmt.Sprintf("release %d", snapshot), "every owner serves it; "+r.GetWaitsFor())
-			if r.GetConfirmBy() != nil {
-				c.term.Note("confirm it by %s with: prismctl release confirm %d", terminal.Time(r.GetConfirmBy()), snapshot)
-				return nil
-			}
+		}
+		if r.GetConfirmBy() != nil && r.GetEndedAt() == nil && int(r.GetWave()) == release.WaveAll {
+			c.term.Note("confirm it by %s with: prismctl release confirm %d", terminal.Time(r.GetConfirmBy()), snapshot)
+			return nil
 		}
 	}
 }
@@ -217,9 +221,8 @@ func takenBack(what string, t *configv1.TakenBack) error {
 	return fmt.Errorf("%s\n  see all of it with: prismctl release status %d", terminal.Clean(text), t.GetSnapshot())
 }
 
-// follow shows a namespace's status, and tells it to each, until the server ends the stream: when the snapshot is served
-// by every owner.
-func (c *Commands) follow(ctx context.Context, control *client.Control, progress *terminal.Progress, name string, until uint64, each func(*configv1.NamespaceStatus)) error {
+// follow shows a namespace's status until the server ends the stream: when the snapshot is served by every owner.
+func (c *Commands) follow(ctx context.Context, control *client.Control, progress *terminal.Progress, name string, until uint64) error {
 	stream, err := control.Namespaces.WatchNamespaceStatus(ctx, &controlv1.WatchNamespaceStatusRequest{Namespace: name, UntilSnapshot: until})
 	if err != nil {
 		return err
@@ -233,39 +236,14 @@ func (c *Commands) follow(ctx context.Context, control *client.Control, progress
 			if f.Code == fault.Cancelled && ctx.Err() != nil {
 				return nil // the person ended it
 			}
-			if f.Code == fault.NotFound && until > 0 {
-				// It was new: to take it back is to take it away.
-				if t := c.takenBackIn(ctx, control, until, name); t != nil {
-					return takenBack("namespace "+name, t)
-				}
-			}
 			return err
 		}
 		status := resp.GetStatus()
 		progress.Show(name, summary(status))
-		each(status)
 		if t := status.GetTakenBack(); until > 0 && t.GetSnapshot() >= until {
 			return takenBack("namespace "+name, t)
 		}
 	}
-}
-
-// takenBackIn says why a release took a namespace back; nil when it did not, or nobody knows.
-func (c *Commands) takenBackIn(ctx context.Context, control *client.Control, snapshot uint64, name string) *configv1.TakenBack {
-	resp, err := control.Admin.GetRelease(ctx, &adminv1.GetReleaseRequest{Snapshot: snapshot})
-	if err != nil {
-		return nil
-	}
-	for _, t := range resp.GetRelease().GetTakenBack() {
-		if t.GetName() == "ns/"+name {
-			return t.GetWhy()
-		}
-	}
-	switch resp.GetRelease().GetState() {
-	case configv1.ReleaseState_RELEASE_STATE_ROLLED_BACK, configv1.ReleaseState_RELEASE_STATE_ABORTED:
-		return &configv1.TakenBack{Snapshot: snapshot, Reason: resp.GetRelease().GetReason()}
-	}
-	return nil
 }
 
 // summary says in one line how far a namespace is live.

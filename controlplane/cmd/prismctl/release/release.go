@@ -13,7 +13,6 @@ import (
 
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/target"
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/terminal"
-	"github.com/prism-gateway/prism/controlplane/release"
 	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	"github.com/prism-gateway/prism/shared/client"
@@ -74,9 +73,9 @@ func (c *Commands) list() *cobra.Command {
 				return c.term.Print(resp, func(w io.Writer) {
 					g := terminal.NewGrid("SNAPSHOT", "STATE", "CLASS", "WAVE", "PENDING", "TAKEN BACK", "STARTED", "AUTHOR", "NOW")
 					for _, r := range resp.GetReleases() {
-						g.Row(strconv.FormatUint(r.GetSnapshot(), 10), terminal.State(r.GetState()), terminal.Class(r.GetClass()), wave(r),
+						g.Row(strconv.FormatUint(r.GetSnapshot(), 10), terminal.State(r.GetState()), terminal.Class(r.GetClass()), terminal.Wave(r),
 							fmt.Sprintf("%d of %d", r.GetPending(), r.GetObjects()), strconv.Itoa(len(r.GetTakenBack())),
-							terminal.Time(r.GetStartedAt()), r.GetAuthor(), now(r))
+							terminal.Time(r.GetStartedAt()), r.GetAuthor(), terminal.Now(r))
 					}
 					g.Write(w)
 				})
@@ -86,26 +85,6 @@ func (c *Commands) list() *cobra.Command {
 	cmd.Flags().Uint32Var(&limit, "limit", limit, "the most releases to list, up to 1000")
 	cmd.Flags().BoolVar(&active, "active", false, "only those under way")
 	return cmd
-}
-
-func wave(r *adminv1.Release) string {
-	name := release.WaveName(int(r.GetWave()))
-	if r.GetWave() == 0 {
-		return name
-	}
-	return fmt.Sprintf("%d (%s)", r.GetWave(), name)
-}
-
-// now says what a release waits for, or why it ended.
-func now(r *adminv1.Release) string {
-	if r.GetWaitsFor() != "" {
-		return r.GetWaitsFor()
-	}
-	return r.GetReason()
-}
-
-func ended(r *adminv1.Release) bool {
-	return r.GetState() != configv1.ReleaseState_RELEASE_STATE_RUNNING && r.GetState() != configv1.ReleaseState_RELEASE_STATE_PAUSED
 }
 
 func (c *Commands) status() *cobra.Command {
@@ -138,7 +117,7 @@ func describe(w io.Writer, r *adminv1.Release) {
 		"state", terminal.State(r.GetState()),
 		"class", terminal.Class(r.GetClass()),
 		"policy", terminal.Policy(r.GetPolicy()),
-		"wave", wave(r),
+		"wave", terminal.Wave(r),
 		"waits for", r.GetWaitsFor(),
 		"reason", r.GetReason(),
 		"author", r.GetAuthor(),
@@ -234,28 +213,8 @@ func (c *Commands) follow(ctx context.Context, control *client.Control, snapshot
 			return err
 		}
 		last = resp.GetRelease()
-		progress.Show(fmt.Sprintf("release %d", last.GetSnapshot()), summary(last))
+		progress.Show(fmt.Sprintf("release %d", last.GetSnapshot()), terminal.ReleaseLine(last))
 	}
-}
-
-// summary says in one line how far a release is.
-func summary(r *adminv1.Release) string {
-	parts := []string{terminal.State(r.GetState())}
-	if !ended(r) {
-		parts = append(parts, "wave "+wave(r))
-		for _, v := range r.GetWaves() {
-			if v.GetWave() == r.GetWave() {
-				parts = append(parts, fmt.Sprintf("served by %d of %d cells", v.GetServing(), v.GetCells()))
-			}
-		}
-	}
-	if n := len(r.GetTakenBack()); n > 0 {
-		parts = append(parts, fmt.Sprintf("%d taken back", n))
-	}
-	if text := now(r); text != "" {
-		parts = append(parts, text)
-	}
-	return strings.Join(parts, "; ")
 }
 
 // end prints a release that has ended.
@@ -302,7 +261,7 @@ func (c *Commands) control(name, short string, action adminv1.ReleaseAction) *co
 					return err
 				}
 				return c.term.Print(resp.GetRelease(), func(w io.Writer) {
-					fmt.Fprintf(w, "release %d: %s\n", resp.GetRelease().GetSnapshot(), terminal.Clean(summary(resp.GetRelease())))
+					fmt.Fprintf(w, "release %d: %s\n", resp.GetRelease().GetSnapshot(), terminal.Clean(terminal.ReleaseLine(resp.GetRelease())))
 				})
 			})
 		},

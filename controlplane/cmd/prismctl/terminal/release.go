@@ -8,6 +8,8 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/prism-gateway/prism/controlplane/release"
+	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
 )
@@ -66,4 +68,45 @@ func Policy(p *configv1.ReleasePolicy) string {
 	}
 	return fmt.Sprintf("in waves, the first of owners to %d %% of the partitions; soak %v, silence %v; from %d calls on at most %g points more failures and %g times the latency",
 		p.GetFirstPercent(), p.GetSoak().AsDuration(), p.GetSilence().AsDuration(), p.GetMinCalls(), p.GetMaxFailedPoints(), p.GetMaxLatencyFactor())
+}
+
+// Wave is the wave that a release has reached.
+func Wave(r *adminv1.Release) string {
+	name := release.WaveName(int(r.GetWave()))
+	if r.GetWave() == 0 {
+		return name
+	}
+	return fmt.Sprintf("%d (%s)", r.GetWave(), name)
+}
+
+// Now says what a release waits for, or why it ended.
+func Now(r *adminv1.Release) string {
+	if r.GetWaitsFor() != "" {
+		return r.GetWaitsFor()
+	}
+	return r.GetReason()
+}
+
+func ended(r *adminv1.Release) bool {
+	return r.GetState() != configv1.ReleaseState_RELEASE_STATE_RUNNING && r.GetState() != configv1.ReleaseState_RELEASE_STATE_PAUSED
+}
+
+// ReleaseLine says in one line how far a release is.
+func ReleaseLine(r *adminv1.Release) string {
+	parts := []string{State(r.GetState())}
+	if !ended(r) {
+		parts = append(parts, "wave "+Wave(r))
+		for _, v := range r.GetWaves() {
+			if v.GetWave() == r.GetWave() {
+				parts = append(parts, fmt.Sprintf("served by %d of %d cells", v.GetServing(), v.GetCells()))
+			}
+		}
+	}
+	if n := len(r.GetTakenBack()); n > 0 {
+		parts = append(parts, fmt.Sprintf("%d taken back", n))
+	}
+	if text := Now(r); text != "" {
+		parts = append(parts, text)
+	}
+	return strings.Join(parts, "; ")
 }
