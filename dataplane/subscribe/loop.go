@@ -90,6 +90,9 @@ func newLoop(c *Client, s *saved) *loop {
 		changed: map[ident.Partition]struct{}{},
 	}
 	maps.Copy(l.sets, s.sets)
+	if s.shared != nil { // the control plane is told of it, and takes it for received
+		l.sets[s.shared.root()], l.recent = s.shared, []ident.Hash{s.shared.root()}
+	}
 	for p, sc := range s.cells {
 		cell := l.addCell(p)
 		cell.have, cell.refused = sc.version, sc.refused

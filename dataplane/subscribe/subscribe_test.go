@@ -1,6 +1,7 @@
 package subscribe_test
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -380,4 +381,56 @@ func TestChangesDuringApplyComeTogether(t *testing.T) {
 		}
 		p.idle("all is in effect")
 	})
+}
+
+// While releases are under way partitions may resolve in different shared sets. Each is kept for as long as a partition
+// refers to it, however many others come, and no longer.
+func TestSeveralSharedSetsAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		old, next := members{"backend/main": "redis"}, members{"backend/main": "sqlite"}
+		control := newPeer(t, "test")
+		p := start(t, map[string]*peer{"one": control}, nil)
+		s := control.accept(t)
+		s.handshake([]ident.Partition{0, 1}, old)
+		first, second := members{nsIn(0, 0): "a"}, members{nsIn(1, 0): "a"}
+		s.ack(s.send(subscribe.NamespaceType, append(content("p/0000", nil, first, old), content("p/0001", nil, second, old)...)))
+		has(t, drain(p), 1, second, old)
+
+		// A wave reaches one of them.
+		s.ack(s.send(subscribe.SharedType, content("shared", old, next, nil)))
+		s.ack(s.send(subscribe.NamespaceType, content("p/0001", second, second, next)))
+		state := drain(p)
+		has(t, state, 0, first, old)
+		has(t, state, 1, second, next)
+
+		// Many sets later the other still resolves in the old one, and so does what comes to it now.
+		have := next
+		for i := range 20 {
+			set := members{"backend/main": fmt.Sprint("other-", i)}
+			s.ack(s.send(subscribe.SharedType, content("shared", have, set, nil)))
+			have = set
+		}
+		third := members{nsIn(0, 0): "b"}
+		s.ack(s.send(subscribe.NamespaceType, content("p/0000", first, third, old)))
+		state = drain(p)
+		has(t, state, 0, third, old)
+		has(t, state, 1, second, next)
+		if len(state.Shared) != 3 { // and the empty one
+			t.Errorf("%d shared sets in the state", len(state.Shared))
+		}
+	})
+}
+
+// drain returns the last state that was given to Apply.
+func drain(p *proxy) subscribe.State {
+	p.t.Helper()
+	s := p.state()
+	for {
+		synctest.Wait()
+		select {
+		case s = <-p.states:
+		default:
+			return s
+		}
+	}
 }
