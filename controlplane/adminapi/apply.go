@@ -109,7 +109,7 @@ func (s *Server) apply(ctx context.Context, wants []want, note by, options *cont
 	records := s.records()
 	defer records.end()
 	if err := records.prefetch(ctx, head, wants); err != nil {
-		return nil, snapshot.Commit{}, err
+		return nil, snapshot.Commit{}, fault.From(err).WithOutcome(fault.NotApplied)
 	}
 	var results []result
 	allowed := s.allowance(options.GetAllowShrink())

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -22,6 +23,9 @@ import (
 
 // maxSeen bounds what is kept of objects whose head has not come yet; more than that is read again.
 const maxSeen = 64 << 20
+
+// askEvery is how often etcd is asked how far it is.
+const askEvery = 5 * time.Second
 
 // firstLoad loads until it succeeds, ctx ends, or what is stored turns out to be damaged. It returns the revision of
 // what it loaded.
@@ -247,8 +251,15 @@ func (s *Store) readHead(ctx context.Context, base *snapshot.Tree, kv *mvccpb.Ke
 
 // follow applies what the watch brings, from a revision on, until the watch ends or brings what cannot be used.
 func (s *Store) follow(ctx context.Context, from int64) error {
-	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(clientv3.WithRequireLeader(ctx))
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	defer cancel(nil)
+	asking.Go(func() {
+		if err := s.noticeReset(ctx); err != nil {
+			cancel(err)
+		}
+	})
 	seen := seen{data: map[string][]byte{}}
 	for resp := range s.etcd.Watch(ctx, s.keys.prefix+"/", clientv3.WithPrefix(), clientv3.WithRev(from),
 		clientv3.WithProgressNotify(), clientv3.WithFragment()) {
@@ -299,7 +310,29 @@ func (s *Store) follow(ctx context.Context, from int64) error {
 		}
 		seen.clear()
 	}
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
 	return errors.New("store: the watch ended")
+}
+
+// noticeReset asks etcd now and then how far it is, until ctx ends, and fails when that is less than it once was. The
+// watch of an etcd that was reset is silent until it has come as far again.
+func (s *Store) noticeReset(ctx context.Context) error {
+	again := time.NewTicker(askEvery)
+	defer again.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-again.C:
+		}
+		known := s.Revision()
+		resp, err := s.readTxn(ctx, clientv3.OpGet(s.keys.head(), clientv3.WithKeysOnly()))
+		if err == nil && resp.Header.Revision < known { // without an answer the watch has more to say
+			return errReset(s.keys.head(), resp.Header.Revision, known)
+		}
+	}
 }
 
 // seen is what the watch brought since the last head, by key.

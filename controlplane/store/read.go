@@ -40,6 +40,11 @@ func damaged(key string, err error) error {
 		fmt.Sprintf("the stored configuration is damaged: key %s %v; restore etcd from a backup", key, err))
 }
 
+// errReset is a fault for an etcd that is behind what it once told.
+func errReset(key string, now, known int64) error {
+	return damaged(key, fmt.Errorf("was read at revision %d, and etcd is at revision %d: it was reset or restored from an old backup", known, now))
+}
+
 var (
 	errMissing = errors.New("is missing")
 	errAltered = errors.New("does not have the hash that it is stored under: it was altered or cut")
@@ -82,6 +87,9 @@ func (s *Store) nodes(ctx context.Context, seen map[string][]byte, kind snapshot
 						return err
 					}
 					kvs = again.Responses[0].GetResponseRange().Kvs
+					if known := s.Revision(); again.Header.Revision < known {
+						return errReset(s.keys.head(), again.Header.Revision, known)
+					}
 				}
 				if len(kvs) == 0 {
 					return damaged(key, errMissing)
@@ -285,6 +293,8 @@ func (s *Store) collections(ctx context.Context, from []*snapshot.Collection, ro
 
 // Object returns the bytes stored under a hash: a configuration, a record of a namespace, a backend, a profile.
 func (s *Store) Object(ctx context.Context, hash ident.Hash) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeout) // one small read, for which people wait
+	defer cancel()
 	data, err := s.nodes(ctx, nil, snapshot.ObjectNode, []ident.Hash{hash})
 	if err != nil {
 		return nil, notKept(err)
