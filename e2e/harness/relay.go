@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -38,6 +39,7 @@ type Relay struct {
 	target  string
 
 	ctx     context.Context
+	carried atomic.Int64
 	mu      sync.Mutex // guards what follows
 	fault   Fault
 	changed chan struct{} // closed when fault changes
@@ -83,6 +85,9 @@ func (r *Relay) Set(f Fault) {
 		r.reset()
 	}
 }
+
+// Carried is how many bytes have come through from the target so far.
+func (r *Relay) Carried() int64 { return r.carried.Load() }
 
 func (r *Relay) now() (Fault, <-chan struct{}) {
 	r.mu.Lock()
@@ -165,6 +170,9 @@ func (r *Relay) pump(to, from net.Conn, forth bool) {
 				return
 			}
 			sent += written
+			if !forth {
+				r.carried.Add(int64(written))
+			}
 		}
 		if errors.Is(err, io.EOF) {
 			if r.pass(forth) == nil {
