@@ -94,7 +94,7 @@ func ended(r *adminv1.Release) bool {
 // ReleaseLine says in one line how far a release is.
 func ReleaseLine(r *adminv1.Release) string {
 	parts := []string{State(r.GetState())}
-	if !ended(r) {
+	if !ended(r) && r.GetWave() > 0 {
 		parts = append(parts, "wave "+Wave(r))
 		for _, v := range r.GetWaves() {
 			if v.GetWave() == r.GetWave() {
