@@ -238,8 +238,7 @@ func (s *Store) commit(ctx context.Context, batch []*request) []*request {
 		case errors.Is(err, errLost) && attempt < maxRetries && (attempt < minRetries || time.Since(began) < longFactor*s.cfg.Timeout):
 			continue
 		case errors.Is(err, errLost):
-			err = fault.Wrap(err, fault.Unavailable, fault.TxConflict,
-				"other replicas were always faster: try again").WithRetry(time.Second).WithOutcome(fault.NotApplied)
+			err = errSlower(err)
 		}
 		if gone, ok := errors.AsType[*guardError](err); ok {
 			batch = dropGuarded(batch, gone.version)

@@ -218,3 +218,41 @@ func TestCompactionDuringAGap(t *testing.T) {
 	commit(t, writer, namespace(t, "orders", "5"))
 	wait(t, follower.Store, func(tree *snapshot.Tree) bool { return tree.Version() == 5 })
 }
+
+// TestAStepIsMadeOnce loses the answer to a step, and then a step.
+func TestAStepIsMadeOnce(t *testing.T) {
+	w, client := newWire(t, etcd.Endpoint()), dial(t)
+	s := open(t, store.Config{Client: dial(t, w.endpoint()), Policies: inWaves()})
+	id := send(t, s, release.Order{}, namespace(t, "orders", "1")).Tree.Version()
+	type answer struct {
+		result release.Result
+		err    error
+	}
+	wave := func(n int) <-chan answer {
+		c := make(chan answer, 1)
+		go func() {
+			result, err := s.Step(t.Context(), func(*release.State) (release.Step, error) {
+				return release.Step{Release: id, Do: release.Wave, Wave: n}, nil
+			})
+			c <- answer{result, err}
+		}()
+		return c
+	}
+	for n, lose := range []func(){
+		func() { await(t, client, "/"+prefix(t)+"/head", s.Revision()) },
+		func() { <-w.lost },
+	} {
+		flag := []*atomic.Bool{&w.loseAnswers, &w.loseRequests}[n]
+		flag.Store(true)
+		answers := wave(n + 1)
+		lose()
+		flag.Store(false)
+		w.cut(false)
+		if a := <-answers; a.err != nil || a.result.Release.GetWave() != uint32(n+1) {
+			t.Fatalf("wave %d: %+v, %v", n+1, a.result, a.err)
+		}
+	}
+	if r := s.Released().Active()[0]; len(r.Events) != 3 {
+		t.Errorf("happened: %v", r.Events)
+	}
+}
