@@ -181,10 +181,17 @@ func mergeServed(answers []*controlv1.ServedAtResponse) ([]*controlv1.Served, bo
 					if o.GetOther() != nil && o.GetOther().AsTime().After(other) {
 						other = o.GetOther().AsTime()
 					}
-				case o.GetSince().AsTime().After(other):
-					other = o.GetSince().AsTime()
+				default: // it said so when it began to report there, too
+					for _, t := range []time.Time{o.GetSince().AsTime(), a.GetBegun().AsTime()} {
+						if t.After(other) {
+							other = t
+						}
+					}
 				}
 			}
+		}
+		if since.Before(other) {
+			since = newest.GetBegun().AsTime() // it went elsewhere, served something else and came back
 		}
 		for _, s := range same {
 			if s.Before(since) && !s.Before(other) {
