@@ -55,6 +55,8 @@ type Assembler struct {
 
 	assignment *configv1.Assignment      // that the table's fleet was made from
 	backends   map[ident.Hash]*pool.Spec // of the shared sets in use, by the object's hash
+
+	traffic map[ident.Partition]*routing.Traffic // of all that were ever held, so that counters never fall
 }
 
 // New makes an Assembler.
@@ -68,7 +70,7 @@ func New(cfg Config) (*Assembler, error) {
 	if cfg.Published == nil {
 		cfg.Published = func(*routing.Table) {}
 	}
-	return &Assembler{cfg: cfg, backends: map[ident.Hash]*pool.Spec{}}, nil
+	return &Assembler{cfg: cfg, backends: map[ident.Hash]*pool.Spec{}, traffic: map[ident.Partition]*routing.Traffic{}}, nil
 }
 
 // Apply puts state into effect and returns when it is, with what was refused: a refused namespace keeps its former route.
@@ -187,7 +189,7 @@ func (c *change) partition(n ident.Partition, before *routing.Partition, state *
 	}
 	next := &routing.Partition{
 		Number: n, Root: state.Root, SharedRoot: state.SharedRoot, Snapshot: state.Snapshot, CommittedAt: state.CommittedAt,
-		Routes: make(map[string]*routing.Route, len(state.Members)),
+		Traffic: c.assembler.trafficOf(n), Routes: make(map[string]*routing.Route, len(state.Members)),
 	}
 	shared := c.shared[state.SharedRoot]
 	for resource, object := range state.Members {
@@ -216,6 +218,15 @@ func (c *change) partition(n ident.Partition, before *routing.Partition, state *
 		}
 	}
 	return next
+}
+
+func (a *Assembler) trafficOf(n ident.Partition) *routing.Traffic {
+	t := a.traffic[n]
+	if t == nil {
+		t = &routing.Traffic{}
+		a.traffic[n] = t
+	}
+	return t
 }
 
 // current reports whether all objects are still the same in a shared set.

@@ -47,7 +47,7 @@ func (c *change) route(name string, o subscribe.Object, shared map[string]subscr
 		Draining: m.GetDraining(), SingleOwner: m.GetSingleOwner(),
 		DefaultDeadline: m.GetLimits().GetDefaultDeadline().AsDuration(), MaxDeadline: m.GetLimits().GetMaxDeadline().AsDuration(),
 		Rate: m.GetLimits().GetRps(), Concurrency: m.GetLimits().GetConcurrency(),
-		Config: routing.Origin{Name: namespaceName + name, Hash: o.Hash},
+		Config: routing.Origin{Name: namespaceName + name, Hash: o.Hash}, Traffic: c.assembler.trafficOf(n),
 	}
 	for i, p := range m.GetPatterns() {
 		if refused := c.pattern(r, m, p, fmt.Sprintf("patterns[%d]", i), shared); refused != nil {

@@ -53,6 +53,8 @@ type Config struct {
 	Forward forwarder
 	// Metrics counts calls. Required.
 	Metrics *Metrics
+	// Validator refuses every call: the proxy only compiles configuration.
+	Validator bool
 	// Now is the clock of measurements; nil means time.Now.
 	Now func() time.Time
 }
@@ -128,7 +130,16 @@ func unary[Req any, M interface {
 // serve is the way of one call: resolve and pin, forward or bound, decode, run.
 func (op *operation) serve(ctx context.Context, request any) (answer any, err error) {
 	began := op.server.cfg.Now()
-	defer func() { op.metrics.ended(err, op.server.cfg.Now().Sub(began)) }()
+	op.server.cfg.Metrics.underWay.Add(1)
+	var traffic *routing.Traffic // nil until it is known that the call is answered here
+	defer func() {
+		took := op.server.cfg.Now().Sub(began)
+		traffic.Count(ours(op.metrics.ended(err, took)), took)
+		op.server.cfg.Metrics.underWay.Add(-1)
+	}()
+	if op.server.cfg.Validator {
+		return nil, validating()
+	}
 	f := request.(*frame.Frame)
 	if len(f.Bytes()) > MaxRequestBytes {
 		return nil, fault.Newf(fault.Invalid, fault.TooLarge, "the request is %d bytes long, want at most %d", len(f.Bytes()), MaxRequestBytes).WithOutcome(fault.NotApplied)
@@ -153,6 +164,7 @@ func (op *operation) serve(ctx context.Context, request any) (answer any, err er
 		}
 		return out, nil
 	}
+	traffic = route.Traffic
 	if err := grpc.SetHeader(ctx, route.Header); err != nil {
 		return nil, fmt.Errorf("header: %w", err)
 	}
@@ -217,6 +229,10 @@ func resolve(ctx context.Context, t *routing.Table, namespace string) (*routing.
 		return nil, nil, starting()
 	}
 	return nil, owners, nil
+}
+
+func validating() error {
+	return fault.New(fault.Unavailable, fault.NotOwner, "this proxy is a validator and takes no calls").WithOutcome(fault.NotApplied)
 }
 
 func starting() error {

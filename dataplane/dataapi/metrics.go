@@ -17,6 +17,7 @@ type Metrics struct {
 	forwards *prometheus.CounterVec
 	unknown  prometheus.Counter
 	methods  []*methodMetrics
+	underWay atomic.Int64
 }
 
 // NewMetrics registers the metrics of the data services.
@@ -67,7 +68,11 @@ func (m *Metrics) Calls() (n uint64) {
 	return n
 }
 
-func (m *methodMetrics) ended(err error, took time.Duration) {
+// UnderWay is how many calls are being answered or taken to others.
+func (m *Metrics) UnderWay() int64 { return m.underWay.Load() }
+
+// ended counts a call and returns its code.
+func (m *methodMetrics) ended(err error, took time.Duration) codes.Code {
 	code := codes.OK
 	if err != nil {
 		if code = codes.Code(faultgrpc.FromStatus(err).Code); int(code) >= len(m.codes) || code == codes.OK {
@@ -77,4 +82,14 @@ func (m *methodMetrics) ended(err error, took time.Duration) {
 	m.calls.Add(1)
 	m.codes[code].Inc()
 	m.seconds.Observe(took.Seconds())
+	return code
+}
+
+// ours reports whether a code tells of a fault of Prism or a backend.
+func ours(code codes.Code) bool {
+	switch code {
+	case codes.Internal, codes.Unknown, codes.Unavailable, codes.DataLoss, codes.DeadlineExceeded:
+		return true
+	}
+	return false
 }

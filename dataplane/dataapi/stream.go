@@ -21,6 +21,9 @@ func (s *Server) stream(service, name string, write bool, needs string, desc grp
 	desc.Handler = func(_ any, stream grpc.ServerStream) (err error) {
 		began := s.cfg.Now()
 		defer func() { metrics.ended(err, s.cfg.Now().Sub(began)) }()
+		if s.cfg.Validator {
+			return validating()
+		}
 		first := &frame.Frame{}
 		if err := stream.RecvMsg(first); err != nil {
 			return err

@@ -61,6 +61,8 @@ type Route struct {
 	Concurrency uint32
 	// Uses is what the route holds open; whoever publishes the route gives it over to the table.
 	Uses []Use
+	// Traffic counts the calls of its partition that are answered here; nil counts none.
+	Traffic *Traffic
 	// Config is what the route was made from, Backends are the shared objects that it refers to.
 	Config   Origin
 	Backends []Origin
@@ -74,6 +76,8 @@ type Partition struct {
 	// Snapshot is the snapshot's version, CommittedAt its time by the sender's clock.
 	Snapshot    uint64
 	CommittedAt time.Time
+	// Traffic counts its calls; nil when none are counted.
+	Traffic *Traffic
 	// Routes are by namespace.
 	Routes map[string]*Route
 }

@@ -1,15 +1,20 @@
 package server
 
 import (
+	"context"
 	"encoding/json"
 	"maps"
 	"net/http"
+	"runtime/metrics"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/stats"
 
 	"github.com/prism-gateway/prism/dataplane/pool"
 	"github.com/prism-gateway/prism/dataplane/subscribe"
@@ -24,7 +29,55 @@ func (f facts) Readiness() subscribe.Readiness {
 	state, _ := f.s.ready.State()
 	return subscribe.Readiness{
 		Ready: state.Ready, Reasons: state.Reasons(), Draining: f.s.draining.Load(),
-		CallsPerSecond: f.s.rate.of(f.s.metrics.Calls(), time.Now()),
+		CallsPerSecond: f.s.rate.of(f.s.metrics.Calls(), time.Now()), Load: f.s.load(),
+	}
+}
+
+// Traffic counts the calls of a partition that this proxy answered.
+func (f facts) Traffic(n ident.Partition) subscribe.Traffic {
+	p := f.s.routes.Current().Partition(n)
+	if p == nil {
+		return subscribe.Traffic{}
+	}
+	t := subscribe.Traffic{Since: f.s.since}
+	t.Calls, t.Failed, t.Took = p.Traffic.Totals()
+	return t
+}
+
+// load is what the proxy carries.
+func (s *Server) load() subscribe.Load {
+	l := subscribe.Load{
+		CallsInFlight: uint64(max(s.metrics.UnderWay(), 0)), Connections: uint32(max(s.connections.open.Load(), 0)),
+	}
+	sample := []metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
+	metrics.Read(sample)
+	l.MemoryBytes = sample[0].Value.Uint64() - sample[1].Value.Uint64()
+	var usage syscall.Rusage
+	if syscall.Getrusage(syscall.RUSAGE_SELF, &usage) == nil {
+		l.CPU = time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
+	}
+	return l
+}
+
+// connections counts those of applications and other proxies. It is a stats handler that looks at nothing else.
+type connections struct{ open atomic.Int64 }
+
+// TagRPC leaves the call as it is.
+func (c *connections) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context { return ctx }
+
+// HandleRPC looks at nothing.
+func (c *connections) HandleRPC(context.Context, stats.RPCStats) {}
+
+// TagConn leaves the connection as it is.
+func (c *connections) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
+
+// HandleConn counts.
+func (c *connections) HandleConn(_ context.Context, s stats.ConnStats) {
+	switch s.(type) {
+	case *stats.ConnBegin:
+		c.open.Add(1)
+	case *stats.ConnEnd:
+		c.open.Add(-1)
 	}
 }
 

@@ -45,6 +45,7 @@ const (
 	conditionPartitions = "partitions"
 	conditionServing    = "serving"
 	conditionInsecure   = "insecure_listen"
+	conditionValidator  = "validator"
 )
 
 // Config makes a Server.
@@ -74,6 +75,9 @@ type Server struct {
 	client   *subscribe.Client // set by Run before anything runs
 	registry *prometheus.Registry
 	rate     rate
+	since    time.Time // when the proxy was made, from which on calls are counted
+
+	connections connections
 }
 
 // New puts the proxy together. It does no I/O.
@@ -89,7 +93,7 @@ func New(cfg Config) (*Server, error) {
 	s := &Server{
 		cfg: cfg, started: make(chan struct{}), routes: routing.New(nil), forward: forward.New(forward.Config{}),
 		ready: lifecycle.NewReadiness(conditionAssignment, conditionPartitions, conditionServing), health: health.NewServer(),
-		registry: telemetry.NewRegistry(),
+		registry: telemetry.NewRegistry(), since: time.Now(),
 	}
 	s.ready.NotReady(conditionAssignment, "no control plane has answered yet, and no state is on disk")
 	s.health.SetServingStatus("", healthv1.HealthCheckResponse_NOT_SERVING)
@@ -150,6 +154,9 @@ func (s *Server) Run(ctx context.Context) error {
 // they are the first to drain, while everything that calls under way need is still there.
 func (s *Server) compose(listener, httpListener net.Listener) (*lifecycle.Group, error) {
 	c := s.cfg.Settings
+	if c.GetValidator() {
+		s.ready.NotReady(conditionValidator, "the proxy is a validator: it compiles what it is sent and takes no calls")
+	}
 	advertise := c.GetAdvertise()
 	if advertise == "" {
 		advertise = s.address
@@ -157,13 +164,13 @@ func (s *Server) compose(listener, httpListener net.Listener) (*lifecycle.Group,
 	var err error
 	if s.client, err = subscribe.New(subscribe.Config{
 		Endpoints: c.GetAdminEndpoints(),
-		Node:      subscribe.Node{ID: c.GetId(), Address: advertise, Labels: c.GetLabels(), Build: telemetry.Version},
+		Node:      subscribe.Node{ID: c.GetId(), Address: advertise, Labels: c.GetLabels(), Build: telemetry.Version, Validator: c.GetValidator()},
 		StateDir:  c.GetStateDir(), ReleaseDelay: c.GetReleaseDelay().AsDuration(),
 		Apply: s.assembly.Apply, Facts: facts{s}, Registerer: s.registry, Logger: s.cfg.Logger,
 	}); err != nil {
 		return nil, err
 	}
-	api, err := dataapi.New(dataapi.Config{Routes: s.routes, Forward: s.forward, Metrics: s.metrics})
+	api, err := dataapi.New(dataapi.Config{Routes: s.routes, Forward: s.forward, Metrics: s.metrics, Validator: c.GetValidator()})
 	if err != nil {
 		return nil, err
 	}
@@ -203,6 +210,7 @@ func (s *Server) grpcServer(api *dataapi.Server) *grpc.Server {
 		grpc.UnknownServiceHandler(api.Unknown),
 		grpc.MaxRecvMsgSize(dataapi.MaxFrameBytes),
 		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.StatsHandler(&s.connections),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 10 * time.Second}),
 	)
@@ -240,6 +248,9 @@ func (s *Server) published(t *routing.Table) {
 		return
 	}
 	s.ready.Ready(conditionPartitions)
+	if s.cfg.Settings.GetValidator() {
+		return
+	}
 	s.health.SetServingStatus("", healthv1.HealthCheckResponse_SERVING)
 	s.client.Notify()
 }

@@ -127,3 +127,6 @@ func (p *proxy) Readiness() subscribe.Readiness {
 
 // Unready is empty: nothing can fail to open.
 func (p *proxy) Unready(ident.Partition) []subscribe.Unready { return nil }
+
+// Traffic is empty: nobody calls.
+func (p *proxy) Traffic(ident.Partition) subscribe.Traffic { return subscribe.Traffic{} }

@@ -57,9 +57,12 @@ func (a *assignment) owned(p ident.Partition) bool {
 	return len(a.message.GetPartitions()[p].GetOwners()) > 0
 }
 
-// mine is whether the proxy owns the partition or loads it.
-func (a *assignment) mine(p ident.Partition, id string) bool {
+// mine is whether the proxy is to have the partition: it owns it or loads it, or is a validator, which has them all.
+func (a *assignment) mine(p ident.Partition, node Node) bool {
+	if node.Validator {
+		return true
+	}
 	owners := a.message.GetPartitions()[p]
-	is := func(i uint32) bool { return a.message.GetMembers()[i].GetId() == id }
+	is := func(i uint32) bool { return a.message.GetMembers()[i].GetId() == node.ID }
 	return slices.ContainsFunc(owners.GetOwners(), is) || slices.ContainsFunc(owners.GetLoading(), is)
 }

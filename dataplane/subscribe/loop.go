@@ -214,7 +214,7 @@ func (l *loop) reconcile() (added []*cell) {
 	a := l.assignment
 	for p := range a.partitions() {
 		cell := l.cells[p]
-		switch mine := a.mine(p, l.c.cfg.Node.ID); {
+		switch mine := a.mine(p, l.c.cfg.Node); {
 		case mine && cell == nil:
 			added = append(added, l.addCell(p))
 		case cell == nil:
@@ -319,6 +319,7 @@ func (l *loop) finishApply(r result) {
 			l.finish(a)
 		}
 		c := g.cell
+		l.c.arrived(c.applied, g.partition)
 		c.live, c.applied, c.refused = g.version, g.partition, g.refused
 		if l.cells[c.partition] != c { // let go while Apply ran
 			l.changed[c.partition] = struct{}{}

@@ -16,6 +16,7 @@ type metrics struct {
 	applySeconds  prometheus.Histogram
 	persistErrors prometheus.Counter
 	unsaved       prometheus.Gauge
+	propagation   prometheus.Histogram
 }
 
 func newMetrics(r prometheus.Registerer, c *Client) (*metrics, error) {
@@ -44,6 +45,11 @@ func newMetrics(r prometheus.Registerer, c *Client) (*metrics, error) {
 	m.unsaved = prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "prism_subscribe_unsaved", Help: "1 while the newest state is not on disk yet.",
 	})
+	m.propagation = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name:    "prism_subscribe_propagation_seconds",
+		Help:    "From the commit of a change, by the control plane's clock, until it was in effect here, by this proxy's.",
+		Buckets: prometheus.ExponentialBuckets(0.001, 2, 14),
+	})
 	if r == nil {
 		return m, nil
 	}
@@ -51,7 +57,7 @@ func newMetrics(r prometheus.Registerer, c *Client) (*metrics, error) {
 		Name: "prism_subscribe_staleness_seconds", Help: "For how long no control plane has answered; 0 while connected.",
 	}, func() float64 { return c.Staleness().Seconds() })
 	for _, collector := range []prometheus.Collector{
-		m.connected, m.updates, m.nacks, m.resyncs, m.timeouts, m.reconnects, m.applySeconds, m.persistErrors, m.unsaved, stale,
+		m.connected, m.updates, m.nacks, m.resyncs, m.timeouts, m.reconnects, m.applySeconds, m.persistErrors, m.unsaved, m.propagation, stale,
 	} {
 		if err := r.Register(collector); err != nil {
 			return nil, fmt.Errorf("subscribe: %w", err)

@@ -3,12 +3,14 @@ package subscribe
 import (
 	"cmp"
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
@@ -20,6 +22,7 @@ const (
 	firstHeartbeat = 5 * time.Second        // until the replica says how often
 	minHeartbeat   = 100 * time.Millisecond // whatever the replica says
 	farewell       = time.Second            // for the replica to hear that a proxy leaves in good order
+	maxUnanswered  = 2                      // heartbeats without an answer before another replica is reported to
 )
 
 // report keeps a report stream to one of the endpoints until ctx ends: to the one that pushes, where there is one.
@@ -74,19 +77,28 @@ func (c *Client) reportTo(run context.Context, endpoint string) (answered bool, 
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	sent := told{}
+	answers, unanswered := 0, 0
 	for {
+		beat := false
 		select {
 		case <-c.notify:
 		case <-timer.C:
+			if answers > 1 && unanswered >= maxUnanswered { // former builds answer the first report only
+				return answered, errors.New("the replica does not answer")
+			}
+			beat = true
+			unanswered++
 		case d := <-heartbeats:
-			answered = true
-			every = max(d, minHeartbeat)
-			timer.Reset(every)
+			answers, unanswered = answers+1, 0
+			if d = max(d, minHeartbeat); !answered || d != every {
+				answered, every = true, d
+				timer.Reset(every)
+			}
 			continue
 		case err := <-ended:
 			return answered, err
 		case <-run.Done():
-			if stream.Send(c.reportRequest(sent)) == nil && stream.CloseSend() == nil {
+			if stream.Send(c.reportRequest(sent, true)) == nil && stream.CloseSend() == nil {
 				for err == nil {
 					select {
 					case <-heartbeats:
@@ -97,7 +109,7 @@ func (c *Client) reportTo(run context.Context, endpoint string) (answered bool, 
 			return answered, run.Err()
 		}
 		timer.Reset(every)
-		if stream.Send(c.reportRequest(sent)) != nil {
+		if stream.Send(c.reportRequest(sent, beat)) != nil {
 			return answered, <-ended
 		}
 	}
@@ -127,25 +139,35 @@ type told map[ident.Partition]toldCell
 type toldCell struct {
 	cell    *Cell
 	unready []Unready
+	traffic Traffic
 }
 
-// reportRequest is the next message: what differs from what was told, which it then counts as told.
-func (c *Client) reportRequest(t told) *controlv1.ReportRequest {
+// reportRequest is the next message: what differs from what was told, which it then counts as told. That calls go on is
+// told with a heartbeat only.
+func (c *Client) reportRequest(t told, beat bool) *controlv1.ReportRequest {
 	v := c.view.Load()
 	readiness := c.cfg.Facts.Readiness()
 	r := &controlv1.ReportRequest{
 		Member: &configv1.Member{
 			Id: c.cfg.Node.ID, Address: c.cfg.Node.Address, Labels: c.cfg.Node.Labels, Draining: readiness.Draining,
+			Validator: c.cfg.Node.Validator,
 		},
 		Build: c.cfg.Node.Build, Epoch: v.epoch,
 		Ready: readiness.Ready, Reasons: readiness.Reasons, CallsPerSecond: readiness.CallsPerSecond,
+		Propagation: c.recent.take(),
+	}
+	if beat {
+		load := readiness.Load
+		r.Load = &controlv1.Load{
+			CallsInFlight: load.CallsInFlight, Connections: load.Connections, MemoryBytes: load.MemoryBytes, Cpu: durationpb.New(load.CPU),
+		}
 	}
 	if stale := c.Staleness(); stale > 0 {
 		r.Stale = durationpb.New(stale)
 	}
 	for _, cell := range v.cells {
-		now := toldCell{cell: cell, unready: c.cfg.Facts.Unready(cell.Partition)}
-		if former := t[cell.Partition]; former.cell != cell || !slices.Equal(former.unready, now.unready) {
+		now := toldCell{cell: cell, unready: c.cfg.Facts.Unready(cell.Partition), traffic: c.cfg.Facts.Traffic(cell.Partition)}
+		if former := t[cell.Partition]; former.cell != cell || !slices.Equal(former.unready, now.unready) || beat && former.traffic != now.traffic {
 			t[cell.Partition] = now
 			r.Cells = append(r.Cells, now.report())
 		}
@@ -167,6 +189,11 @@ func (t toldCell) report() *controlv1.CellReport {
 	r := &controlv1.CellReport{
 		Partition: uint32(t.cell.Partition), Root: t.cell.Root.Bytes(), SharedRoot: t.cell.SharedRoot.Bytes(),
 		SnapshotVersion: t.cell.Snapshot, Rejections: t.cell.Rejections,
+	}
+	if t.traffic.Calls > 0 {
+		r.Traffic = &controlv1.Traffic{
+			Calls: t.traffic.Calls, Failed: t.traffic.Failed, Took: durationpb.New(t.traffic.Took), Since: timestamppb.New(t.traffic.Since),
+		}
 	}
 	for _, u := range t.unready {
 		r.Unready = append(r.Unready, &controlv1.Unready{Namespace: u.Namespace, Reason: u.Reason})

@@ -22,6 +22,7 @@ type facts struct {
 	mu        sync.Mutex
 	readiness subscribe.Readiness
 	unready   map[ident.Partition][]subscribe.Unready
+	traffic   subscribe.Traffic
 }
 
 func (f *facts) Readiness() subscribe.Readiness {
@@ -34,6 +35,18 @@ func (f *facts) Unready(p ident.Partition) []subscribe.Unready {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.unready[p]
+}
+
+func (f *facts) Traffic(ident.Partition) subscribe.Traffic {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.traffic
+}
+
+func (f *facts) count(t subscribe.Traffic) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.traffic = t
 }
 
 func (f *facts) set(r subscribe.Readiness, unready map[ident.Partition][]subscribe.Unready) {

@@ -88,6 +88,28 @@ type Readiness struct {
 	Draining bool
 	// CallsPerSecond is over the last heartbeat interval.
 	CallsPerSecond float64
+	// Load is what the proxy carries.
+	Load Load
+}
+
+// Load is what a proxy carries now.
+type Load struct {
+	// CallsInFlight are calls under way, Connections those of applications and other proxies.
+	CallsInFlight uint64
+	Connections   uint32
+	// MemoryBytes is what the process has from its system, and CPU the processor time that it has used.
+	MemoryBytes uint64
+	CPU         time.Duration
+}
+
+// Traffic counts the calls that a proxy answered for a partition.
+type Traffic struct {
+	// Calls were answered since Since; Failed are those that failed by the fault of Prism or a backend.
+	Calls, Failed uint64
+	// Took is the time that all of them took together.
+	Took time.Duration
+	// Since is when counting began, the proxy's start.
+	Since time.Time
 }
 
 // Facts are what the fleet is told and only the caller knows. The methods are called from one goroutine.
@@ -95,6 +117,8 @@ type Facts interface {
 	Readiness() Readiness
 	// Unready lists the namespaces of a partition in effect that cannot serve.
 	Unready(ident.Partition) []Unready
+	// Traffic counts the calls of a partition; without calls nothing is told of it.
+	Traffic(ident.Partition) Traffic
 }
 
 // Node is the proxy as the fleet knows it.
@@ -107,6 +131,8 @@ type Node struct {
 	Labels map[string]string
 	// Build is the program's version.
 	Build string
+	// Validator is whether the proxy has every partition, to compile what it is sent, and takes no calls.
+	Validator bool
 }
 
 // Config is what a Client needs.
@@ -147,6 +173,7 @@ type Client struct {
 	saveErr  atomic.Pointer[string] // why the state is not on disk; nil while it is
 
 	notify chan struct{} // holds one signal for the reporter
+	recent propagations  // that the reporter has not told yet
 }
 
 // New checks cfg. It does no I/O.

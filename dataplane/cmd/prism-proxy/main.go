@@ -63,7 +63,7 @@ func command(env settings.Lookup, stderr io.Writer) *cobra.Command {
 		file                              string
 		id, listen, http, state, logLevel string
 		endpoints                         []string
-		insecure, check                   bool
+		insecure, validator, check        bool
 	)
 	cmd := &cobra.Command{
 		Use:   "prism-proxy",
@@ -108,6 +108,7 @@ Exit codes: 0 stopped as asked, 1 failed while running, 2 wrong flags or configu
 					c.AdminEndpoints = endpoints
 				}
 				c.InsecureListen = c.GetInsecureListen() || insecure
+				c.Validator = c.GetValidator() || validator
 			})
 			if err != nil || check {
 				return err
@@ -123,6 +124,7 @@ Exit codes: 0 stopped as asked, 1 failed while running, 2 wrong flags or configu
 	f.StringSliceVar(&endpoints, "admin-endpoint", nil, "the control plane's fleet address, host:port; may be given several times (default 127.0.0.1:18000)")
 	f.StringVar(&state, "state-dir", "", "where the last good configuration is kept (default prism-proxy.state)")
 	f.StringVar(&logLevel, "log-level", "", strings.Join([]string{"debug", "info", "warn", "error"}, ", ")+" (default info)")
+	f.BoolVar(&validator, "validator", false, "compile the configuration of every partition and take no calls: releases come here first")
 	f.BoolVar(&insecure, "insecure-listen", false, "listen on addresses other than loopback although callers are not authenticated")
 	f.BoolVar(&check, "check", false, "check the configuration and end")
 	cmd.AddCommand(simulateCommand(stderr))
