@@ -143,6 +143,11 @@ var rules = []rule{
 		fine:   edge{"./dataplane/subscribe", "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"},
 	},
 	{
+		from: inside, exceptFrom: []string{"./shared/telemetry/trace/..."}, to: []string{"go.opentelemetry.io/..."}, tests: true,
+		why:    "one SDK, one directory: OpenTelemetry is shared/telemetry/trace",
+		breach: edge{"./dataplane/subscribe", "go.opentelemetry.io/otel/trace"}, fine: edge{"./dataplane/subscribe", "./shared/telemetry/trace"},
+	},
+	{
 		from: inside, exceptFrom: []string{"./controlplane/cmd/...", "./dataplane/cmd/..."}, to: []string{"github.com/spf13/..."}, tests: true,
 		why:    "command lines are read in cmd; below it a program is configured by values",
 		breach: edge{"./dataplane/server", "github.com/spf13/cobra"}, fine: edge{"./controlplane/cmd/prismctl/local", "github.com/spf13/cobra"},

@@ -27,6 +27,7 @@ import (
 	"github.com/prism-gateway/prism/shared/fault"
 	"github.com/prism-gateway/prism/shared/fault/faultgrpc"
 	"github.com/prism-gateway/prism/shared/ident"
+	"github.com/prism-gateway/prism/shared/telemetry/trace"
 )
 
 // store is the part of the snapshot store that the API needs.
@@ -149,18 +150,18 @@ func (s *Server) head() (*snapshot.Tree, error) {
 }
 
 // by is who changes something and why, as the history keeps it.
-type by struct{ author, message, requestID string }
+type by struct{ author, message, requestID, traceParent string }
 
 func noteOf(ctx context.Context, n *controlv1.ChangeNote) by {
-	return by{author: n.GetAuthor(), message: n.GetMessage(), requestID: faultgrpc.RequestID(ctx)}
+	return by{author: n.GetAuthor(), message: n.GetMessage(), requestID: faultgrpc.RequestID(ctx), traceParent: trace.Parent(ctx)}
 }
 
 func (b by) set(name string, data, record []byte) snapshot.Set {
-	return snapshot.Set{Name: name, Data: data, Record: record, Author: b.author, Message: b.message, RequestID: b.requestID}
+	return snapshot.Set{Name: name, Data: data, Record: record, Author: b.author, Message: b.message, RequestID: b.requestID, TraceParent: b.traceParent}
 }
 
 func (b by) note() snapshot.Note {
-	return snapshot.Note{Author: b.author, Message: b.message, RequestID: b.requestID}
+	return snapshot.Note{Author: b.author, Message: b.message, RequestID: b.requestID, TraceParent: b.traceParent}
 }
 
 // check holds a message against the rules that its proto states.

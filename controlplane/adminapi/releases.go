@@ -16,7 +16,6 @@ import (
 	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
 	recordv1 "github.com/prism-gateway/prism/protos/prism/record/v1"
 	"github.com/prism-gateway/prism/shared/fault"
-	"github.com/prism-gateway/prism/shared/fault/faultgrpc"
 )
 
 // releases is the part of the store that releases are kept in.
@@ -224,7 +223,8 @@ func (s *Server) ControlRelease(ctx context.Context, in *adminv1.ControlReleaseR
 			return release.Step{}, err
 		}
 		return release.Step{
-			Release: snapshot, Do: actions[in.GetAction()], Author: note.author, Reason: note.message, RequestID: faultgrpc.RequestID(ctx),
+			Release: snapshot, Do: actions[in.GetAction()], Author: note.author, Reason: note.message,
+			RequestID: note.requestID, TraceParent: note.traceParent,
 		}, nil
 	})
 	if err != nil {

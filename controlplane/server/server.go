@@ -39,6 +39,7 @@ import (
 	"github.com/prism-gateway/prism/shared/ident"
 	"github.com/prism-gateway/prism/shared/lifecycle"
 	"github.com/prism-gateway/prism/shared/telemetry"
+	"github.com/prism-gateway/prism/shared/telemetry/trace"
 )
 
 // The conditions of readiness.
@@ -54,6 +55,8 @@ const maxRequest = 32 << 20
 type Config struct {
 	// Settings are complete, as settings.LoadAdmin returns them. Required.
 	Settings *bootstrapv1.AdminConfig
+	// Tracer makes spans of calls; nil makes none.
+	Tracer *trace.Tracer
 	// Logger is required.
 	Logger *slog.Logger
 }
@@ -62,6 +65,7 @@ type Config struct {
 type Server struct {
 	c        *bootstrapv1.AdminConfig
 	log      *slog.Logger
+	tracer   *trace.Tracer
 	id       string
 	registry *prometheus.Registry
 	ready    *lifecycle.Readiness
@@ -82,7 +86,7 @@ func New(cfg Config) (*Server, error) {
 		id = host + "-" + strings.ToLower(rand.Text()[:8])
 	}
 	return &Server{
-		c: cfg.Settings, log: cfg.Logger.With(telemetry.KeyReplica, id), id: id,
+		c: cfg.Settings, log: cfg.Logger.With(telemetry.KeyReplica, id), tracer: cfg.Tracer, id: id,
 		registry: telemetry.NewRegistry(), ready: lifecycle.NewReadiness(conditionStore), health: health.NewServer(),
 	}, nil
 }
@@ -214,7 +218,11 @@ func (s *Server) compose(kept *store.Store, ports []net.Listener) ([]lifecycle.P
 	if err != nil {
 		return nil, err
 	}
-	people := grpc.NewServer(s.options(grpc.MaxRecvMsgSize(maxRequest), grpc.ChainUnaryInterceptor(counted))...)
+	outside := []grpc.UnaryServerInterceptor{counted}
+	if s.tracer != nil {
+		outside = append(outside, s.tracer.Unary())
+	}
+	people := grpc.NewServer(s.options(grpc.MaxRecvMsgSize(maxRequest), grpc.ChainUnaryInterceptor(outside...))...)
 	controlv1.RegisterControlPlaneServer(people, api)
 	adminv1.RegisterAdminServiceServer(people, api)
 	healthv1.RegisterHealthServer(people, s.health)

@@ -16,6 +16,7 @@ import (
 	bootstrapv1 "github.com/prism-gateway/prism/protos/prism/bootstrap/v1"
 	"github.com/prism-gateway/prism/shared/settings"
 	"github.com/prism-gateway/prism/shared/telemetry"
+	"github.com/prism-gateway/prism/shared/telemetry/trace"
 )
 
 func main() {
@@ -72,7 +73,14 @@ func run(ctx context.Context, config *bootstrapv1.AdminConfig) error {
 		return err
 	}
 	grpclog.SetLoggerV2(telemetry.GRPCLog(log))
-	s, err := server.New(server.Config{Settings: config, Logger: log})
+	tracer, err := trace.New(trace.Config{
+		Service: "prism-admin", Instance: config.GetReplicaId(), Version: telemetry.Version, Env: os.LookupEnv, Logger: log,
+	})
+	if err != nil {
+		return err
+	}
+	defer tracer.Close()
+	s, err := server.New(server.Config{Settings: config, Tracer: tracer, Logger: log})
 	if err != nil {
 		return err
 	}
