@@ -333,6 +333,50 @@ func TestWithRefuses(t *testing.T) {
 	}
 }
 
+func TestPutTakesObjectsAsTheyAre(t *testing.T) {
+	tree := with(t, snapshot.New(partitions), snapshot.Set{Name: "backend/a", Data: []byte("1")}, snapshot.Set{Name: "ns/abc", Data: config(t, "abc", "a", 1, "")})
+	other := with(t, tree, snapshot.Set{Name: "backend/a"}, snapshot.Set{Name: "backend/b", Data: []byte("1")}, snapshot.Set{Name: "ns/abc", Data: config(t, "abc", "b", 1, "")},
+		snapshot.Set{Name: "ns/abd", Data: config(t, "abd", "b", 1, "")})
+	var there, back []snapshot.Object
+	for _, d := range snapshot.Diff(tree, other) {
+		d.Before.Name, d.After.Name = d.Name, d.Name
+		there, back = append(there, d.After), append(back, d.Before)
+	}
+	next, err := tree.Put(7, there)
+	if err != nil || next.Root() != other.Root() || next.Version() != 7 || next.Usage("b").Namespaces != 2 || next.Usage("a").Namespaces != 0 {
+		t.Fatalf("%v, %v", next, err)
+	}
+	if next, err = next.Put(8, back); err != nil || next.Root() != tree.Root() || next.Len() != 1 {
+		t.Fatalf("%v, %v", next, err)
+	}
+	if same, err := tree.Put(9, nil); err != nil || same.Root() != tree.Root() || same.Shared() != tree.Shared() {
+		t.Errorf("nothing put: %v, %v", same, err)
+	}
+	if n := tree.Numbered(9); n.Version() != 9 || n.Root() != tree.Root() || tree.Numbered(tree.Version()) != tree {
+		t.Errorf("numbered: %v", n)
+	}
+	if _, err := tree.Put(9, []snapshot.Object{{Name: "table/a"}}); err == nil {
+		t.Error("a name of no kind is taken")
+	}
+}
+
+func TestWhatANamespaceIsBoundTo(t *testing.T) {
+	tree := with(t, snapshot.New(1), snapshot.Set{Name: "backend/b", Data: []byte("1")}, snapshot.Set{Name: "ns/abc", Data: config(t, "abc", "b", 1, "")},
+		snapshot.Set{Name: "ns/abd", Data: config(t, "abd", "a", 1, "")})
+	for name, want := range map[string][]string{"ns/abc": {"b"}, "backend/b": nil, "ns/none": nil} {
+		o, _ := tree.Object(name)
+		if got, err := o.Bound(); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%s is bound to %v, %v", name, got, err)
+		}
+	}
+	if got := slices.Collect(tree.Collection(0).Backends()); !slices.Equal(got, []string{"a", "b"}) {
+		t.Errorf("the partition is bound to %v", got)
+	}
+	if _, err := (snapshot.Object{Name: "ns/abc", Hash: ident.HashOf(nil), Data: []byte{0xff}}).Bound(); err == nil {
+		t.Error("what cannot be read is bound to something")
+	}
+}
+
 func TestChangesTellWhatWasDone(t *testing.T) {
 	tree := with(t, snapshot.New(partitions), snapshot.Set{Name: "backend/old", Data: []byte("1")}, snapshot.Set{Name: "backend/gone", Data: []byte("1")})
 	_, changes, err := tree.With(2, []snapshot.Set{

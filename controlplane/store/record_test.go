@@ -8,21 +8,24 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/prism-gateway/prism/controlplane/release"
 	"github.com/prism-gateway/prism/controlplane/snapshot"
 	"github.com/prism-gateway/prism/controlplane/store"
+	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 )
 
 // TestOneChangeOfTenThousandNamespaces takes what the API lets through at most, with the longest names and notes: the
 // history tells all of it, to other replicas too.
 func TestOneChangeOfTenThousandNamespaces(t *testing.T) {
 	const many = 10_000
-	a, b := open(t, store.Config{Timeout: 10 * time.Second}), open(t, store.Config{})
+	a, b := open(t, store.Config{Timeout: 10 * time.Second, Policies: release.Policies{Scoped: &configv1.ReleasePolicy{}}}), open(t, store.Config{})
 	author, message := strings.Repeat("a", 256), strings.Repeat("m", 4096)
 	for version, content := range []string{"1", "2"} { // what updates has two hashes for each
 		sets := make([]snapshot.Set, many)
 		for i := range sets {
 			sets[i] = namespace(t, fmt.Sprintf("orders-%05d-%s", i, strings.Repeat("x", 50)), content)
 			sets[i].Author, sets[i].Message, sets[i].RequestID = author, message, "request-"+content
+			sets[i].TraceParent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 		}
 		sets[many-1].Author, sets[many-1].Message, sets[many-1].RequestID = "", "", ""
 		sets[many-2].Message = "another"
@@ -54,7 +57,8 @@ func TestOneChangeOfTenThousandNamespaces(t *testing.T) {
 		case many - 2:
 			wantMessage = "another"
 		}
-		if c.GetAuthor() != wantAuthor || c.GetMessage() != wantMessage || c.GetRequestId() != wantRequest || c.GetSameNote() {
+		if c.GetAuthor() != wantAuthor || c.GetMessage() != wantMessage || c.GetRequestId() != wantRequest || c.GetSameNote() ||
+			c.GetTraceParent() == "" || !c.GetInRelease() {
 			t.Fatalf("change %d is by %.20q of %.20q because of %.20q", i, c.GetAuthor(), c.GetRequestId(), c.GetMessage())
 		}
 	}
