@@ -17,8 +17,10 @@ import (
 )
 
 const (
-	// pace is how much lies at least between two judgements that were caused by what proxies tell.
-	pace = 25 * time.Millisecond
+	// pace is how much lies at least between two judgements that were caused by what proxies tell, and times how much
+	// longer than a judgement took, so that a release of everything on a large fleet leaves the replica time for others.
+	pace  = 25 * time.Millisecond
+	times = 10
 	// look is how often a wave that is held is looked at when nobody tells anything: that calls go on makes no signal.
 	look = time.Second
 	// retryAfter is how long to wait when the store does not take a step.
@@ -51,12 +53,14 @@ func (c *Controller) follow(ctx context.Context, snapshot uint64) {
 		if !ok {
 			return
 		}
-		timer.Reset(f.bring(ctx, state, r, time.Now()))
+		began := time.Now()
+		timer.Reset(f.bring(ctx, state, r, began))
+		took := time.Since(began)
 		select {
 		case <-moved:
 		case <-assigned:
 		case <-f.observed.changed():
-			if !pause(ctx, pace) {
+			if !pause(ctx, max(pace, times*took)) {
 				return
 			}
 		case <-timer.C:
