@@ -30,6 +30,7 @@ import (
 	"github.com/prism-gateway/prism/shared/lifecycle"
 	"github.com/prism-gateway/prism/shared/settings"
 	"github.com/prism-gateway/prism/shared/telemetry"
+	"github.com/prism-gateway/prism/shared/telemetry/trace"
 )
 
 const (
@@ -54,6 +55,8 @@ type Config struct {
 	Settings *bootstrapv1.ProxyConfig
 	// Drivers are all drivers of the build. Required.
 	Drivers []driver.Driver
+	// Tracer makes a span of each change that came into effect; nil makes none.
+	Tracer *trace.Tracer
 	// Logger is required.
 	Logger *slog.Logger
 }
@@ -166,7 +169,7 @@ func (s *Server) compose(listener, httpListener net.Listener) (*lifecycle.Group,
 		Endpoints: c.GetAdminEndpoints(),
 		Node:      subscribe.Node{ID: c.GetId(), Address: advertise, Labels: c.GetLabels(), Build: telemetry.Version, Validator: c.GetValidator()},
 		StateDir:  c.GetStateDir(), ReleaseDelay: c.GetReleaseDelay().AsDuration(),
-		Apply: s.assembly.Apply, Facts: facts{s}, Registerer: s.registry, Logger: s.cfg.Logger,
+		Apply: s.assembly.Apply, Facts: facts{s}, Registerer: s.registry, Tracer: s.cfg.Tracer, Logger: s.cfg.Logger,
 	}); err != nil {
 		return nil, err
 	}

@@ -313,6 +313,7 @@ func (l *loop) finishApply(r result) {
 	l.c.metrics.applySeconds.Observe(r.took.Seconds())
 	others := l.recordRejections(b, r.rejections)
 	l.recordOthers(b, others)
+	l.trace(b, r.took)
 	for _, g := range b.cells {
 		for _, a := range g.acks {
 			a.rejections = append(a.rejections, others...)

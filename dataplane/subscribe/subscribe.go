@@ -21,6 +21,7 @@ import (
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	"github.com/prism-gateway/prism/shared/ident"
 	"github.com/prism-gateway/prism/shared/telemetry"
+	"github.com/prism-gateway/prism/shared/telemetry/trace"
 )
 
 // The types pushed to proxies, in push order.
@@ -153,6 +154,8 @@ type Config struct {
 	Facts Facts
 	// Commons is shared with other clients of the process, so that what they are all sent is kept once; nil shares nothing.
 	Commons *Commons
+	// Tracer makes a span of each change that came into effect; nil makes none.
+	Tracer *trace.Tracer
 	// DialOptions are added to the client's own; without credentials among them the connection is plaintext.
 	DialOptions []grpc.DialOption
 	// Registerer takes the metrics; nil keeps them unregistered.

@@ -43,7 +43,8 @@ pushes to the proxies what changed. Without etcd endpoints it runs an etcd insid
 It listens on 127.0.0.1:8981 (gRPC: ControlPlane, AdminService), 127.0.0.1:18000 (gRPC: proxies) and 127.0.0.1:8095
 (HTTP: /metrics, /healthz, /readyz). The file is YAML, as prism.bootstrap.v1.AdminConfig says.
 
-Environment: PRISM_ADMIN_PORT replaces the port of listen.`,
+Environment: PRISM_ADMIN_PORT replaces the port of listen. OTEL_EXPORTER_OTLP_ENDPOINT and the like turn on spans of the
+calls, which the proxies go on with; off by default.`,
 		Example: `  prism-admin
   prism-admin --config /etc/prism/admin.yaml
   prism-admin --config /etc/prism/admin.yaml --check`,

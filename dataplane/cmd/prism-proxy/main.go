@@ -21,6 +21,7 @@ import (
 	bootstrapv1 "github.com/prism-gateway/prism/protos/prism/bootstrap/v1"
 	"github.com/prism-gateway/prism/shared/settings"
 	"github.com/prism-gateway/prism/shared/telemetry"
+	"github.com/prism-gateway/prism/shared/telemetry/trace"
 )
 
 // The exit codes.
@@ -81,6 +82,7 @@ Environment:
   PRISM_PROXY_HTTP_PORT   port of http_listen
   PRISM_ADMIN_ENDPOINT    admin_endpoints, separated by commas
   PRISM_LOG_LEVEL         log_level
+  OTEL_EXPORTER_OTLP_ENDPOINT and the like turn on spans of the changes that come into effect; off by default
 
 Exit codes: 0 stopped as asked, 1 failed while running, 2 wrong flags or configuration.`,
 		Example: `  prism-proxy
@@ -113,7 +115,7 @@ Exit codes: 0 stopped as asked, 1 failed while running, 2 wrong flags or configu
 			if err != nil || check {
 				return err
 			}
-			return run(cmd.Context(), config, stderr)
+			return run(cmd.Context(), config, env, stderr)
 		},
 	}
 	f := cmd.Flags()
@@ -131,7 +133,7 @@ Exit codes: 0 stopped as asked, 1 failed while running, 2 wrong flags or configu
 	return cmd
 }
 
-func run(ctx context.Context, config *bootstrapv1.ProxyConfig, stderr io.Writer) error {
+func run(ctx context.Context, config *bootstrapv1.ProxyConfig, env settings.Lookup, stderr io.Writer) error {
 	log, err := telemetry.NewLogger(stderr, config.GetLogLevel())
 	if err != nil {
 		return err
@@ -141,7 +143,14 @@ func run(ctx context.Context, config *bootstrapv1.ProxyConfig, stderr io.Writer)
 	// never touched, and so takes none, makes it wait for as much garbage.
 	ballast := make([]byte, heapFloor)
 	defer runtime.KeepAlive(ballast)
-	s, err := server.New(server.Config{Settings: config, Drivers: builtin.Drivers(), Logger: log})
+	tracer, err := trace.New(trace.Config{
+		Service: "prism-proxy", Instance: config.GetId(), Version: telemetry.Version, Env: env, Logger: log,
+	})
+	if err != nil {
+		return err
+	}
+	defer tracer.Close()
+	s, err := server.New(server.Config{Settings: config, Drivers: builtin.Drivers(), Tracer: tracer, Logger: log})
 	if err != nil {
 		return err
 	}

@@ -149,7 +149,7 @@ type Span struct {
 	Parent string
 	// Links are those of other spans that it is the work of too.
 	Links []string
-	// Attributes are keys and values of type string, int or bool, in turn.
+	// Attributes are keys and values of type string, int, uint64 or bool, in turn.
 	Attributes []any
 	// Failure says why it failed; empty when it did not.
 	Failure string
@@ -182,6 +182,8 @@ func attributes(pairs []any) (out []attribute.KeyValue) {
 	for i := 0; i+1 < len(pairs); i += 2 {
 		key := attribute.Key(fmt.Sprint(pairs[i]))
 		switch value := pairs[i+1].(type) {
+		case uint64:
+			out = append(out, key.Int64(int64(value))) // versions stay far below
 		case int:
 			out = append(out, key.Int(value))
 		case bool:
