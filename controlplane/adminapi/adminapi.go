@@ -54,7 +54,7 @@ type store interface {
 // fleet is what the API tells of the proxies.
 type fleet interface {
 	Assignment() *configv1.Assignment
-	Proxies(ctx context.Context) []*adminv1.Proxy // by id
+	Proxies(ctx context.Context, after string, limit int) (page []*adminv1.Proxy, total int) // by id
 	Proxy(ctx context.Context, id string) (*adminv1.Proxy, []*adminv1.ProxyPartition, bool)
 	Served(ctx context.Context, proxy string, at time.Time, namespace string) ([]*adminv1.ServedPartition, error)
 	Owners(p ident.Partition) (owners, loading []*configv1.Member, epoch uint64)

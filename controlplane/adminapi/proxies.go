@@ -18,24 +18,19 @@ func (s *Server) ListProxies(ctx context.Context, in *adminv1.ListProxiesRequest
 	if err != nil {
 		return nil, err
 	}
-	all, assignment := s.cfg.Fleet.Proxies(ctx), s.cfg.Fleet.Assignment()
-	out := &adminv1.ListProxiesResponse{TotalCount: uint64(len(all)), Epoch: assignment.GetEpoch()}
+	size := pageSize(in.GetPageSize())
+	page, total := s.cfg.Fleet.Proxies(ctx, after, size+1)
+	assignment := s.cfg.Fleet.Assignment()
+	out := &adminv1.ListProxiesResponse{Proxies: page, TotalCount: uint64(total), Epoch: assignment.GetEpoch()}
 	for _, p := range assignment.GetPartitions() {
 		if len(p.GetLoading()) > 0 {
 			out.Moving = true
 			break
 		}
 	}
-	size := pageSize(in.GetPageSize())
-	for _, p := range all {
-		if after != "" && p.GetMember().GetId() <= after {
-			continue
-		}
-		if len(out.Proxies) == size {
-			out.NextPageToken = pageToken(out.Proxies[size-1].GetMember().GetId(), "proxies")
-			break
-		}
-		out.Proxies = append(out.Proxies, p)
+	if len(page) > size {
+		out.Proxies = page[:size]
+		out.NextPageToken = pageToken(page[size-1].GetMember().GetId(), "proxies")
 	}
 	return out, nil
 }

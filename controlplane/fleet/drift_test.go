@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
 
@@ -122,12 +123,22 @@ func TestAProxyThatServesWhatItDidNotAcceptHasDrifted(t *testing.T) {
 		t.Errorf("%v is sent in full", p)
 	}
 	r.untilMembers(t, "a")
-	if p := r.fleet.Proxies(t.Context())[0]; !slices.Equal(p.GetDrifted(), []string{"p/0003"}) {
+	if p := first(t, r); !slices.Equal(p.GetDrifted(), []string{"p/0003"}) {
 		t.Errorf("drifted %v", p.GetDrifted())
 	}
 	if len(here.asked) > 0 {
 		t.Errorf("%v is sent in full too", <-here.asked)
 	}
+}
+
+// first is the first proxy that a replica tells of.
+func first(t *testing.T, r *replica) *adminv1.Proxy {
+	t.Helper()
+	all, total := r.fleet.Proxies(t.Context(), "", 1)
+	if len(all) != 1 || total < 1 {
+		t.Fatalf("proxies %v of %d", all, total)
+	}
+	return all[0]
 }
 
 // gauges are the values of a metric, each after its labels' values.
@@ -169,14 +180,14 @@ func TestMetrics(t *testing.T) {
 	})
 	a.mu.Unlock()
 	deadline := time.After(patience)
-	for r.fleet.Proxies(t.Context())[0].GetLoad().GetConnections() != 7 {
+	for first(t, r).GetLoad().GetConnections() != 7 {
 		select {
 		case <-time.After(5 * time.Millisecond):
 		case <-deadline:
 			t.Fatal("its load is not known")
 		}
 	}
-	if p := r.fleet.Proxies(t.Context())[0]; p.GetLoad().GetSessions() != 3 || p.GetStale().AsDuration() != 90*time.Second || p.GetCurrent() != partitions-1 {
+	if p := first(t, r); p.GetLoad().GetSessions() != 3 || p.GetStale().AsDuration() != 90*time.Second || p.GetCurrent() != partitions-1 {
 		t.Errorf("proxy %v", p)
 	}
 	for name, want := range map[string]string{

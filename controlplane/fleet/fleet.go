@@ -119,22 +119,27 @@ type assigned struct {
 	placement  *recordv1.Placement
 	assignment *configv1.Assignment
 	index      map[string]uint32 // of members in assignment, by proxy
+	places     map[string]place  // by proxy
 }
 
-// rank is a proxy's place in a partition.
-func (a *assigned) rank(m *configv1.Member, p ident.Partition) release.Rank {
+// ranks says what a proxy's place in each partition is.
+func (a *assigned) ranks(m *configv1.Member) func(ident.Partition) release.Rank {
 	if m.GetValidator() {
-		return release.Validator
+		return func(ident.Partition) release.Rank { return release.Validator }
 	}
-	if a == nil || int(p) >= len(a.assignment.GetPartitions()) {
+	var index uint32
+	placed := false
+	if a != nil {
+		index, placed = a.index[m.GetId()]
+	}
+	return func(p ident.Partition) release.Rank {
+		if placed && int(p) < len(a.assignment.GetPartitions()) {
+			if rank := slices.Index(a.assignment.GetPartitions()[p].GetOwners(), index); rank >= 0 {
+				return release.Rank(rank)
+			}
+		}
 		return release.Other
 	}
-	if i, ok := a.index[m.GetId()]; ok {
-		if rank := slices.Index(a.assignment.GetPartitions()[p].GetOwners(), i); rank >= 0 {
-			return release.Rank(rank)
-		}
-	}
-	return release.Other
 }
 
 // New checks cfg. It does no I/O.
@@ -224,6 +229,7 @@ func (f *Fleet) follow() {
 		return
 	}
 	next := &assigned{placement: p, assignment: placement.Assign(p, tree.Partitions()), index: map[string]uint32{}}
+	next.places = count(next.assignment)
 	for i, m := range next.assignment.GetMembers() {
 		next.index[m.GetId()] = uint32(i)
 	}

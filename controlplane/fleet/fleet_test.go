@@ -431,7 +431,7 @@ func TestProxies(t *testing.T) {
 	if err := r.fleet.WatchStatus(t.Context(), "alpha", heard); err != nil {
 		t.Fatal(err)
 	}
-	proxies := r.fleet.Proxies(t.Context())
+	proxies, _ := r.fleet.Proxies(t.Context(), "", 10)
 	if len(proxies) != 1 {
 		t.Fatalf("proxies %v", proxies)
 	}

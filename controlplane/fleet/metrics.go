@@ -67,7 +67,7 @@ func (c *census) Collect(to chan<- prometheus.Metric) {
 	states := map[string]int{"ready": 0, "not_ready": 0, "draining": 0, "validator": 0, "silent": 0}
 	var stale time.Duration
 	behind, now := 0, time.Now()
-	for _, r := range c.fleet.reports.known("") {
+	for _, r := range c.fleet.reports.all() {
 		if r.ended {
 			continue
 		}

@@ -145,7 +145,8 @@ func TestReplicasTellTheSameOfProxies(t *testing.T) {
 	}
 	told := func(r *replica) []*adminv1.Proxy {
 		r.untilMembers(t, "a", "b")
-		return r.fleet.Proxies(t.Context())
+		all, _ := r.fleet.Proxies(t.Context(), "", 10)
+		return all
 	}
 	for _, r := range []*replica{first, second} {
 		for i, want := range []*adminv1.Proxy{{Replica: "replica-1"}, {Replica: "replica-2", Rejected: 1}} {

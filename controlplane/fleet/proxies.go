@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -12,6 +13,7 @@ import (
 	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
+	recordv1 "github.com/prism-gateway/prism/protos/prism/record/v1"
 
 	"github.com/prism-gateway/prism/controlplane/release"
 	"github.com/prism-gateway/prism/shared/ident"
@@ -19,21 +21,17 @@ import (
 
 // ListReports tells another replica what proxies have told this one.
 func (f *Fleet) ListReports(_ context.Context, in *controlv1.ListReportsRequest) (*controlv1.ListReportsResponse, error) {
-	return &controlv1.ListReportsResponse{Reports: f.heard(in.GetProxy())}, nil
+	return &controlv1.ListReportsResponse{Reports: f.heard(in.GetProxies())}, nil
 }
 
-// heard is what proxies that are alive have told this replica: one, or all when proxy is empty.
-func (f *Fleet) heard(proxy string) []*controlv1.ProxyReport {
-	known := map[string]*report{}
-	for _, r := range f.reports.known(proxy) {
+// heard is what some proxies have told this replica.
+func (f *Fleet) heard(proxies []string) []*controlv1.ProxyReport {
+	known := make(map[string]*report, len(proxies))
+	for _, r := range f.reports.of(proxies) {
 		known[r.proxy] = &r
 	}
 	var all []*controlv1.ProxyReport
-	for _, lease := range f.store.Members() {
-		id := lease.GetMember().GetId()
-		if proxy != "" && id != proxy {
-			continue
-		}
+	for _, id := range proxies {
 		rejected := map[string]bool{}
 		for _, r := range f.tracker.Rejections(id) {
 			rejected[r.GetResource()] = true
@@ -74,9 +72,10 @@ func (f *Fleet) standing(r *report) standing {
 	if state == nil {
 		return s
 	}
+	ranks := a.ranks(r.last.GetMember())
 	for _, cell := range r.list {
 		p := ident.Partition(cell.GetPartition())
-		rank := a.rank(r.last.GetMember(), p)
+		rank := ranks(p)
 		if root, err := ident.HashFrom(cell.GetRoot()); err == nil && root == state.View(p, rank).Partition.Root() {
 			s.current++
 		} else if rank != release.Other {
@@ -92,9 +91,8 @@ func (f *Fleet) standing(r *report) standing {
 	return s
 }
 
-// heardOf is what proxies have told any replica, by proxy, and the replicas that said so, by id: of one proxy, or of all
-// when proxy is empty.
-func (f *Fleet) heardOf(ctx context.Context, proxy string) (map[string]*controlv1.ProxyReport, map[string]bool) {
+// heardOf is what some proxies have told any replica, by proxy, and the replicas that said so, by id.
+func (f *Fleet) heardOf(ctx context.Context, proxies []string) (map[string]*controlv1.ProxyReport, map[string]bool) {
 	ctx, cancel := context.WithTimeout(ctx, peerPatience)
 	defer cancel()
 	var asking sync.WaitGroup
@@ -102,7 +100,7 @@ func (f *Fleet) heardOf(ctx context.Context, proxy string) (map[string]*controlv
 	merged, answered := map[string]*controlv1.ProxyReport{}, map[string]bool{f.cfg.Replica.GetId(): true}
 	for id, client := range f.peers.clients() {
 		asking.Go(func() {
-			out, err := client.ListReports(ctx, &controlv1.ListReportsRequest{Proxy: proxy})
+			out, err := client.ListReports(ctx, &controlv1.ListReportsRequest{Proxies: proxies})
 			mu.Lock()
 			defer mu.Unlock()
 			if err != nil {
@@ -114,7 +112,7 @@ func (f *Fleet) heardOf(ctx context.Context, proxy string) (map[string]*controlv
 		})
 	}
 	asking.Wait()
-	mergeReports(merged, f.heard(proxy))
+	mergeReports(merged, f.heard(proxies))
 	return merged, answered
 }
 
@@ -133,20 +131,32 @@ func mergeReports(merged map[string]*controlv1.ProxyReport, reports []*controlv1
 	}
 }
 
-// Proxies returns the fleet by id: all that are alive, and what any replica knows of each. Where the replica that a proxy
-// reports to does not answer, its reasons say so.
-func (f *Fleet) Proxies(ctx context.Context) []*adminv1.Proxy { return f.proxies(ctx, "") }
+// Proxies returns the proxies that are alive by id, at most limit of those after one, and how many there are in all: with
+// what any replica knows of each. Where the replica that a proxy reports to does not answer, its reasons say so.
+func (f *Fleet) Proxies(ctx context.Context, after string, limit int) ([]*adminv1.Proxy, int) {
+	members := f.store.Members()
+	from, there := slices.BinarySearchFunc(members, after, func(m *recordv1.MemberLease, id string) int {
+		return strings.Compare(m.GetMember().GetId(), id)
+	})
+	if there {
+		from++
+	}
+	return f.proxies(ctx, members[from:min(len(members), from+limit)]), len(members)
+}
 
-// proxies returns one proxy, or all when proxy is empty.
-func (f *Fleet) proxies(ctx context.Context, proxy string) []*adminv1.Proxy {
-	reports, answered := f.heardOf(ctx, proxy)
-	places := f.places()
+func (f *Fleet) proxies(ctx context.Context, leases []*recordv1.MemberLease) []*adminv1.Proxy {
+	ids := make([]string, len(leases))
+	for i, lease := range leases {
+		ids[i] = lease.GetMember().GetId()
+	}
+	reports, answered := f.heardOf(ctx, ids)
+	var places map[string]place
+	if a := f.assigned.Load(); a != nil {
+		places = a.places
+	}
 	var proxies []*adminv1.Proxy
-	for _, lease := range f.store.Members() {
+	for _, lease := range leases {
 		id := lease.GetMember().GetId()
-		if proxy != "" && id != proxy {
-			continue
-		}
 		r := reports[id]
 		p := &adminv1.Proxy{
 			Member: lease.GetMember(), Build: lease.GetBuild(), Replica: lease.GetReplica(), LastSeen: lease.GetSince(),
@@ -171,8 +181,10 @@ func (f *Fleet) proxies(ctx context.Context, proxy string) []*adminv1.Proxy {
 
 // Proxy returns one proxy with its partitions by number, and whether there is such a proxy.
 func (f *Fleet) Proxy(ctx context.Context, id string) (*adminv1.Proxy, []*adminv1.ProxyPartition, bool) {
-	for _, p := range f.proxies(ctx, id) {
-		return p, f.partitionsOf(ctx, p.GetMember()), true
+	for _, lease := range f.store.Members() {
+		if lease.GetMember().GetId() == id {
+			return f.proxies(ctx, []*recordv1.MemberLease{lease})[0], f.partitionsOf(ctx, lease.GetMember()), true
+		}
 	}
 	return nil, nil, false
 }
@@ -186,9 +198,10 @@ func (f *Fleet) partitionsOf(ctx context.Context, m *configv1.Member) []*adminv1
 	var list []*adminv1.ProxyPartition
 	var held []ident.Partition
 	index, placed := a.index[m.GetId()]
+	ranks := a.ranks(m)
 	for i, entry := range a.assignment.GetPartitions() {
 		p := ident.Partition(i)
-		rank := a.rank(m, p)
+		rank := ranks(p)
 		loading := placed && slices.Contains(entry.GetLoading(), index)
 		if rank == release.Other && !loading {
 			continue
@@ -216,20 +229,20 @@ func (f *Fleet) partitionsOf(ctx context.Context, m *configv1.Member) []*adminv1
 // place is how many partitions one proxy was given.
 type place struct{ owned, loading uint32 }
 
-// places is how many partitions each proxy was given.
-func (f *Fleet) places() map[string]place {
-	a := f.Assignment()
-	places := map[string]place{}
+// count counts how many partitions each proxy was given.
+func count(a *configv1.Assignment) map[string]place {
+	places := make(map[string]place, len(a.GetMembers()))
+	members := a.GetMembers()
 	for _, entry := range a.GetPartitions() {
-		for _, m := range pick(a, entry.GetOwners()) {
-			p := places[m.GetId()]
+		for _, i := range entry.GetOwners() {
+			p := places[members[i].GetId()]
 			p.owned++
-			places[m.GetId()] = p
+			places[members[i].GetId()] = p
 		}
-		for _, m := range pick(a, entry.GetLoading()) {
-			p := places[m.GetId()]
+		for _, i := range entry.GetLoading() {
+			p := places[members[i].GetId()]
 			p.loading++
-			places[m.GetId()] = p
+			places[members[i].GetId()] = p
 		}
 	}
 	return places

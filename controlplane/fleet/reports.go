@@ -212,19 +212,26 @@ func (r *reports) add(p ident.Partition, cells map[string]*controlv1.CellState) 
 	}
 }
 
-// known returns copies of the reports: of one proxy, or of all when proxy is empty.
-func (r *reports) known(proxy string) []report {
+// of returns copies of the reports of some proxies, of those that report here.
+func (r *reports) of(proxies []string) []report {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if proxy != "" {
-		if known := r.byProxy[proxy]; known != nil {
-			return []report{known.copy()}
+	known := make([]report, 0, len(proxies))
+	for _, proxy := range proxies {
+		if one := r.byProxy[proxy]; one != nil {
+			known = append(known, one.copy())
 		}
-		return nil
 	}
+	return known
+}
+
+// all returns copies of all reports.
+func (r *reports) all() []report {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	all := make([]report, 0, len(r.byProxy))
-	for _, known := range r.byProxy {
-		all = append(all, known.copy())
+	for _, one := range r.byProxy {
+		all = append(all, one.copy())
 	}
 	return all
 }

@@ -211,7 +211,7 @@ func (j *Journal) write() {
 		return
 	}
 	if j.file == nil {
-		j.rotate()
+		j.rotate(queue[0].At)
 	}
 	var buffer []byte
 	for _, e := range queue {
@@ -227,7 +227,7 @@ func (j *Journal) write() {
 	if err := j.append(buffer); err != nil {
 		j.trouble(err)
 	} else if j.size-j.restate >= max(j.cfg.MaxBytes/4, j.restate) {
-		j.rotate()
+		j.rotate(time.Now())
 	}
 }
 
@@ -250,14 +250,14 @@ func (j *Journal) trouble(err error) {
 	}
 }
 
-// rotate begins a segment with all that is known, and removes the oldest while there is too much.
-func (j *Journal) rotate() {
+// rotate begins a segment with all that is known at a time, and removes the oldest while there is too much.
+func (j *Journal) rotate(at time.Time) {
 	for name, p := range j.known {
 		if p.begun.Before(j.started) {
 			delete(j.known, name) // it has not reported here since long
 		}
 	}
-	now := timestamppb.Now()
+	now := timestamppb.New(at)
 	buffer, err := encode(nil, &recordv1.JournalEntry{At: now})
 	for entry := range j.known.all(now) {
 		if err == nil {

@@ -885,8 +885,8 @@ func (x *CellState) GetCounted() bool {
 // ListReportsRequest asks what proxies have told a replica.
 type ListReportsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only this proxy; empty means all.
-	Proxy         string `protobuf:"bytes,1,opt,name=proxy,proto3" json:"proxy,omitempty"`
+	// Of these proxies.
+	Proxies       []string `protobuf:"bytes,1,rep,name=proxies,proto3" json:"proxies,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -921,11 +921,11 @@ func (*ListReportsRequest) Descriptor() ([]byte, []int) {
 	return file_prism_control_v1_fleet_proto_rawDescGZIP(), []int{10}
 }
 
-func (x *ListReportsRequest) GetProxy() string {
+func (x *ListReportsRequest) GetProxies() []string {
 	if x != nil {
-		return x.Proxy
+		return x.Proxies
 	}
-	return ""
+	return nil
 }
 
 // ListReportsResponse is what proxies have told a replica.
@@ -1497,9 +1497,9 @@ const file_prism_control_v1_fleet_proto_rawDesc = "" +
 	"\x14accepted_shared_root\x18\r \x01(\fR\x12acceptedSharedRoot\x123\n" +
 	"\atraffic\x18\x0e \x01(\v2\x19.prism.control.v1.TrafficR\atraffic\x12\x18\n" +
 	"\adrifted\x18\x0f \x03(\tR\adrifted\x12\x18\n" +
-	"\acounted\x18\x10 \x01(\bR\acounted\"*\n" +
-	"\x12ListReportsRequest\x12\x14\n" +
-	"\x05proxy\x18\x01 \x01(\tR\x05proxy\"N\n" +
+	"\acounted\x18\x10 \x01(\bR\acounted\".\n" +
+	"\x12ListReportsRequest\x12\x18\n" +
+	"\aproxies\x18\x01 \x03(\tR\aproxies\"N\n" +
 	"\x13ListReportsResponse\x127\n" +
 	"\areports\x18\x01 \x03(\v2\x1d.prism.control.v1.ProxyReportR\areports\"\x81\x03\n" +
 	"\vProxyReport\x12\x14\n" +
