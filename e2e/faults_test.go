@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/prism-gateway/prism/e2e/harness"
+	"github.com/prism-gateway/prism/e2e/history"
 	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
@@ -49,14 +50,14 @@ func TestControlPlaneFaults(t *testing.T) {
 		change(ctx, t, c.Admins[0], n)
 	}
 	traffic := harness.StartTraffic(ctx, 4, harness.Traffic{Proxies: clients(c), Namespaces: steady, Exact: true})
-	h, changing := newHistory(), []string{"changing-0", "changing-1", "changing-2"}
+	h, changing := history.New(history.Config{Request: onRedis}), []string{"changing-0", "changing-1", "changing-2"}
 	writing, stop := context.WithCancel(ctx)
 	var writers sync.WaitGroup
 	for w := range 3 {
 		writers.Go(func() {
 			random := rand.New(rand.NewPCG(11, uint64(w)))
 			for writing.Err() == nil {
-				h.attempt(ctx, random, c.Admins[random.IntN(len(c.Admins))], w, changing[random.IntN(len(changing))])
+				h.Attempt(ctx, random, c.Admins[random.IntN(len(c.Admins))], w, changing[random.IntN(len(changing))])
 				time.Sleep(20 * time.Millisecond) // a pace that leaves the machine to the proxies
 			}
 		})
@@ -209,7 +210,7 @@ func TestControlPlaneFaults(t *testing.T) {
 	calls, problems := traffic.Stop()
 	none(t, "five faults of the control plane", calls, problems)
 	c.WaitReady(time.Minute)
-	for _, p := range h.check(ctx, t, c.Admins[1], 50) {
+	for _, p := range h.Check(ctx, t, c.Admins[1], 50) {
 		t.Error(p)
 	}
 	sameEverywhere(ctx, t, c, append(changing, steady...))

@@ -4,284 +4,18 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/anishathalye/porcupine"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/prism-gateway/prism/e2e/harness"
-	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
+	"github.com/prism-gateway/prism/e2e/history"
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
-	"github.com/prism-gateway/prism/shared/fault"
-	"github.com/prism-gateway/prism/shared/fault/faultgrpc"
 )
-
-// verb is what one attempt wants of a namespace.
-type verb int
-
-const (
-	create   verb = iota
-	update        // from what the caller read
-	drain         // the first half of a deletion: no new work
-	remove        // the second half
-	absent        // a deletion that found nothing
-	rollback      // to what a snapshot held
-)
-
-// attempt is one attempt to change a namespace.
-type attempt struct {
-	do       verb
-	from, to string // descriptions, each filed once, so they tell the versions apart; empty is no namespace
-	message  string
-}
-
-type result int
-
-const (
-	applied result = iota
-	refused        // it did not fit what was there
-	unknown        // no answer, or one that does not tell
-)
-
-// draining marks the state of a namespace that is being deleted.
-const draining = "!"
-
-// register says how a namespace may behave. Its state is its description. An attempt whose outcome nobody knows may have
-// been done or not, at any time since it began.
-var register = (&porcupine.NondeterministicModel{
-	Init: func() []any { return []any{""} },
-	Step: func(state, input, output any) []any {
-		next, fits := step(state.(string), input.(attempt))
-		switch output.(result) {
-		case applied:
-			if fits {
-				return []any{next}
-			}
-		case refused:
-			if !fits {
-				return []any{state}
-			}
-		case unknown:
-			if fits && next != state {
-				return []any{state, next}
-			}
-			return []any{state}
-		}
-		return nil
-	},
-	Equal: func(a, b any) bool { return a == b },
-}).ToModel()
-
-// step says what an attempt makes of a state, and whether it can be done there.
-func step(state string, a attempt) (next string, fits bool) {
-	switch a.do {
-	case create:
-		return a.to, state == ""
-	case update:
-		return a.to, state == a.from
-	case drain:
-		return strings.TrimSuffix(state, draining) + draining, state != ""
-	case remove:
-		return "", state == "" || strings.HasSuffix(state, draining)
-	case absent:
-		return "", state == ""
-	case rollback:
-		return a.to, true
-	}
-	return "", false
-}
-
-// history notes what clients did to namespaces and what they were told.
-type history struct {
-	start time.Time
-	begun atomic.Int64
-
-	mu       sync.Mutex // guards what follows
-	events   map[string][]porcupine.Operation
-	known    map[string]result // by message
-	acked    map[string]uint64 // message -> snapshot
-	deletion map[string]bool   // by message: stands in the history once for each half
-	lost     map[string]bool   // by message: the answer said that it was not done
-	versions map[string][]uint64
-}
-
-func newHistory() *history {
-	return &history{
-		start: time.Now(), events: map[string][]porcupine.Operation{}, known: map[string]result{}, acked: map[string]uint64{},
-		deletion: map[string]bool{}, lost: map[string]bool{}, versions: map[string][]uint64{},
-	}
-}
-
-// attempt makes one attempt of some kind to change a namespace through a replica.
-func (h *history) attempt(ctx context.Context, random *rand.Rand, admin *harness.Admin, client int, namespace string) {
-	n := h.begun.Add(1)
-	a := attempt{to: fmt.Sprintf("change %d", n), message: fmt.Sprintf("m-%d", n)}
-	note := &controlv1.ChangeNote{Author: "e2e", Message: a.message}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	read, err := admin.Control.GetNamespace(ctx, &controlv1.GetNamespaceRequest{Namespace: namespace})
-	there := err == nil
-	if err != nil && status.Code(err) != codes.NotFound {
-		return // a replica that is down is no attempt
-	}
-	r := keyvalue(namespace, "redis-main", "redis")
-	r.Description = a.to
-	op := porcupine.Operation{ClientId: client, Call: time.Since(h.start).Nanoseconds()}
-	var snapshot uint64
-	switch kind := random.IntN(10); {
-	case !there && kind < 8:
-		a.do = create
-		var out *controlv1.CreateNamespaceResponse
-		out, err = admin.Control.CreateNamespace(ctx, &controlv1.CreateNamespaceRequest{Request: r, Note: note})
-		snapshot = out.GetNamespace().GetSnapshotVersion()
-	case kind < 7 && !read.GetNamespace().GetDraining():
-		a.do, a.from = update, read.GetNamespace().GetRequest().GetDescription()
-		var out *controlv1.UpdateNamespaceResponse
-		out, err = admin.Control.UpdateNamespace(ctx, &controlv1.UpdateNamespaceRequest{Request: r, Version: read.GetNamespace().GetVersion(), Note: note})
-		snapshot = out.GetNamespace().GetSnapshotVersion()
-	case kind == 7:
-		a.do = remove
-		var out *controlv1.DeleteNamespaceResponse
-		out, err = admin.Control.DeleteNamespace(ctx, &controlv1.DeleteNamespaceRequest{Namespace: namespace, Note: note})
-		snapshot = out.GetSnapshotVersion()
-	default:
-		to := h.version(random, namespace)
-		then, readErr := admin.Control.GetNamespace(ctx, &controlv1.GetNamespaceRequest{Namespace: namespace, SnapshotVersion: to})
-		if to == 0 || readErr != nil && status.Code(readErr) != codes.NotFound || then.GetNamespace().GetDraining() {
-			return
-		}
-		a.do, a.to = rollback, then.GetNamespace().GetRequest().GetDescription()
-		op.Call = time.Since(h.start).Nanoseconds()
-		_, err = admin.Operator.RollbackSnapshot(ctx, &adminv1.RollbackSnapshotRequest{ToVersion: to, Namespace: namespace, AllowShrink: true, Note: note})
-	}
-	op.Return = time.Since(h.start).Nanoseconds()
-	h.add(namespace, a, op, snapshot, err)
-}
-
-// version returns a snapshot in which the namespace was changed, 0 when none is known.
-func (h *history) version(random *rand.Rand, namespace string) uint64 {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if v := h.versions[namespace]; len(v) > 0 {
-		return v[random.IntN(len(v))]
-	}
-	return 0
-}
-
-func (h *history) add(namespace string, a attempt, op porcupine.Operation, snapshot uint64, err error) {
-	res := unknown
-	switch status.Code(err) {
-	case codes.OK:
-		res = applied
-	case codes.Aborted, codes.NotFound, codes.AlreadyExists, codes.FailedPrecondition:
-		res = refused
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	note := func(do verb, res result) {
-		a.do = do
-		op.Input, op.Output = a, res
-		if res == unknown {
-			op.Return = 1 << 62
-		}
-		h.events[namespace] = append(h.events[namespace], op)
-	}
-	if a.do == remove {
-		// The two halves are two commits; one that fails tells little of the other.
-		h.deletion[a.message] = true
-		switch {
-		case res == applied:
-			note(drain, applied)
-			note(remove, applied)
-		case status.Code(err) == codes.NotFound:
-			note(absent, applied)
-		default:
-			note(drain, unknown)
-			note(remove, unknown)
-			res = unknown
-		}
-		if res == refused {
-			return
-		}
-	} else if res == unknown && faultgrpc.FromStatus(err).Outcome == fault.NotApplied {
-		h.lost[a.message] = true
-		return
-	} else {
-		note(a.do, res)
-	}
-	h.known[a.message] = res
-	if res == applied && snapshot > 0 {
-		if a.do != remove {
-			h.versions[namespace] = append(h.versions[namespace], snapshot)
-		}
-		h.acked[a.message] = snapshot
-	}
-}
-
-// check holds what clients were told against each other and against the history that a replica tells.
-func (h *history) check(ctx context.Context, t harness.T, admin *harness.Admin, least int) (problems []string) {
-	count := map[result]int{}
-	for _, r := range h.known {
-		count[r]++
-	}
-	t.Logf("%d changes applied, %d refused, %d unknown, %d told to be lost", count[applied], count[refused], count[unknown], len(h.lost))
-	bad := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
-	if count[applied] < least {
-		bad("only %d changes were applied: the test proves little", count[applied])
-	}
-	for name, ops := range h.events {
-		if r := porcupine.CheckOperationsTimeout(register, ops, time.Minute); r != porcupine.Ok {
-			bad("%s: the history of %d attempts is %v", name, len(ops), r)
-		}
-	}
-	found := map[string][]uint64{}
-	next := uint64(0)
-	for token := ""; ; {
-		page, err := admin.Operator.ListSnapshots(ctx, &adminv1.ListSnapshotsRequest{PageSize: 200, PageToken: token})
-		if err != nil {
-			t.Fatalf("snapshots: %v", err)
-		}
-		for _, s := range page.GetSnapshots() {
-			if next != 0 && s.GetVersion() != next-1 {
-				bad("the history goes from %d to %d", next, s.GetVersion())
-			}
-			next = s.GetVersion()
-			for _, ch := range s.GetChanges() {
-				found[ch.GetMessage()] = append(found[ch.GetMessage()], s.GetVersion())
-			}
-		}
-		if token = page.GetNextPageToken(); token == "" {
-			break
-		}
-	}
-	for message := range h.lost {
-		if len(found[message]) > 0 {
-			bad("%s was told to be not applied and is in snapshots %d", message, found[message])
-		}
-	}
-	for message, res := range h.known {
-		in, most := found[message], 1
-		if h.deletion[message] {
-			most = 2
-		}
-		snapshot, told := h.acked[message]
-		switch {
-		case len(in) > most:
-			bad("%s is in the history %d times: %d", message, len(in), in)
-		case res == refused && len(in) > 0:
-			bad("%s was refused and is in snapshots %d", message, in)
-		case res == applied && told && snapshot >= next && !h.deletion[message] && (len(in) != 1 || in[0] != snapshot):
-			bad("%s was acknowledged in snapshot %d and is in %d", message, snapshot, in)
-		}
-	}
-	return problems
-}
 
 // TestHistorySurvivesFaults has clients create, update, delete, bring back and roll back namespaces through three replicas
 // over three etcd nodes, while nodes and replicas are killed and replicas are cut off from etcd, wholly and one way.
@@ -295,19 +29,19 @@ func TestHistorySurvivesFaults(t *testing.T) {
 	for i := range names {
 		names[i] = fmt.Sprintf("contended-%d", i)
 	}
-	h := newHistory()
+	h := history.New(history.Config{Request: onRedis})
 	const workers, total = 5, 700
 	var wg sync.WaitGroup
 	for w := range workers {
 		wg.Go(func() {
 			random := rand.New(rand.NewPCG(7, uint64(w)))
-			for h.begun.Load() < total && ctx.Err() == nil {
-				h.attempt(ctx, random, c.Admins[random.IntN(len(c.Admins))], w, names[random.IntN(len(names))])
+			for h.Begun() < total && ctx.Err() == nil {
+				h.Attempt(ctx, random, c.Admins[random.IntN(len(c.Admins))], w, names[random.IntN(len(names))])
 			}
 		})
 	}
 	reach := func(n int64) {
-		harness.Eventually(t, 2*time.Minute, "more changes", func() error { return atLeast(&h.begun, n) })
+		harness.Eventually(t, 2*time.Minute, "more changes", func() error { return atLeast(h.Begun(), n) })
 	}
 	reach(100)
 	leader(t, c).Kill()
@@ -331,7 +65,7 @@ func TestHistorySurvivesFaults(t *testing.T) {
 	harness.Set(harness.Healed, c.Links.Etcd[2]...)
 	wg.Wait()
 	c.WaitReady(time.Minute)
-	for _, p := range h.check(ctx, t, c.Admins[2], 150) {
+	for _, p := range h.Check(ctx, t, c.Admins[2], 150) {
 		t.Error(p)
 	}
 	sameEverywhere(ctx, t, c, names)
@@ -378,9 +112,12 @@ func leader(t *testing.T, c *harness.Cluster) (elected *harness.Admin) {
 	return elected
 }
 
-func atLeast(n *atomic.Int64, want int64) error {
-	if got := n.Load(); got < want {
+func atLeast(got, want int64) error {
+	if got < want {
 		return fmt.Errorf("%d of %d", got, want)
 	}
 	return nil
 }
+
+// onRedis is a namespace on Redis.
+func onRedis(name string) *configv1.NamespaceRequest { return keyvalue(name, "redis-main", "redis") }

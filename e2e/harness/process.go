@@ -113,6 +113,9 @@ func (p *Process) Pause() { _ = p.cmd.Process.Signal(syscall.SIGSTOP) }
 // Resume lets a paused program go on.
 func (p *Process) Resume() { _ = p.cmd.Process.Signal(syscall.SIGCONT) }
 
+// Name is what the harness calls the program.
+func (p *Process) Name() string { return p.name }
+
 // Pid is the program's process id.
 func (p *Process) Pid() int {
 	p.mu.Lock()
