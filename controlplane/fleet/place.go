@@ -87,7 +87,8 @@ func (pl *placer) step(ctx context.Context, now time.Time) time.Duration {
 	if current.GetEpoch() < pl.epoch {
 		return retryAfter // what was recorded is on its way, and signals
 	}
-	next, wait := pl.members(current, f.live(), now)
+	live, validators := f.live()
+	next, wait := pl.members(current, live, validators, now)
 	if next == nil && len(current.GetPrevious()) > 0 {
 		var settled bool
 		if settled, wait = pl.settled(current, now, wait); settled {
@@ -110,15 +111,25 @@ func (pl *placer) step(ctx context.Context, now time.Time) time.Duration {
 	return wait
 }
 
-// live are the proxies that are alive and may own something: validators do not.
-func (f *Fleet) live() []*configv1.Member {
+// live are the proxies that are alive: those that may own something, and the validators.
+func (f *Fleet) live() (owning, validators []*configv1.Member) {
 	var live []*configv1.Member
 	for _, lease := range f.store.Members() {
-		if !lease.GetMember().GetValidator() {
-			live = append(live, lease.GetMember())
+		live = append(live, lease.GetMember())
+	}
+	return apart(live)
+}
+
+// apart parts those that may own something from the validators, each by id as they were.
+func apart(members []*configv1.Member) (owning, validators []*configv1.Member) {
+	for _, m := range members {
+		if m.GetValidator() {
+			validators = append(validators, m)
+		} else {
+			owning = append(owning, m)
 		}
 	}
-	return live
+	return owning, validators
 }
 
 // debounce is how long a change of the fleet must last.
@@ -130,10 +141,12 @@ func (f *Fleet) debounce(now time.Time) time.Duration {
 }
 
 // members decides who is to own partitions: nil when that stays as it is. What a proxy says of itself is taken over at
-// once; who comes and who goes must have done so for the debounce, but for those who say that they leave.
-func (pl *placer) members(current *recordv1.Placement, live []*configv1.Member, now time.Time) (*recordv1.Placement, time.Duration) {
+// once; who comes and who goes must have done so for the debounce, but for those who say that they leave. Validators own
+// nothing, so they come and go at once and nothing moves for them.
+func (pl *placer) members(current *recordv1.Placement, live, validators []*configv1.Member, now time.Time) (*recordv1.Placement, time.Duration) {
 	const forever = time.Hour
-	placed, alive := byID(current.GetMembers()), byID(live)
+	owning, judges := apart(current.GetMembers())
+	placed, alive := byID(owning), byID(live)
 	debounce, wait := pl.fleet.debounce(now), forever
 	if current == nil {
 		debounce = 0
@@ -150,8 +163,8 @@ func (pl *placer) members(current *recordv1.Placement, live []*configv1.Member, 
 		return left <= 0
 	}
 	var members []*configv1.Member
-	refreshed, changed := false, false
-	for _, m := range current.GetMembers() {
+	refreshed, changed := !slices.EqualFunc(judges, validators, func(a, b *configv1.Member) bool { return proto.Equal(a, b) }), false
+	for _, m := range owning {
 		l, ok := alive[m.GetId()]
 		switch {
 		case ok && !l.GetDraining():
@@ -187,9 +200,9 @@ func (pl *placer) members(current *recordv1.Placement, live []*configv1.Member, 
 	if len(members) == 0 {
 		return nil, wait // never is everything taken from everybody
 	}
-	next := &recordv1.Placement{Members: members, Owners: uint32(pl.fleet.cfg.Owners), Previous: current.GetPrevious()}
+	next := &recordv1.Placement{Owners: uint32(pl.fleet.cfg.Owners), Previous: current.GetPrevious()}
 	if changed && len(next.Previous) == 0 {
-		next.Previous = current.GetMembers()
+		next.Previous = owning
 	}
 	stay := byID(members)
 	for _, m := range next.Previous {
@@ -201,7 +214,9 @@ func (pl *placer) members(current *recordv1.Placement, live []*configv1.Member, 
 	if !changed && !refreshed && slices.Equal(next.Gone, current.GetGone()) {
 		return nil, wait
 	}
-	slices.SortFunc(members, func(a, b *configv1.Member) int { return strings.Compare(a.GetId(), b.GetId()) })
+	byName := func(a, b *configv1.Member) int { return strings.Compare(a.GetId(), b.GetId()) }
+	slices.SortFunc(members, byName)
+	next.Members = slices.SortedFunc(slices.Values(slices.Concat(members, validators)), byName)
 	for _, m := range members {
 		delete(pl.differs, m.GetId())
 	}

@@ -3,6 +3,7 @@ package fleet_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -189,6 +190,9 @@ func TestValidatorsOwnNothing(t *testing.T) {
 	r.untilMembers(t, "judge")
 	join(t, r, "a").serve(tree)
 	r.until(t, "the other owns everything", settled("a"))
+	r.until(t, "the assignment tells of it", func(a *configv1.Assignment) bool {
+		return slices.ContainsFunc(a.GetMembers(), func(m *configv1.Member) bool { return m.GetId() == "judge" && m.GetValidator() })
+	})
 	p, parts, ok := r.fleet.Proxy(t.Context(), "judge")
 	if !ok || p.GetOwned() != 0 || len(parts) != partitions || p.GetCurrent() != partitions {
 		t.Errorf("%v with %d partitions", p, len(parts))
