@@ -213,7 +213,9 @@ func (s *source) come(to release.Transition, changes []*recordv1.Change) {
 			s.rememberLocked(tree)
 		}
 		s.released, s.tree = to.State, to.State.Head()
-		s.record = &recordv1.Snapshot{Version: s.tree.Version(), RecordedAt: timestamppb.New(time.Unix(1, 0)), Changes: changes}
+		if len(changes) > 0 {
+			s.record = &recordv1.Snapshot{Version: s.tree.Version(), RecordedAt: timestamppb.New(time.Unix(1, 0)), Changes: changes}
+		}
 		s.revision++
 	})
 }
@@ -258,10 +260,13 @@ func inPartition(p ident.Partition, partitions uint32, n int) []string {
 // replica is a running push server.
 type replica struct {
 	source  *source
+	server  *push.Server
 	tracker *push.Tracker
 	address string
 	quit    func() // ends Run, and leaves the gRPC server to itself
 	stop    func()
+
+	graceful func() // stops the gRPC server when its streams have ended
 }
 
 func start(t testing.TB, s *source, change ...func(*push.Config)) *replica {
@@ -279,7 +284,7 @@ func start(t testing.TB, s *source, change ...func(*push.Config)) *replica {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.address = listener.Addr().String()
+	r.server, r.address = server, listener.Addr().String()
 	listener = server.Listener(listener)
 	g := grpc.NewServer(push.ServerOptions()...)
 	server.Register(g)
@@ -287,7 +292,7 @@ func start(t testing.TB, s *source, change ...func(*push.Config)) *replica {
 	var running sync.WaitGroup
 	running.Go(func() { server.Run(ctx) })
 	running.Go(func() { g.Serve(listener) })
-	r.quit = cancel
+	r.quit, r.graceful = cancel, g.GracefulStop
 	r.stop = sync.OnceFunc(func() {
 		cancel()
 		g.Stop()
@@ -310,9 +315,11 @@ type proxy struct {
 	check func(string, *configv1.Sentinel) // called with each sentinel, before it is taken in; nil checks nothing
 }
 
-func dial(t testing.TB, address string) *grpc.ClientConn {
+type request = discoveryv3.DeltaDiscoveryRequest
+
+func dial(t testing.TB, address string, options ...grpc.DialOption) *grpc.ClientConn {
 	t.Helper()
-	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("passthrough:///"+address, append(options, grpc.WithTransportCredentials(insecure.NewCredentials()))...)
 	if err != nil {
 		t.Fatal(err)
 	}
