@@ -98,7 +98,8 @@ type assessment struct {
 	partition ident.Partition
 	version   ident.Hash
 	holds     map[ident.Hash]bool      // whether a root has the namespace in this version
-	unknown   map[ident.Hash]time.Time // roots that the store did not have, and when it was asked
+	state     *release.State           // the newest that was assessed
+	unknown   map[ident.Hash]time.Time // roots that neither it nor the store had, and when the store was asked
 	back      takenBack
 }
 
@@ -116,6 +117,9 @@ func (a *assessment) assess(ctx context.Context, cells map[string]*controlv1.Cel
 	if object.Hash != a.version {
 		a.version = object.Hash
 		clear(a.holds)
+	}
+	if state != a.state {
+		a.state = state
 		clear(a.unknown)
 	}
 	status := &configv1.NamespaceStatus{
