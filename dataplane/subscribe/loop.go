@@ -320,7 +320,7 @@ func (l *loop) finishApply(r result) {
 			l.finish(a)
 		}
 		c := g.cell
-		l.c.arrived(c.applied, g.partition)
+		l.c.arrived(c.applied, g.partition, l.began)
 		c.live, c.applied, c.refused = g.version, g.partition, g.refused
 		if l.cells[c.partition] != c { // let go while Apply ran
 			l.changed[c.partition] = struct{}{}

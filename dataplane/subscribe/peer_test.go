@@ -318,10 +318,19 @@ func content(collection string, from, to members, shared members) []*discoveryv3
 }
 
 func sentinel(collection string, m members, shared members, full bool) *discoveryv3.Resource {
+	return newSentinel(collection, m, shared, full, time.Unix(1000, 0))
+}
+
+// sentinelAt ends a change that was committed at a time.
+func sentinelAt(collection string, m, shared members, committed time.Time) *discoveryv3.Resource {
+	return newSentinel(collection, m, shared, false, committed)
+}
+
+func newSentinel(collection string, m, shared members, full bool, committed time.Time) *discoveryv3.Resource {
 	root := manifestOf(collection, m).Root()
 	r := resource(collection, "type.googleapis.com/prism.config.v1.Sentinel", &configv1.Sentinel{
 		Root: root.Bytes(), SharedRoot: manifestOf("shared", shared).Root().Bytes(), Count: uint32(len(m)), Full: full,
-		SnapshotVersion: uint64(len(m)), StoreRevision: 7, CommittedAt: timestamppb.New(time.Unix(1000, 0)),
+		SnapshotVersion: uint64(len(m)), StoreRevision: 7, CommittedAt: timestamppb.New(committed),
 	}, "")
 	r.Version = root.String()
 	return r

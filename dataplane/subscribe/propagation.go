@@ -19,9 +19,9 @@ type propagations struct {
 }
 
 // arrived measures how long a change took that has come into effect. What a proxy is given when it has nothing, or the
-// same again, is no change.
-func (c *Client) arrived(before, now *Partition) {
-	if before == nil || now.CommittedAt.IsZero() || now.Snapshot <= before.Snapshot {
+// same again, is no change; and what was committed before the stream began waited for that, and not on its way here.
+func (c *Client) arrived(before, now *Partition, began time.Time) {
+	if before == nil || !now.CommittedAt.After(began) || now.Snapshot <= before.Snapshot {
 		return
 	}
 	took := max(time.Since(now.CommittedAt), 0) // the clocks are two

@@ -25,13 +25,20 @@ const (
 	maxUnanswered  = 2                      // heartbeats without an answer before another replica is reported to
 )
 
+var errSilent = errors.New("the replica does not answer")
+
 // report keeps a report stream to one of the endpoints until ctx ends: to the one that pushes, where there is one.
 func (c *Client) report(ctx context.Context) {
 	endpoints := c.shuffled()
+	silent := "" // the endpoint that was left because it did not answer
 	for attempt, next := 0, 0; ; next++ {
 		endpoint := endpoints[next%len(endpoints)]
 		if connected := c.endpoint.Load(); connected != nil && attempt == 0 {
 			endpoint = *connected
+		}
+		if endpoint == silent && len(endpoints) > 1 {
+			next++
+			endpoint = endpoints[next%len(endpoints)]
 		}
 		begun := time.Now()
 		answered, err := c.reportTo(ctx, endpoint)
@@ -40,6 +47,9 @@ func (c *Client) report(ctx context.Context) {
 		}
 		if answered {
 			attempt = afterAnswers(attempt, begun)
+		}
+		if silent = ""; errors.Is(err, errSilent) {
+			silent = endpoint
 		}
 		c.log.Warn("the report to the fleet ended", telemetry.KeyAddress, endpoint, telemetry.KeyError, err)
 		if !pause(ctx, retryAfter(err, attempt)) {
@@ -83,9 +93,10 @@ func (c *Client) reportTo(run context.Context, endpoint string) (answered bool, 
 		select {
 		case <-c.notify:
 		case <-timer.C:
-			if answers > 1 && unanswered >= maxUnanswered { // former builds answer the first report only
-				return answered, errors.New("the replica does not answer")
+			if answers != 1 && unanswered >= maxUnanswered { // former builds answer the first report only
+				return answered, errSilent
 			}
+			timer.Reset(every)
 			beat = true
 			unanswered++
 		case d := <-heartbeats:
@@ -108,8 +119,12 @@ func (c *Client) reportTo(run context.Context, endpoint string) (answered bool, 
 			}
 			return answered, run.Err()
 		}
-		timer.Reset(every)
-		if stream.Send(c.reportRequest(sent, beat)) != nil {
+		unread := time.AfterFunc(maxUnanswered*every, cancel) // a replica that does not read blocks Send
+		err := stream.Send(c.reportRequest(sent, beat))
+		if !unread.Stop() {
+			return answered, errSilent
+		}
+		if err != nil {
 			return answered, <-ended
 		}
 	}
@@ -155,12 +170,10 @@ func (c *Client) reportRequest(t told, beat bool) *controlv1.ReportRequest {
 		Build: c.cfg.Node.Build, Epoch: v.epoch,
 		Ready: readiness.Ready, Reasons: readiness.Reasons, CallsPerSecond: readiness.CallsPerSecond,
 		Propagation: c.recent.take(),
-	}
-	if beat {
-		load := readiness.Load
-		r.Load = &controlv1.Load{
-			CallsInFlight: load.CallsInFlight, Connections: load.Connections, MemoryBytes: load.MemoryBytes, Cpu: durationpb.New(load.CPU),
-		}
+		Load: &controlv1.Load{
+			CallsInFlight: readiness.Load.CallsInFlight, Connections: readiness.Load.Connections,
+			MemoryBytes: readiness.Load.MemoryBytes, Cpu: durationpb.New(readiness.Load.CPU),
+		},
 	}
 	if stale := c.Staleness(); stale > 0 {
 		r.Stale = durationpb.New(stale)

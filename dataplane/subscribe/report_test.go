@@ -55,6 +55,13 @@ func (f *facts) set(r subscribe.Readiness, unready map[ident.Partition][]subscri
 	f.readiness, f.unready = r, unready
 }
 
+// answered is a replica's answer to a report, with the interval that it wants.
+func answered(heartbeat time.Duration) func(controlv1.FleetService_ReportServer) error {
+	return func(g controlv1.FleetService_ReportServer) error {
+		return g.Send(&controlv1.ReportResponse{Heartbeat: durationpb.New(heartbeat)})
+	}
+}
+
 func (r *reportStream) next(t *testing.T) *controlv1.ReportRequest {
 	t.Helper()
 	return receive(t, r.requests, "a report")
@@ -121,6 +128,7 @@ func TestReports(t *testing.T) {
 		if m := r.next(t); len(m.GetCells()) != 1 {
 			t.Fatalf("the first report is %v", m)
 		}
+		r.do <- answered(5 * time.Second)
 		s.ack(s.send(subscribe.AssignmentType, assignment(2)))
 		for {
 			if m := r.next(t); len(m.GetDropped()) > 0 {

@@ -41,7 +41,8 @@ type event struct {
 
 // stream is the loop's end of the conversation with the connected replica.
 type stream struct {
-	session  *session // nil while there is none
+	session  *session  // nil while there is none
+	began    time.Time // the newest
 	queue    []*request
 	flows    map[string]*flow
 	answered bool // the replica has answered anything
@@ -145,7 +146,7 @@ func (l *loop) forget() {
 
 // opened starts the conversation: everything that is wanted, with the roots that are here.
 func (l *loop) opened(s *session) {
-	l.session, l.queue, l.answered = s, nil, false
+	l.session, l.began, l.queue, l.answered = s, time.Now(), nil, false
 	l.flows = map[string]*flow{AssignmentType: {}, SharedType: {}, NamespaceType: {}}
 	assignmentVersion := map[string]string{}
 	if l.assignment != nil {
