@@ -70,13 +70,13 @@ type Latency struct {
 // Spread is how a snapshot came into effect.
 type Spread struct {
 	Snapshot uint64 `json:"snapshot"`
-	// Committed is when it was recorded, by the control plane's clock.
-	Committed time.Time `json:"committed_at"`
+	// Committed is when it was recorded, by the control plane's clock; absent when it goes in waves.
+	Committed time.Time `json:"committed_at,omitzero"`
 	// Cells is how many it changed here.
 	Cells int `json:"cells"`
-	// First and Last are from the commit until it was in effect on the first and on the last of them, in seconds.
-	First float64 `json:"first_seconds"`
-	Last  float64 `json:"last_seconds"`
+	// First and Last are when it was in effect on the first and on the last of them.
+	First time.Time `json:"first_at"`
+	Last  time.Time `json:"last_at"`
 }
 
 // Partition is how a partition stands on the proxies that hold it.
@@ -117,9 +117,10 @@ func newCounts(now time.Time) *counts { return &counts{began: now, spreads: map[
 func (c *counts) effective(snapshot uint64, committed, now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	took := now.Sub(committed)
-	c.cells.add(took)
-	c.cellsNow.add(took)
+	if !committed.IsZero() {
+		c.cells.add(now.Sub(committed))
+		c.cellsNow.add(now.Sub(committed))
+	}
 	s := c.spreads[snapshot]
 	if s == nil {
 		s = &spread{committed: committed, first: now}
@@ -152,13 +153,11 @@ func (c *counts) settleLocked(before time.Time) []Spread {
 			continue
 		}
 		delete(c.spreads, snapshot)
-		took := s.last.Sub(s.committed)
-		c.everywhere.add(took)
-		c.everywhereNow.add(took)
-		out = append(out, Spread{
-			Snapshot: snapshot, Committed: s.committed, Cells: s.cells,
-			First: s.first.Sub(s.committed).Seconds(), Last: took.Seconds(),
-		})
+		if !s.committed.IsZero() {
+			c.everywhere.add(s.last.Sub(s.committed))
+			c.everywhereNow.add(s.last.Sub(s.committed))
+		}
+		out = append(out, Spread{Snapshot: snapshot, Committed: s.committed, Cells: s.cells, First: s.first, Last: s.last})
 	}
 	return out
 }

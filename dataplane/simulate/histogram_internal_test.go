@@ -48,17 +48,21 @@ func TestASnapshotIsEverywhereWhenNothingMoreCame(t *testing.T) {
 	c.effective(7, committed, at(2*time.Millisecond))
 	c.effective(7, committed, at(5*time.Millisecond))
 	c.effective(8, committed, at(time.Second))
+	c.effective(9, time.Time{}, at(2*time.Second))
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if got := c.settleLocked(at(time.Millisecond)); len(got) != 0 {
 		t.Fatalf("settled %v although all is later", got)
 	}
 	got := c.settleLocked(at(5 * time.Millisecond))
-	if len(got) != 1 || got[0] != (Spread{Snapshot: 7, Committed: committed, Cells: 2, First: 0.002, Last: 0.005}) {
+	if len(got) != 1 || got[0] != (Spread{Snapshot: 7, Committed: committed, Cells: 2, First: at(2 * time.Millisecond), Last: at(5 * time.Millisecond)}) {
 		t.Fatalf("settled %+v, want snapshot 7 with two cells, 2 and 5 ms", got)
 	}
-	if all := c.everywhere.latency(); all.Count != 1 || all.Max != 0.005 {
-		t.Errorf("everywhere %+v, want once, 5 ms", all)
+	if got := c.settleLocked(at(time.Minute)); len(got) != 2 || got[1].Snapshot != 9 || !got[1].Committed.IsZero() {
+		t.Fatalf("settled %+v, want snapshots 8 and 9, this one without a commit", got)
+	}
+	if all := c.everywhere.latency(); all.Count != 2 || all.Max != 1 {
+		t.Errorf("everywhere %+v, want twice, at most 1 s", all)
 	}
 	if each := c.cells.latency(); each.Count != 3 || each.Max != 1 {
 		t.Errorf("each cell %+v, want three, at most 1 s", each)

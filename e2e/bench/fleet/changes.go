@@ -93,7 +93,7 @@ func (b *changing) settle() {
 func (b *changing) effects(calls []call) (out []time.Duration) {
 	for _, c := range calls {
 		if sp, ok := b.sim.spread(c.snapshot, b.newest); ok {
-			out = append(out, sp.lastAt().Sub(c.began))
+			out = append(out, sp.Last.Sub(c.began))
 		}
 	}
 	if len(out) < len(calls)*9/10 {
@@ -107,7 +107,7 @@ func (b *changing) fromNone() {
 	snapshot, began, took := b.change(b.admin, several(0, min(perChange, b.size.namespaces), 0)...)
 	sp := b.sim.awaitSpread(patience, snapshot)
 	if b.wanted("L6") {
-		b.table.add(row{id: "L6", d: []time.Duration{sp.lastAt().Sub(began)}, cpu: b.cpu(b.admin.Process) - used,
+		b.table.add(row{id: "L6", d: []time.Duration{sp.Last.Sub(began)}, cpu: b.cpu(b.admin.Process) - used,
 			note: fmt.Sprintf("the call took %s; CPU of all of it", short(took))})
 	}
 }
@@ -126,7 +126,7 @@ func (b *changing) alone() {
 	for _, c := range calls {
 		answers = append(answers, c.done.Sub(c.began))
 		if sp, ok := b.sim.spread(c.snapshot, b.newest); ok {
-			pushes = append(pushes, seconds(sp.Last))
+			pushes = append(pushes, sp.Last.Sub(sp.Committed))
 		}
 	}
 	slices.Sort(answers)
@@ -241,7 +241,7 @@ func (b *changing) rolledBack() {
 		sp := b.sim.awaitSpread(patience, snapshot)
 		used += b.cpu(b.admin.Process) - before
 		b.newest = snapshot
-		writes, d = append(writes, took), append(d, sp.lastAt().Sub(began))
+		writes, d = append(writes, took), append(d, sp.Last.Sub(began))
 	}
 	slices.Sort(writes)
 	b.table.add(row{id: "L7", d: d, cpu: used / 3, note: fmt.Sprintf("the call took %s to %s; CPU of all of it", short(writes[0]), short(writes[2]))})
@@ -284,7 +284,7 @@ func (b *changing) waiting() {
 	var late []time.Duration
 	for _, k := range all {
 		if sp, ok := b.sim.spread(k.snapshot, b.newest); ok {
-			late = append(late, max(0, k.live.Sub(sp.lastAt())))
+			late = append(late, max(0, k.live.Sub(sp.Last)))
 		}
 	}
 	b.table.add(row{id: "L9", what: "waiting", d: late})

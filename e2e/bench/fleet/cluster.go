@@ -14,6 +14,7 @@ import (
 
 	"github.com/prism-gateway/prism/e2e/harness"
 	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
+	bootstrapv1 "github.com/prism-gateway/prism/protos/prism/bootstrap/v1"
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
 )
@@ -32,6 +33,13 @@ func (r *run) start(o harness.Options) *harness.Cluster {
 	o.Proxies, o.Backends = -1, backends
 	if o.Lease == 0 {
 		o.Lease = 10 * time.Second
+	}
+	more := o.Configure
+	o.Configure = func(c *bootstrapv1.AdminConfig) {
+		c.Etcd.RequestTimeout = durationpb.New(15 * time.Second) // everything shares one disk
+		if more != nil {
+			more(c)
+		}
 	}
 	c := harness.StartNoWait(r, o)
 	c.WaitReady(patience)

@@ -87,14 +87,14 @@ func TestThePeakIsFound(t *testing.T) {
 
 func TestASpreadThatComesInPartsIsOne(t *testing.T) {
 	s := &simulator{r: &run{}, spreads: map[uint64]spread{}}
-	s.take(`{"connected":3,"snapshots":[{"snapshot":5,"cells":2,"first_seconds":0.1,"last_seconds":0.2}]}`)
-	s.take(`{"connected":4,"snapshots":[{"snapshot":5,"cells":1,"first_seconds":9,"last_seconds":9}]}`)
+	s.take(`{"connected":3,"snapshots":[{"snapshot":5,"cells":2,"first_at":"2026-01-01T00:00:01Z","last_at":"2026-01-01T00:00:02Z"}]}`)
+	s.take(`{"connected":4,"snapshots":[{"snapshot":5,"cells":1,"first_at":"2026-01-01T00:00:09Z","last_at":"2026-01-01T00:00:09Z"}]}`)
 	if got := s.report().Connected; got != 4 {
 		t.Errorf("%d connected, want 4", got)
 	}
 	sp, ok := s.spread(4, 6) // 4 was overtaken by 5
-	if !ok || sp.Cells != 3 || sp.First != 0.1 || sp.Last != 9 {
-		t.Errorf("%+v, %v; want three cells from 0.1 s to 9 s", sp, ok)
+	if !ok || sp.Cells != 3 || sp.First.Second() != 1 || sp.Last.Second() != 9 {
+		t.Errorf("%+v, %v; want three cells from second 1 to 9", sp, ok)
 	}
 	if _, ok := s.spread(6, 6); ok {
 		t.Error("a snapshot is in effect that was not told of")

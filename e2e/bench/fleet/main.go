@@ -27,6 +27,7 @@ var parts = []part{
 	{"changes", "one replica with its own etcd: changes, alone and under load", []string{"L1", "L2", "L3", "L5", "L6", "L7", "L9", "C1", "S8", "T1"}, changes},
 	{"memory", "one replica, etcd in another process: memory, garbage, cold start", []string{"M1", "M2", "M4", "C2", "C3", "S3"}, memory},
 	{"replicas", "three replicas on three nodes of etcd: replicas that die", []string{"S1", "S2", "S7"}, replicas},
+	{"releases", "one replica with policies: waves, refusals", []string{"L8", "R1", "W1"}, releases},
 }
 
 // run is one part under way.

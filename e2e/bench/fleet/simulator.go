@@ -52,14 +52,9 @@ type spread struct {
 	Snapshot  uint64    `json:"snapshot"`
 	Committed time.Time `json:"committed_at"`
 	Cells     int       `json:"cells"`
-	First     float64   `json:"first_seconds"`
-	Last      float64   `json:"last_seconds"`
+	First     time.Time `json:"first_at"`
+	Last      time.Time `json:"last_at"`
 }
-
-// lastAt is when it was in effect everywhere, firstAt when anywhere.
-func (s spread) lastAt() time.Time { return s.Committed.Add(seconds(s.Last)) }
-
-func (s spread) firstAt() time.Time { return s.Committed.Add(seconds(s.First)) }
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
@@ -127,8 +122,7 @@ func (s *simulator) take(line string) {
 	for _, sp := range r.Snapshots {
 		if former, ok := s.spreads[sp.Snapshot]; ok { // the rest of it came later
 			sp.Cells += former.Cells
-			sp.First = min(sp.First, former.First)
-			sp.Last = max(sp.Last, former.Last)
+			sp.First = former.First
 		}
 		s.spreads[sp.Snapshot] = sp
 	}
