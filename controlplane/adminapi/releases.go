@@ -24,6 +24,7 @@ type releases interface {
 	Watch() (<-chan struct{}, func())
 	Step(ctx context.Context, step func(*release.State) (release.Step, error)) (release.Result, error)
 	Ended() []*recordv1.Release // newest first
+	Members() []*recordv1.MemberLease
 	Releases(ctx context.Context, before uint64, limit int) ([]*recordv1.Release, error)
 }
 

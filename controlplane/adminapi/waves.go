@@ -73,7 +73,7 @@ func (w *waves) complete(ctx context.Context, state *release.State) {
 
 // cells are those of the release, with what is known of them.
 func (w *waves) cells(state *release.State, r *recordv1.Release) []gate.Cell {
-	cells := gate.Survey(state, w.snapshot, w.server.cfg.Fleet.Assignment(), nil)
+	cells := gate.Survey(state, w.snapshot, w.server.cfg.Fleet.Assignment(), w.server.cfg.Store.Members())
 	if w.seen == nil {
 		return cells
 	}

@@ -53,11 +53,7 @@ func (o *observed) close() {
 
 // survey lists the cells of a release with what is known of them.
 func (f *follower) survey(state *release.State, assignment *configv1.Assignment) []gate.Cell {
-	alive := map[string]bool{}
-	for _, m := range f.cfg.Store.Members() {
-		alive[m.GetMember().GetId()] = true
-	}
-	cells := gate.Survey(state, f.snapshot, assignment, func(proxy string) bool { return alive[proxy] })
+	cells := gate.Survey(state, f.snapshot, assignment, f.cfg.Store.Members())
 	pending := gate.Pending(state, f.snapshot)
 	known := map[ident.Partition]map[string]*controlv1.CellState{}
 	for i := range cells {

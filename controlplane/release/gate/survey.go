@@ -8,13 +8,19 @@ import (
 	"github.com/prism-gateway/prism/controlplane/release"
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
+	recordv1 "github.com/prism-gateway/prism/protos/prism/record/v1"
 	"github.com/prism-gateway/prism/shared/ident"
 )
 
 // Survey lists the cells of the partitions that a release under way concerns, by wave, partition and proxy, with nothing
-// known of them but what those that it has reached are to have. A proxy that alive denies is gone; nil denies none.
-func Survey(s *release.State, snapshot uint64, a *configv1.Assignment, alive func(proxy string) bool) []Cell {
+// known of them but what those that it has reached are to have. The assignment says who owns what and who is a validator, and the members are
+// who is alive: who is none of them is gone.
+func Survey(s *release.State, snapshot uint64, a *configv1.Assignment, members []*recordv1.MemberLease) []Cell {
 	var validators []string
+	alive := make(map[string]bool, len(members))
+	for _, lease := range members {
+		alive[lease.GetMember().GetId()] = true
+	}
 	for _, m := range a.GetMembers() {
 		if m.GetValidator() {
 			validators = append(validators, m.GetId())
@@ -25,7 +31,7 @@ func Survey(s *release.State, snapshot uint64, a *configv1.Assignment, alive fun
 		add := func(proxy string, rank release.Rank) {
 			c := Cell{
 				Partition: p, Proxy: proxy, Rank: rank, Wave: s.WaveOf(snapshot, p, rank), Reached: s.Reached(snapshot, p, rank),
-				Gone: alive != nil && !alive(proxy),
+				Gone: !alive[proxy],
 			}
 			if c.Reached {
 				v := s.View(p, rank)
