@@ -49,10 +49,10 @@ func (r *refusal) GRPCStatus() *status.Status {
 
 // enter takes a new stream until leave is called, or says why it is not taken: nothing is loaded, too many come at once,
 // the server is stopping.
-func (s *Server) enter(ctx context.Context) (leave func(), err error) {
+func (s *Server) enter(ctx context.Context) (leave func(deaf bool), err error) {
 	leave = s.connections.begin(ctx) // before closing is looked at, so that cutOff sees it
 	if err := s.refuses(); err != nil {
-		leave()
+		leave(false)
 		return nil, err
 	}
 	return leave, nil
@@ -95,7 +95,7 @@ func (s *Server) StreamAggregatedResources(stream discoveryv3.AggregatedDiscover
 	if err != nil {
 		return err
 	}
-	defer leave()
+	defer leave(false)
 	requests := make(chan *discoveryv3.DiscoveryRequest)
 	go func() {
 		defer close(requests)

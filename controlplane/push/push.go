@@ -20,6 +20,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/encoding"
+	_ "google.golang.org/grpc/encoding/proto" // the codec that codec builds on
 	"google.golang.org/grpc/keepalive"
 
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
@@ -87,8 +89,9 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// pageBytes bounds a response, but for one resource that is larger by itself.
-const pageBytes = 1 << 20
+// pageBytes bounds a response, but for one resource that is larger by itself. It is what a client that does not read
+// has the server hold.
+const pageBytes = 128 << 10
 
 // Server pushes configuration. Its methods may be called from any goroutine.
 type Server struct {
@@ -168,6 +171,7 @@ func (s *Server) Register(r grpc.ServiceRegistrar) {
 // after about half an hour, so that streams spread over the replicas again. gRPC varies the age by a tenth.
 func ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
+		grpc.ForceServerCodecV2(codec{encoding.GetCodecV2("proto")}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			Time: 10 * time.Second, Timeout: 5 * time.Second,
 			MaxConnectionAge: 30 * time.Minute, MaxConnectionAgeGrace: 5 * time.Second,

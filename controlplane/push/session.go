@@ -58,7 +58,8 @@ func (s *Server) DeltaAggregatedResources(stream discoveryv3.AggregatedDiscovery
 	if err != nil {
 		return err
 	}
-	defer leave()
+	deaf := false
+	defer func() { leave(deaf) }()
 	if err := stream.SetHeader(metadata.Pairs(installationHeader, s.store.Installation().GetId())); err != nil {
 		return err
 	}
@@ -81,6 +82,7 @@ func (s *Server) DeltaAggregatedResources(stream discoveryv3.AggregatedDiscovery
 	defer func() {
 		s.leave(session)
 		s.tracker.closed(session, session.node)
+		deaf = s.closing.Err() != nil && session.waits(time.Now(), 0)
 	}()
 	err = delta.NewServer(ctx, session, nil, delta.DeactivateLegacyWildcard()).DeltaStreamHandler(session, resource.AnyType)
 	if s.closing.Err() != nil {

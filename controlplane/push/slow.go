@@ -8,7 +8,10 @@ import (
 	"time"
 	"weak"
 
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/peer"
+	"google.golang.org/protobuf/proto"
 )
 
 const (
@@ -19,10 +22,23 @@ const (
 	leaveTime = time.Second
 )
 
-// slow reports whether a response is not acknowledged for long.
-func (s *session) slow(now time.Time) bool {
+// codec writes messages into buffers of their own size. gRPC's are pooled, and what is larger than 32 KiB takes 1 MiB.
+type codec struct{ encoding.CodecV2 }
+
+// Marshal writes a message.
+func (c codec) Marshal(v any) (mem.BufferSlice, error) {
+	m, ok := v.(proto.Message)
+	if !ok {
+		return c.CodecV2.Marshal(v)
+	}
+	data, err := proto.Marshal(m)
+	return mem.BufferSlice{mem.SliceBuffer(data)}, err
+}
+
+// waits reports whether a response is not acknowledged for so long.
+func (s *session) waits(now time.Time, long time.Duration) bool {
 	for _, f := range []*feed{s.assignment, s.shared, s.namespaces} {
-		if at := f.sentAt.Load(); at != 0 && now.Sub(time.Unix(0, at)) >= slowAfter {
+		if at := f.sentAt.Load(); at != 0 && now.Sub(time.Unix(0, at)) >= long {
 			return true
 		}
 	}
@@ -35,7 +51,7 @@ func (s *Server) flagSlow(now time.Time) {
 	var found []string
 	n := 0
 	for session := range s.sessions {
-		slow := session.slow(now)
+		slow := session.waits(now, slowAfter)
 		if slow {
 			n++
 			if !session.flagged {
@@ -51,7 +67,8 @@ func (s *Server) flagSlow(now time.Time) {
 	}
 }
 
-// cutOff waits until all streams have ended, and then closes the connections of those that have not.
+// cutOff waits until all streams have ended, and then closes the connections of those that have not, or whose client may
+// not have read all that it was sent: gRPC would wait for it.
 func (s *Server) cutOff() {
 	enough := time.NewTimer(leaveTime)
 	defer enough.Stop()
@@ -64,6 +81,7 @@ func (s *Server) cutOff() {
 			return
 		}
 	}
+	s.connections.cut()
 }
 
 // Listener returns l with its connections known to the server, which closes those whose streams do not end when it
@@ -89,17 +107,18 @@ func (l *listener) Accept() (net.Conn, error) {
 	return c, nil // not wrapped: gRPC reads a TCP connection without a buffer of its own
 }
 
-// connections are those that are open, by the address of the other end, and how many streams come over each.
+// connections are those that are open, by the address of the other end, and what is known of their streams.
 type connections struct {
 	left chan struct{} // holds a signal after a stream has ended
 
 	mu   sync.Mutex // guards the rest
 	open map[string]weak.Pointer[net.TCPConn]
-	busy map[string]int
+	busy map[string]int      // how many streams there are
+	deaf map[string]struct{} // where a stream ended with something unacknowledged when the server stopped
 }
 
 func newConnections() *connections {
-	return &connections{left: make(chan struct{}, 1), open: map[string]weak.Pointer[net.TCPConn]{}, busy: map[string]int{}}
+	return &connections{left: make(chan struct{}, 1), open: map[string]weak.Pointer[net.TCPConn]{}, busy: map[string]int{}, deaf: map[string]struct{}{}}
 }
 
 func (cs *connections) add(c *net.TCPConn) {
@@ -119,8 +138,8 @@ func (cs *connections) forget(address string) {
 	}
 }
 
-// begin counts a stream until the function is called.
-func (cs *connections) begin(ctx context.Context) (end func()) {
+// begin counts a stream until end is called, with whether the client may not have read all.
+func (cs *connections) begin(ctx context.Context) (end func(deaf bool)) {
 	address := ""
 	if p, ok := peer.FromContext(ctx); ok {
 		address = p.Addr.String()
@@ -128,8 +147,11 @@ func (cs *connections) begin(ctx context.Context) (end func()) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
 	cs.busy[address]++
-	return func() {
+	return func(deaf bool) {
 		cs.mu.Lock()
+		if deaf {
+			cs.deaf[address] = struct{}{}
+		}
 		if cs.busy[address]--; cs.busy[address] == 0 {
 			delete(cs.busy, address)
 		}
@@ -150,11 +172,14 @@ func (cs *connections) streams() (n int) {
 	return n
 }
 
-// cut closes the connections that streams come over.
+// cut closes the connections that streams come over, or came with clients that do not read.
 func (cs *connections) cut() {
 	cs.mu.Lock()
 	var busy []*net.TCPConn
 	for address := range cs.busy {
+		cs.deaf[address] = struct{}{}
+	}
+	for address := range cs.deaf {
 		if c := cs.open[address].Value(); c != nil {
 			busy = append(busy, c)
 		}

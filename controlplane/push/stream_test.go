@@ -214,19 +214,19 @@ func TestPages(t *testing.T) {
 	ns := inPartition(3, partitions, 40)
 	var sets []snapshot.Set
 	big := func(name, content string) snapshot.Set {
-		return snapshot.Set{Name: name, Data: object(t, name, strings.Repeat(content, 128<<10))}
+		return snapshot.Set{Name: name, Data: object(t, name, strings.Repeat(content, 16<<10))}
 	}
 	for _, name := range ns {
 		sets = append(sets, big(name, "x"))
 	}
-	s.edit(t, sets) // 5 MiB
+	s.edit(t, sets) // 640 KiB
 	p := connect(t, start(t, s))
 	p.subscribe(push.NamespaceType, nil, "p/0003", "p/0004")
 
 	first := p.receive()
 	p.apply(first)
 	if n := len(first.GetResources()); n != 7 {
-		t.Errorf("%d resources of 128 KiB in the first page of 1 MiB", n)
+		t.Errorf("%d resources of 16 KiB in the first page of 128 KiB", n)
 	}
 	// While the first page is under way one member that was sent and one that was not change, and one of each go.
 	tree := s.edit(t, []snapshot.Set{big(ns[0], "y"), big(ns[39], "y"), {Name: ns[1]}, {Name: ns[38]}})
@@ -376,7 +376,7 @@ func TestSlowReaderDelaysNobody(t *testing.T) {
 	content := func(i int) []string {
 		var pairs []string
 		for _, name := range ns {
-			pairs = append(pairs, name, fmt.Sprint(i)+strings.Repeat("x", 100<<10))
+			pairs = append(pairs, name, fmt.Sprint(i)+strings.Repeat("x", 12<<10))
 		}
 		return pairs
 	}
