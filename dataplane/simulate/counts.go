@@ -19,7 +19,7 @@ const quiet = 2 * time.Second
 type Report struct {
 	// Elapsed is since the start, in seconds.
 	Elapsed float64 `json:"elapsed_seconds"`
-	// Proxies is how many there are; Connected, how many of them have a stream of configuration; Owning, how many hold
+	// Proxies is how many there are, validators too; Connected, how many of them have a stream of configuration; Owning, how many hold
 	// partitions.
 	Proxies   int `json:"proxies"`
 	Connected int `json:"connected"`

@@ -17,10 +17,11 @@ import (
 
 // proxy is one simulated proxy.
 type proxy struct {
-	sim    *Simulation
-	id     string
-	stalls bool
-	client *subscribe.Client
+	sim       *Simulation
+	id        string
+	stalls    bool
+	validator bool
+	client    *subscribe.Client
 
 	connected  atomic.Bool
 	assigned   atomic.Bool  // it knows who owns what, and has put that into effect

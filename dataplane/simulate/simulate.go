@@ -36,6 +36,8 @@ type Config struct {
 	Endpoints []string
 	// Proxies is how many there are, at least 1. They are called <Prefix>00001 and so on.
 	Proxies int
+	// Validators is how many more there are that have every partition and own none; they are called <Prefix>validator-00001.
+	Validators int
 	// Prefix is what their ids begin with; empty is "sim-".
 	Prefix string
 	// StateDir is where each keeps its last good state, in a directory of its own; empty keeps none.
@@ -74,6 +76,8 @@ func (c *Config) check() error {
 		return errors.New("simulate: Config.Endpoints is required")
 	case c.Proxies < 1:
 		return fmt.Errorf("simulate: Config.Proxies is %d, want at least 1", c.Proxies)
+	case c.Validators < 0:
+		return fmt.Errorf("simulate: Config.Validators is %d", c.Validators)
 	case c.Stalled < 0 || c.Stalled > c.Proxies:
 		return fmt.Errorf("simulate: Config.Stalled is %d of %d proxies", c.Stalled, c.Proxies)
 	case c.Delay < 0 || c.StallTime < 0 || c.Reconnect < 0 || c.Jitter < 0:
@@ -100,8 +104,11 @@ func New(cfg Config) (*Simulation, error) {
 	cfg.Prefix = cmp.Or(cfg.Prefix, "sim-")
 	s := &Simulation{cfg: cfg, counts: newCounts(time.Now())}
 	commons := subscribe.NewCommons()
-	for i := range cfg.Proxies {
+	for i := range cfg.Proxies + cfg.Validators {
 		p := &proxy{sim: s, id: fmt.Sprintf("%s%05d", cfg.Prefix, i+1), stalls: i < cfg.Stalled}
+		if i >= cfg.Proxies {
+			p.validator, p.id = true, fmt.Sprintf("%svalidator-%05d", cfg.Prefix, i-cfg.Proxies+1)
+		}
 		client, err := subscribe.New(s.client(p, commons))
 		if err != nil {
 			return nil, err
@@ -116,8 +123,10 @@ func New(cfg Config) (*Simulation, error) {
 func (s *Simulation) client(p *proxy, commons *subscribe.Commons) subscribe.Config {
 	c := subscribe.Config{
 		Endpoints: s.cfg.Endpoints,
-		Node:      subscribe.Node{ID: p.id, Address: address, Labels: map[string]string{Label: "true"}, Build: "simulated"},
-		Apply:     p.apply, Facts: p, Commons: commons, Logger: s.cfg.Logger,
+		Node: subscribe.Node{
+			ID: p.id, Address: address, Labels: map[string]string{Label: "true"}, Build: "simulated", Validator: p.validator,
+		},
+		Apply: p.apply, Facts: p, Commons: commons, Logger: s.cfg.Logger,
 		DialOptions: append([]grpc.DialOption{
 			grpc.WithChainStreamInterceptor(p.watch), grpc.WithStatsHandler(wire{s.counts}),
 			grpc.WithReadBufferSize(bufferBytes), grpc.WithWriteBufferSize(bufferBytes),

@@ -56,6 +56,7 @@ machine's: where these are two, their difference counts too.`,
 	c, f := &o.config, cmd.Flags()
 	f.StringSliceVar(&c.Endpoints, "admin-endpoint", []string{"127.0.0.1:18000"}, "the control plane's fleet address, host:port; may be given several times")
 	f.IntVar(&c.Proxies, "proxies", 100, "how many proxies")
+	f.IntVar(&c.Validators, "validators", 0, "how many validators besides, which have every partition and own none")
 	f.StringVar(&c.Prefix, "id-prefix", "sim-", "what the proxies' ids begin with")
 	f.StringVar(&c.StateDir, "state-dir", "", "keep each proxy's last good state below this directory, and start from it (default nothing is kept)")
 	f.DurationVar(&c.Delay, "ack-delay", 0, "how long a proxy takes to put a change into effect and acknowledge it")
@@ -86,6 +87,7 @@ func (o *simulation) prepare(stderr io.Writer) (*simulate.Simulation, error) {
 		text string
 	}{
 		{c.Proxies >= 1 && c.Proxies <= 100_000, fmt.Sprintf("--proxies %d: want 1 to 100000", c.Proxies)},
+		{c.Validators >= 0 && c.Validators <= 100, fmt.Sprintf("--validators %d: want 0 to 100", c.Validators)},
 		{c.Stalled >= 0 && c.Stalled <= c.Proxies, fmt.Sprintf("--stall %d: want 0 to the number of proxies", c.Stalled)},
 		{c.RefuseShare >= 0 && c.RefuseShare <= 1, fmt.Sprintf("--nack-rate %v: want 0 to 1", c.RefuseShare)},
 		{c.Drop >= 0 && c.Drop <= 1, fmt.Sprintf("--drop %v: want 0 to 1", c.Drop)},
@@ -115,7 +117,7 @@ func (o *simulation) prepare(stderr io.Writer) (*simulate.Simulation, error) {
 
 // run runs the simulation until ctx ends or its time is over, and tells how it goes.
 func (o *simulation) run(ctx context.Context, s *simulate.Simulation, stdout io.Writer) error {
-	out := printer(o.output, stdout, o.config.Proxies)
+	out := printer(o.output, stdout, o.config.Proxies+o.config.Validators)
 	running, stop := context.WithCancel(context.WithoutCancel(ctx)) // they leave after the summary was taken
 	defer stop()
 	ended := make(chan error, 1)

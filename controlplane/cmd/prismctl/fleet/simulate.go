@@ -57,6 +57,7 @@ for the summary. It runs the program prism-proxy that lies beside prismctl.`,
 	f.BoolVar(&s.join, "join", false, "do so although real proxies are in the fleet, which lose partitions to simulated ones")
 	// What follows is prism-proxy's to check.
 	f.Int("proxies", 100, "how many proxies")
+	f.Int("validators", 0, "how many validators besides, which have every partition and own none")
 	f.String("id-prefix", "sim-", "what the proxies' ids begin with")
 	f.String("state-dir", "", "keep each proxy's last good state below this directory, and start from it (default nothing is kept)")
 	f.Duration("ack-delay", 0, "how long a proxy takes to put a change into effect and acknowledge it")
