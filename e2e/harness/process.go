@@ -235,10 +235,10 @@ func Run(t T, dir, name, path string, args ...string) *Process {
 	return start(t, dir, name, path, nil, args...)
 }
 
-// Build compiles a package of the module to a file and returns the file.
-func Build(t T, out, pkg string) string {
+// Build compiles a package of the module to a file, with further flags for go build, and returns the file.
+func Build(t T, out, pkg string, flags ...string) string {
 	t.Helper()
-	cmd := exec.Command("go", "build", "-trimpath", "-o", out, pkg)
+	cmd := exec.Command("go", append(append([]string{"build", "-trimpath", "-o", out}, flags...), pkg)...)
 	cmd.Dir = Root(t)
 	if text, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("go build %s: %v\n%s", pkg, err, text)

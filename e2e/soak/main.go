@@ -18,7 +18,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"sync"
 	"time"
@@ -128,13 +127,7 @@ func (s *soak) run(duration time.Duration, race bool, only string) {
 }
 
 func (s *soak) build(pkg string) string {
-	out := filepath.Join(s.TempDir(), filepath.Base(pkg))
-	cmd := exec.Command("go", "build", "-race", "-trimpath", "-o", out, pkg)
-	cmd.Dir = harness.Root(s)
-	if text, err := cmd.CombinedOutput(); err != nil {
-		s.Fatalf("%v: %s", err, text)
-	}
-	return out
+	return harness.Build(s, filepath.Join(s.TempDir(), filepath.Base(pkg)), pkg, "-race")
 }
 
 // readLogs looks for what no program may ever print.
