@@ -57,6 +57,13 @@ func start(t T, dir, name, path string, env []string, args ...string) *Process {
 	return p
 }
 
+// Replace makes the next Start run another program with the same arguments, as an upgrade does.
+func (p *Process) Replace(path string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.path = path
+}
+
 // Start starts the program, also again after it ended.
 func (p *Process) Start() {
 	p.t.Helper()
