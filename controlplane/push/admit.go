@@ -3,6 +3,7 @@ package push
 import (
 	"context"
 	"strconv"
+	"strings"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -88,46 +89,51 @@ func seenRevision(node *corev3.Node) int64 {
 	return int64(value.GetNumberValue())
 }
 
-// StreamAggregatedResources is state of the world, the older form of xDS. Nothing is served by it: each subscription is
-// told once that there is nothing, and the stream stays.
+// standard serves the streams of clients that are not Prism's.
+type standard interface {
+	State(context.Context, discoveryv3.AggregatedDiscoveryService_StreamAggregatedResourcesServer) error
+	Delta(context.Context, discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error
+}
+
+// StreamAggregatedResources is state of the world, the older form of xDS, which only standard clients speak.
 func (s *Server) StreamAggregatedResources(stream discoveryv3.AggregatedDiscoveryService_StreamAggregatedResourcesServer) error {
+	if s.standard == nil {
+		return errNotServed
+	}
 	leave, err := s.enter(stream.Context())
 	if err != nil {
 		return err
 	}
-	defer leave(false)
-	requests := make(chan *discoveryv3.DiscoveryRequest)
-	go func() {
-		defer close(requests)
-		for {
-			request, err := stream.Recv()
-			if err != nil {
-				return
-			}
-			select {
-			case requests <- request:
-			case <-stream.Context().Done():
-				return
-			}
-		}
-	}()
-	nonce := 0
-	for {
-		select {
-		case <-s.closing.Done():
-			return errStopping
-		case request, more := <-requests:
-			if !more {
-				return nil
-			}
-			if request.GetResponseNonce() != "" {
-				continue // an acknowledgement
-			}
-			nonce++
-			response := &discoveryv3.DiscoveryResponse{TypeUrl: request.GetTypeUrl(), VersionInfo: "0", Nonce: strconv.Itoa(nonce)}
-			if err := stream.Send(response); err != nil {
-				return err
-			}
-		}
+	defer func() { leave(s.closing.Err() != nil) }()
+	return s.serveStandard(stream.Context(), func(ctx context.Context) error { return s.standard.State(ctx, stream) })
+}
+
+// serveStandard ends a stream of a standard client when the server stops.
+func (s *Server) serveStandard(ctx context.Context, serve func(context.Context) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.closing, cancel)()
+	err := serve(ctx)
+	if s.closing.Err() != nil {
+		return context.Cause(s.closing)
 	}
+	return err
+}
+
+// isStandard reports whether a type is not Prism's but one that xDS defines.
+func isStandard(typeURL string) bool { return strings.HasPrefix(typeURL, "type.googleapis.com/envoy.") }
+
+// begun is a stream of which the first request was read.
+type begun struct {
+	discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
+	first *discoveryv3.DeltaDiscoveryRequest // Recv returns it once
+}
+
+// Recv returns the next request.
+func (b *begun) Recv() (*discoveryv3.DeltaDiscoveryRequest, error) {
+	if first := b.first; first != nil {
+		b.first = nil
+		return first, nil
+	}
+	return b.AggregatedDiscoveryService_DeltaAggregatedResourcesServer.Recv()
 }

@@ -78,6 +78,8 @@ type Config struct {
 	// Refused, when set, is told what proxies refuse, in the order of each stream, by one goroutine of Run. A partition
 	// is named with what was refused by name, which is Rejections of objects, or with why nothing of it is in effect.
 	Refused func(node, build string, rejections []*configv1.Rejection, whole string, p ident.Partition)
+	// Standard, when set, serves the streams of clients that are not Prism's; they are let in like those of proxies.
+	Standard standard
 	// StreamsPerSecond bounds how fast new streams are taken, after StreamBurst at once; 0 means 500 and 1,000.
 	StreamsPerSecond float64
 	StreamBurst      int
@@ -105,6 +107,7 @@ type Server struct {
 	log        *slog.Logger
 	metrics    *metrics
 	diffs      *memo
+	standard   standard // nil serves none
 	refused    func(node, build string, rejections []*configv1.Rejection, whole string, p ident.Partition)
 	objections chan objection // for refused
 
@@ -148,6 +151,7 @@ func New(cfg Config) (*Server, error) {
 		log:         cfg.Logger,
 		metrics:     m,
 		diffs:       newMemo(),
+		standard:    cfg.Standard,
 		refused:     cfg.Refused,
 		objections:  make(chan objection, waitingObjections),
 		connections: newConnections(),

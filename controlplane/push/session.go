@@ -32,13 +32,12 @@ const (
 // session is one stream. The xDS server runs it in one goroutine, which calls CreateDeltaWatch for each request, the
 // methods of feed for each response, and Send; fields without another word belong to that goroutine.
 type session struct {
-	discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
+	begun
 
 	server *Server
 	ctx    context.Context
 	node   string
 	build  string
-	first  *discoveryv3.DeltaDiscoveryRequest // was read to see who comes; Recv returns it once
 
 	assignment, shared, namespaces *feed
 	unknown                        map[string]*feed // feeds of types that this build does not know, by type
@@ -66,6 +65,12 @@ func (s *Server) DeltaAggregatedResources(stream discoveryv3.AggregatedDiscovery
 	first, err := s.firstOf(stream)
 	if err != nil {
 		return err
+	}
+	if isStandard(first.GetTypeUrl()) && s.standard != nil {
+		defer func() { deaf = s.closing.Err() != nil }()
+		return s.serveStandard(stream.Context(), func(ctx context.Context) error {
+			return s.standard.Delta(ctx, &begun{AggregatedDiscoveryService_DeltaAggregatedResourcesServer: stream, first: first})
+		})
 	}
 	ctx, cancel := context.WithCancelCause(stream.Context())
 	defer cancel(nil)
@@ -114,9 +119,8 @@ func (s *Server) newSession(ctx context.Context, stream discoveryv3.AggregatedDi
 		return nil, errNoNode
 	}
 	session := &session{
-		AggregatedDiscoveryService_DeltaAggregatedResourcesServer: stream,
-
-		server: s, ctx: ctx, node: id, first: first,
+		begun:  begun{AggregatedDiscoveryService_DeltaAggregatedResourcesServer: stream, first: first},
+		server: s, ctx: ctx, node: id,
 		build:   first.GetNode().GetUserAgentVersion(),
 		unknown: map[string]*feed{},
 	}
@@ -152,15 +156,6 @@ func (s *Server) dropLocked(session *session, p ident.Partition) {
 	if len(s.partitions[p]) == 0 {
 		delete(s.partitions, p)
 	}
-}
-
-// Recv returns the next request.
-func (s *session) Recv() (*discoveryv3.DeltaDiscoveryRequest, error) {
-	if first := s.first; first != nil {
-		s.first = nil
-		return first, nil
-	}
-	return s.AggregatedDiscoveryService_DeltaAggregatedResourcesServer.Recv()
 }
 
 // Send notes what goes out, then sends it. A response that would say nothing is left out.

@@ -22,13 +22,14 @@ const (
 	leaveTime = time.Second
 )
 
-// codec writes messages into buffers of their own size. gRPC's are pooled, and what is larger than 32 KiB takes 1 MiB.
+// codec writes large messages into buffers of their own size. gRPC's are pooled, and what is larger than 32 KiB takes
+// 1 MiB.
 type codec struct{ encoding.CodecV2 }
 
 // Marshal writes a message.
 func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 	m, ok := v.(proto.Message)
-	if !ok {
+	if !ok || proto.Size(m) <= 32<<10 {
 		return c.CodecV2.Marshal(v)
 	}
 	data, err := proto.Marshal(m)

@@ -27,6 +27,7 @@ import (
 	"github.com/prism-gateway/prism/controlplane/fleet"
 	"github.com/prism-gateway/prism/controlplane/fleet/journal"
 	"github.com/prism-gateway/prism/controlplane/push"
+	"github.com/prism-gateway/prism/controlplane/push/standard"
 	"github.com/prism-gateway/prism/controlplane/release"
 	"github.com/prism-gateway/prism/controlplane/store"
 	"github.com/prism-gateway/prism/controlplane/store/embedded"
@@ -198,8 +199,12 @@ func (s *Server) compose(kept *store.Store, ports []net.Listener) ([]lifecycle.P
 	if err != nil {
 		return nil, err
 	}
+	others, err := standard.New(standard.Config{Fleet: proxies, Registerer: s.registry, Logger: s.log})
+	if err != nil {
+		return nil, err
+	}
 	pusher, err = push.New(push.Config{
-		Store: kept, Fleet: proxies, Tracker: tracker, Refused: brake.Refused, Registerer: s.registry, Logger: s.log,
+		Store: kept, Fleet: proxies, Tracker: tracker, Standard: others, Refused: brake.Refused, Registerer: s.registry, Logger: s.log,
 	})
 	if err != nil {
 		return nil, err
@@ -248,6 +253,7 @@ func (s *Server) compose(kept *store.Store, ports []net.Listener) ([]lifecycle.P
 		}},
 		{Name: "fleet", Run: proxies.Run},
 		{Name: "releases", Run: brake.Run}, // before push, which tells it what proxies refuse
+		{Name: "standard clients", Run: others.Run},
 		{Name: "push", Run: pusher.Run},
 		{Name: "quotas", Run: api.Run},
 		lifecycle.GRPC("api", people, ports[0]),
