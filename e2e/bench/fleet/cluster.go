@@ -5,11 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/prism-gateway/prism/e2e/harness"
@@ -97,7 +100,8 @@ func namespace(i, variant int) *configv1.NamespaceRequest {
 	}
 }
 
-// change applies namespaces as one change and returns the snapshot, when the call began and how long it took.
+// change applies namespaces as one change, again when the store does not answer, which is told. It returns the snapshot, when the
+// first call began and how long it took in all.
 func (r *run) change(a *harness.Admin, requests ...*configv1.NamespaceRequest) (snapshot uint64, began time.Time, took time.Duration) {
 	snapshot, began, took, err := change(a, requests...)
 	if err != nil {
@@ -117,8 +121,14 @@ func change(a *harness.Admin, requests ...*configv1.NamespaceRequest) (snapshot 
 		in.Changes[i] = &controlv1.NamespaceChange{Request: req}
 	}
 	began = time.Now()
-	out, err := a.Control.ApplyNamespaces(ctx, in, large)
-	return out.GetSnapshotVersion(), began, time.Since(began), err
+	for {
+		out, err := a.Control.ApplyNamespaces(ctx, in, large)
+		if status.Code(err) != codes.Unavailable || ctx.Err() != nil {
+			return out.GetSnapshotVersion(), began, time.Since(began), err
+		}
+		fmt.Fprintln(os.Stderr, "   a change is made again:", err)
+		time.Sleep(100 * time.Millisecond) // as an application would wait
+	}
 }
 
 // load applies namespaces, as many in a change as one may have. It returns the newest snapshot.

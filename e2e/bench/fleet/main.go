@@ -5,6 +5,7 @@
 package main
 
 import (
+	"cmp"
 	"flag"
 	"fmt"
 	"os"
@@ -55,11 +56,11 @@ var (
 func main() {
 	only := flag.String("only", "", "comma-separated goals or parts to measure; all without it")
 	isQuick := flag.Bool("quick", false, "100 proxies and 10,000 namespaces instead of 1,000 and 100,000, and shorter")
-	isMillion := flag.Bool("million", false, "instead, load 1,000,000 small namespaces and tell what becomes of it")
+	isMillion := flag.Bool("million", false, "instead, load 1,000,000 small namespaces, or as many as -namespaces says, and tell what becomes of it")
 	proxies := flag.Int("proxies", 0, "how many simulated proxies; 0 is as many as the size says")
 	namespaces := flag.Int("namespaces", 0, "how many namespaces; 0 is as many as the size says")
 	flag.Usage = func() {
-		fmt.Fprintln(os.Stderr, "usage: fleet [-only L1,memory] [-quick] [-proxies N] [-namespaces N] | fleet -million")
+		fmt.Fprintln(os.Stderr, "usage: fleet [-only L1,memory] [-quick] [-proxies N] [-namespaces N] | fleet -million [-namespaces N]")
 		for _, p := range parts {
 			fmt.Fprintf(os.Stderr, "  %-9s %s (%s)\n", p.name, p.what, strings.Join(p.goals, ", "))
 		}
@@ -80,7 +81,7 @@ func main() {
 	failed := false
 	if *isMillion {
 		r := &run{size: s, table: t}
-		failed = !r.Do(func() { million(r) })
+		failed = !r.Do(func() { million(r, cmp.Or(*namespaces, 1_000_000)) })
 	} else {
 		fmt.Printf("%d proxies, %d namespaces, 1,024 partitions, 3 owners each, without TLS; proxies and replicas share the machine\n", s.proxies, s.namespaces)
 		failed = !measure(s, t, selection(*only))

@@ -104,7 +104,11 @@ func (b *changing) churn(first uint64, before int64) {
 	b.rollback(b.admin, first)
 	b.settle()
 	least, took := b.rss(b.admin.Process), time.Duration(0)
-	for began := time.Now(); time.Since(began) < 3*time.Minute && !b.size.quick || time.Since(began) < 5*time.Second; time.Sleep(time.Second) {
+	patience := 3 * time.Minute // the collector runs at least every two
+	if b.size.quick {
+		patience = 5 * time.Second
+	}
+	for began := time.Now(); time.Since(began) < patience; time.Sleep(time.Second) {
 		if now := b.rss(b.admin.Process); now < least-least/50 {
 			least, took = now, time.Since(began)
 		}

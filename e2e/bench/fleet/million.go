@@ -18,9 +18,8 @@ const (
 	millionStep    = 100_000          // after how many namespaces it is told how things stand
 )
 
-// million loads namespaces until there are a million, the time is over or something breaks, and tells what they cost.
-func million(r *run) {
-	const wanted = 1_000_000
+// million loads namespaces until there are as many as wanted, the time is over or something breaks, and tells what they cost.
+func million(r *run, wanted int) {
 	c := r.start(harness.Options{})
 	a := c.Admins[0]
 	s := r.fleet(c, millionProxies)
