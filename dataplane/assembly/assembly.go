@@ -56,6 +56,8 @@ type Assembler struct {
 	assignment *configv1.Assignment      // that the table's fleet was made from
 	backends   map[ident.Hash]*pool.Spec // of the shared sets in use, by the object's hash
 
+	suspect map[string]bool // names of members whose routes are made anew although their bytes are the same
+
 	traffic map[ident.Partition]*routing.Traffic // of all that were ever held, so that counters never fall
 }
 
@@ -70,7 +72,7 @@ func New(cfg Config) (*Assembler, error) {
 	if cfg.Published == nil {
 		cfg.Published = func(*routing.Table) {}
 	}
-	return &Assembler{cfg: cfg, backends: map[ident.Hash]*pool.Spec{}, traffic: map[ident.Partition]*routing.Traffic{}}, nil
+	return &Assembler{cfg: cfg, backends: map[ident.Hash]*pool.Spec{}, suspect: map[string]bool{}, traffic: map[ident.Partition]*routing.Traffic{}}, nil
 }
 
 // Apply puts state into effect and returns when it is, with what was refused: a refused namespace keeps its former route.
@@ -199,7 +201,9 @@ func (c *change) partition(n ident.Partition, before *routing.Partition, state *
 			continue
 		}
 		old := was[name]
-		if old != nil && old.Config.Hash == object.Hash && current(old.Backends, shared) {
+		suspect := c.assembler.suspect[resource]
+		delete(c.assembler.suspect, resource)
+		if old != nil && !suspect && old.Config.Hash == object.Hash && current(old.Backends, shared) {
 			next.Routes[name] = old
 			continue
 		}

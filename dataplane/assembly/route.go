@@ -63,6 +63,7 @@ func (c *change) route(name string, o subscribe.Object, shared map[string]subscr
 	} else {
 		r.Limits = limit.New(bounds(r, c.fleet.OwnerCount(n)))
 	}
+	r.Seal()
 	return r, nil
 }
 

@@ -66,6 +66,8 @@ type Route struct {
 	// Config is what the route was made from, Backends are the shared objects that it refers to.
 	Config   Origin
 	Backends []Origin
+
+	seal uint64
 }
 
 // Partition is one partition's part of a table.

@@ -169,7 +169,7 @@ func (s *Server) compose(listener, httpListener net.Listener) (*lifecycle.Group,
 		Endpoints: c.GetAdminEndpoints(),
 		Node:      subscribe.Node{ID: c.GetId(), Address: advertise, Labels: c.GetLabels(), Build: telemetry.Version, Validator: c.GetValidator()},
 		StateDir:  c.GetStateDir(), ReleaseDelay: c.GetReleaseDelay().AsDuration(),
-		Apply: s.assembly.Apply, Facts: facts{s}, Registerer: s.registry, Tracer: s.cfg.Tracer, Logger: s.cfg.Logger,
+		Apply: s.assembly.Apply, Check: s.assembly.Check, Facts: facts{s}, Registerer: s.registry, Tracer: s.cfg.Tracer, Logger: s.cfg.Logger,
 	}); err != nil {
 		return nil, err
 	}

@@ -69,6 +69,7 @@ type collection struct {
 	wantFull bool      // asked for everything: changes sent before that was heard are of no use
 	resyncAt time.Time // when to ask for everything; zero when there is no need
 	attempts int       // resyncs since the last verified state
+	spoilt   bool      // the bytes of have are no longer what its root stands for
 }
 
 // maxStaged bounds a change, in bytes: one that does not end must not fill the memory.

@@ -27,6 +27,8 @@ type loop struct {
 	saver  *saver      // nil when nothing is kept on disk
 	wake   time.Time   // not after the earliest deadline; zero when there is none
 
+	lookout lookout // over what is in effect
+
 	stream // the conversation with the connected replica
 
 	installation string
@@ -58,6 +60,7 @@ type cell struct {
 	live    *version // in effect; nil until the first Apply
 	applied *Partition
 	refused map[string]refusal
+	drifted []string // what was found not to be what it ought to be, until it is looked at again
 	status  *Cell
 }
 
@@ -116,6 +119,9 @@ func (l *loop) applySaved(ctx context.Context) {
 func (l *loop) run(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	if l.c.cfg.Check != nil {
+		l.lookout.at = time.Now().Add(lookEvery)
+	}
 	for {
 		var out chan<- *request
 		var next *request
@@ -184,6 +190,9 @@ func (l *loop) tick(now time.Time) {
 		l.resync(l.shared)
 	}
 	l.checkAnswers(due)
+	if due(l.lookout.at) {
+		l.look(now)
+	}
 }
 
 // giveUpWaiting asks anew for a partition and the shared set that it names, which did not come.
@@ -421,6 +430,7 @@ func (l *loop) updateStatus(c *cell) {
 	s := &Cell{
 		Partition: c.partition, Root: c.applied.Root, SharedRoot: c.applied.SharedRoot, Snapshot: c.applied.Snapshot,
 		CommittedAt: c.applied.CommittedAt, Members: len(c.applied.Members), Leaving: !c.leaveAt.IsZero(),
+		Drifted: c.drifted,
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.refused)) {
 		s.Rejections = append(s.Rejections, c.refused[name].rejection)

@@ -15,6 +15,7 @@ type metrics struct {
 	reconnects    prometheus.Counter
 	applySeconds  prometheus.Histogram
 	persistErrors prometheus.Counter
+	drifted       prometheus.Counter
 	unsaved       prometheus.Gauge
 	propagation   prometheus.Histogram
 }
@@ -42,6 +43,9 @@ func newMetrics(r prometheus.Registerer, c *Client) (*metrics, error) {
 			Name: "prism_subscribe_persist_errors_total", Help: "Parts of the state that could not be written to disk, or were damaged there.",
 		}),
 	}
+	m.drifted = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "prism_subscribe_drifted_total", Help: "Resources in use that were found not to be what their version stands for.",
+	})
 	m.unsaved = prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "prism_subscribe_unsaved", Help: "1 while the newest state is not on disk yet.",
 	})
@@ -57,7 +61,7 @@ func newMetrics(r prometheus.Registerer, c *Client) (*metrics, error) {
 		Name: "prism_subscribe_staleness_seconds", Help: "For how long no control plane has answered; 0 while connected.",
 	}, func() float64 { return c.Staleness().Seconds() })
 	for _, collector := range []prometheus.Collector{
-		m.connected, m.updates, m.nacks, m.resyncs, m.timeouts, m.reconnects, m.applySeconds, m.persistErrors, m.unsaved, m.propagation, stale,
+		m.connected, m.updates, m.nacks, m.resyncs, m.timeouts, m.reconnects, m.applySeconds, m.persistErrors, m.drifted, m.unsaved, m.propagation, stale,
 	} {
 		if err := r.Register(collector); err != nil {
 			return nil, fmt.Errorf("subscribe: %w", err)

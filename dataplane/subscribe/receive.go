@@ -167,7 +167,9 @@ func (l *loop) receiveSentinel(a *ack, f *flow, c *collection, res *discoveryv3.
 		l.scheduleResync(c, "root")
 		return
 	}
-	v = l.c.cfg.Commons.version(v)
+	if !c.spoilt { // what others have may be the same
+		v = l.c.cfg.Commons.version(v)
+	}
 	c.wantFull, c.resyncAt, c.attempts = false, time.Time{}, 0
 	l.revision = max(l.revision, sentinel.GetStoreRevision())
 	if c == l.shared {
@@ -180,9 +182,11 @@ func (l *loop) receiveSentinel(a *ack, f *flow, c *collection, res *discoveryv3.
 // receiveShared keeps a set for the partitions that name it, and lets go on those that wait for it.
 func (l *loop) receiveShared(v *version) {
 	l.shared.have = v
-	if _, ok := l.sets[v.root()]; !ok {
+	if _, ok := l.sets[v.root()]; !ok || len(l.lookout.spoilt[v.root()]) > 0 {
 		l.sets[v.root()] = v
+		delete(l.lookout.spoilt, v.root())
 	}
+	l.shared.spoilt = false
 	l.recent = append(l.recent, v.root())
 	l.recent = l.recent[max(0, len(l.recent)-recentSets):]
 	l.pruneSets()
@@ -197,10 +201,10 @@ func (l *loop) receiveShared(v *version) {
 
 // receiveCell takes a verified version of a partition. The response is acknowledged when it is in effect.
 func (l *loop) receiveCell(a *ack, c *cell, v *version) {
-	former := c.have
-	c.have = v
+	former, spoilt := c.have, c.spoilt
+	c.have, c.spoilt = v, false
 	_, changing := l.changed[c.partition]
-	if former != nil && former == c.live && !changing && v.root() == former.root() && v.shared == former.shared &&
+	if former != nil && former == c.live && !changing && !spoilt && v.root() == former.root() && v.shared == former.shared &&
 		v.sentinel.GetSnapshotVersion() == former.sentinel.GetSnapshotVersion() {
 		c.have = former // nothing new
 		return

@@ -201,7 +201,7 @@ func (c *Client) reportRequest(t told, beat bool) *controlv1.ReportRequest {
 func (t toldCell) report() *controlv1.CellReport {
 	r := &controlv1.CellReport{
 		Partition: uint32(t.cell.Partition), Root: t.cell.Root.Bytes(), SharedRoot: t.cell.SharedRoot.Bytes(),
-		SnapshotVersion: t.cell.Snapshot, Rejections: t.cell.Rejections,
+		SnapshotVersion: t.cell.Snapshot, Rejections: t.cell.Rejections, Drifted: t.cell.Drifted,
 	}
 	if t.traffic.Calls > 0 {
 		r.Traffic = &controlv1.Traffic{

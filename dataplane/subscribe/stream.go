@@ -181,7 +181,7 @@ func (l *loop) restart(c *collection) {
 func roots(collections []*collection) map[string]string {
 	out := map[string]string{}
 	for _, c := range collections {
-		if c.have == nil {
+		if c.have == nil || c.spoilt {
 			continue
 		}
 		out[c.name] = c.have.root().String()

@@ -150,6 +150,10 @@ type Config struct {
 	// field and reason. What it refuses keeps, in the table, its former version. It is called from one goroutine at a
 	// time; whatever arrives meanwhile comes with the next call. Required.
 	Apply func(ctx context.Context, state State) []*configv1.Rejection
+	// Check tells which members of a partition in effect, by name (ns/...), have routes that are not, or are no longer, what
+	// their bytes say, and which routes have no member. The next Apply that has the partition among the changed makes these
+	// anew. It is not called while Apply runs. Nil: nothing is looked over.
+	Check func(partition ident.Partition, state *Partition) []string
 	// Facts are told to the fleet. Without them nothing is reported.
 	Facts Facts
 	// Commons is shared with other clients of the process, so that what they are all sent is kept once; nil shares nothing.
@@ -312,6 +316,8 @@ type Cell struct {
 	Leaving bool
 	// Rejections are the refused namespaces.
 	Rejections []*configv1.Rejection
+	// Drifted names what was found, when it was last looked at, not to be what its version stands for, in order.
+	Drifted []string
 }
 
 // view is the part of Status that the loop publishes; it does not change.

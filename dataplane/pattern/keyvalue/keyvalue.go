@@ -138,6 +138,9 @@ func (s *Store) Offers(name string) bool { return slices.Contains(s.cfg.Interfac
 // Interfaces are what the namespace asked for, sorted. The caller must not change them.
 func (s *Store) Interfaces() []string { return s.cfg.Interfaces }
 
+// Space is what all keys of the namespace begin with in the store.
+func (s *Store) Space() driver.Space { return s.cfg.Space }
+
 // MaxValueBytes is the largest value.
 func (s *Store) MaxValueBytes() uint64 { return s.cfg.MaxValueBytes }
 
