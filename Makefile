@@ -14,6 +14,7 @@ export PATH := $(CURDIR)/.cache/bin:$(PATH)
 RACE := $(if $(filter 1,$(shell go env CGO_ENABLED)),-race)
 TESTFLAGS ?=
 BENCHFLAGS ?=
+SOAKFLAGS ?=
 
 .PHONY: help
 help: ## list the targets
@@ -48,6 +49,17 @@ bench-fleet: build ## measure the control plane with 1,000 simulated proxies; BE
 .PHONY: bench-fleet-million
 bench-fleet-million: build ## load 1,000,000 namespaces and tell what becomes of it; needs 8 GiB of memory and disk
 	go run ./e2e/bench/fleet -million
+
+# Half an hour by default: make soak SOAKFLAGS="-duration 5m -seed 7 -race".
+.PHONY: soak
+soak: build ## change, release and break everything at random for half an hour
+	scripts/fetch redis etcd
+	go run ./e2e/soak $(SOAKFLAGS)
+
+.PHONY: soak-swaps
+soak-swaps: build ## 10,000 swaps of the called namespace at full load
+	scripts/fetch redis etcd
+	PRISM_SWAPS=10000 go test -count=1 -timeout 60m -v -run '^TestSwapsUnderLoad$$' ./e2e
 
 .PHONY: generate
 generate: ## generate the Go code beside the .proto files
