@@ -35,6 +35,7 @@ type follower struct {
 	snapshot uint64
 	observed observed
 	hold     *hold // the wave that is held; nil before it is judged
+	lost     lost
 }
 
 // follow brings a release forward until it has ended or ctx does.
@@ -94,6 +95,7 @@ func (f *follower) bring(ctx context.Context, state *release.State, r *recordv1.
 		return min(wait, left)
 	}
 	cells := f.survey(state, assignment)
+	f.lost.look(cells, f.cfg.Store.Members())
 	wave := int(r.GetWave())
 	switch {
 	case f.hold != nil && f.hold.wave > wave:
@@ -114,6 +116,7 @@ func (f *follower) bring(ctx context.Context, state *release.State, r *recordv1.
 	}
 	verdict := gate.Judge(gate.Input{
 		Snapshot: f.snapshot, Wave: f.hold.wave, Policy: r.GetPolicy(), Cells: cells, Held: f.hold.held, Silence: f.cfg.Lease, Now: now,
+		Lost: f.lost.names(),
 	})
 	switch verdict.Outcome {
 	case gate.Fail:

@@ -7,6 +7,7 @@ package gate
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/prism-gateway/prism/controlplane/release"
@@ -100,6 +101,8 @@ type Input struct {
 	Policy   *configv1.ReleasePolicy
 	// Cells are those of the partitions that the release concerns, reached or not.
 	Cells []Cell
+	// Lost are the proxies that the release had reached and that left the fleet since without draining.
+	Lost []string
 	// Held is since when every cell reached has served it; zero while that was not seen yet.
 	Held time.Time
 	// Silence is how long a proxy may not be heard of; the policy's counts when it is longer.
@@ -131,10 +134,14 @@ type Verdict struct {
 	Serving bool
 }
 
+// tooManyLost is how many proxies may die no more while a release is on its way: one dies by chance, several do not.
+const tooManyLost = 2
+
 // Judge judges a wave. It is to be called again when something changed, and at Until.
 func Judge(in Input) Verdict {
 	j := judgement{in: in, silence: max(in.Silence, in.Policy.GetSilence().AsDuration()), patience: in.Policy.GetSilence().AsDuration()}
 	here, gone := 0, 0 // cells of the wave
+	alive := 0         // cells that were reached
 	for i := range in.Cells {
 		c := &in.Cells[i]
 		if c.Wave == in.Wave {
@@ -144,6 +151,7 @@ func Judge(in Input) Verdict {
 			}
 		}
 		if c.Reached && !c.Gone {
+			alive++
 			j.cell(c)
 		}
 	}
@@ -152,6 +160,8 @@ func Judge(in Input) Verdict {
 	traffic := compare(in.Cells, in.Policy, held)
 	serving := j.behind == 0
 	switch {
+	case len(in.Lost) >= tooManyLost, len(in.Lost) > 0 && alive == 0:
+		return Verdict{Outcome: Fail, Reason: fmt.Sprintf("died after it had reached them: %s", some(in.Lost)), Serving: serving}
 	case len(j.failed) > 0:
 		return Verdict{Outcome: Fail, Reason: first(j.failed), Serving: serving}
 	case traffic != "":
@@ -259,6 +269,16 @@ func Refusal(r *configv1.Rejection, build string) string {
 	text += ": " + r.GetReason()
 	if build != "" {
 		text += " (build " + build + ")"
+	}
+	return text
+}
+
+// some tells the first few of several and how many more there are.
+func some(all []string) string {
+	const most = 5
+	text := strings.Join(all[:min(len(all), most)], ", ")
+	if more := len(all) - most; more > 0 {
+		text += fmt.Sprintf(" (and %d more)", more)
 	}
 	return text
 }

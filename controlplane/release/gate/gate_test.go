@@ -285,3 +285,37 @@ func TestMoreFailuresNeverPass(t *testing.T) {
 		t.Error("no wave failed")
 	}
 }
+
+func TestProxiesThatDie(t *testing.T) {
+	start := time.Unix(1000, 0)
+	policy := release.Complete(&configv1.ReleasePolicy{})
+	cell := func(proxy string, gone bool) gate.Cell {
+		roots := gate.Roots{Partition: ident.HashOf([]byte("new"))}
+		return gate.Cell{
+			Proxy: proxy, Wave: release.WaveFirst, Reached: true, Gone: gone, Wants: []gate.Roots{roots}, Serving: roots, Since: start, Seen: start,
+		}
+	}
+	for name, c := range map[string]struct {
+		cells  []gate.Cell
+		lost   []string
+		want   gate.Outcome
+		reason string
+	}{
+		"one of several is chance":        {[]gate.Cell{cell("a", true), cell("b", false)}, []string{"a"}, gate.Pass, ""},
+		"the only one is not":             {[]gate.Cell{cell("a", true)}, []string{"a"}, gate.Fail, "died after it had reached them: a"},
+		"several are not":                 {[]gate.Cell{cell("c", false)}, []string{"a", "b"}, gate.Fail, "died after it had reached them: a, b"},
+		"many are told in part":           {[]gate.Cell{cell("z", false)}, []string{"a", "b", "c", "d", "e", "f", "g"}, gate.Fail, "a, b, c, d, e (and 2 more)"},
+		"those that drained are not lost": {[]gate.Cell{cell("a", true), cell("b", true), cell("c", false)}, nil, gate.Pass, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			now := start.Add(policy.GetSoak().AsDuration())
+			for i := range c.cells {
+				c.cells[i].Seen = now
+			}
+			v := gate.Judge(gate.Input{Snapshot: 1, Wave: release.WaveFirst, Policy: policy, Cells: c.cells, Lost: c.lost, Held: start, Now: now})
+			if v.Outcome != c.want || !strings.Contains(v.Reason, c.reason) {
+				t.Errorf("the verdict is %v: %q, want %v: %q", v.Outcome, v.Reason, c.want, c.reason)
+			}
+		})
+	}
+}
