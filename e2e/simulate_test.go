@@ -62,7 +62,7 @@ func (s simulated) last() (r simulatedReport, err error) {
 
 func (s simulated) await(t *testing.T, what string, ok func(simulatedReport) bool) (r simulatedReport) {
 	t.Helper()
-	harness.Eventually(t, time.Minute, what, func() (err error) {
+	harness.Eventually(t, 2*time.Minute, what, func() (err error) {
 		if r, err = s.last(); err == nil && !ok(r) {
 			err = fmt.Errorf("%+v", r)
 		}
@@ -82,9 +82,9 @@ func simulatedNamespaces(prefix string, n int, ttl time.Duration) (all []*config
 }
 
 func TestSimulatedProxiesFollowTheControlPlane(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
-	c := harness.Start(t, harness.Options{Proxies: -1, Backends: []*configv1.Backend{{Name: "memory-a", Type: "memory"}}})
+	c := harness.Start(t, harness.Options{Proxies: -1, Lease: 10 * time.Second, Backends: []*configv1.Backend{{Name: "memory-a", Type: "memory"}}})
 	s := simulate(t, c, "--nack", "^refused-", "--reconnect", "2s", "--partitions-view")
 	newest := c.Apply(ctx, simulatedNamespaces("app", 200, time.Hour)...).GetSnapshotVersion()
 
@@ -116,7 +116,7 @@ func TestSimulatedProxiesFollowTheControlPlane(t *testing.T) {
 			t.Errorf("partition %d: %d proxies with %d states, want 3 with the same", p, of.Proxies, of.Roots)
 		}
 	}
-	harness.Eventually(t, 10*time.Second, "the proxies have left the fleet", func() error {
+	harness.Eventually(t, 30*time.Second, "the proxies have left the fleet", func() error {
 		out, err := c.Admins[0].Operator.ListProxies(ctx, listAll)
 		if err == nil && out.GetTotalCount() > 0 {
 			err = fmt.Errorf("%d are members", out.GetTotalCount())
@@ -126,9 +126,9 @@ func TestSimulatedProxiesFollowTheControlPlane(t *testing.T) {
 }
 
 func TestASimulatedProxyThatDoesNotReadHoldsUpNobodyElse(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
-	c := harness.Start(t, harness.Options{Proxies: -1, Backends: []*configv1.Backend{{Name: "memory-a", Type: "memory"}}})
+	c := harness.Start(t, harness.Options{Proxies: -1, Lease: 10 * time.Second, Backends: []*configv1.Backend{{Name: "memory-a", Type: "memory"}}})
 	simulate(t, c, "--stall", "1")
 	requests := simulatedNamespaces("app", 200, time.Hour)
 	const stalled = "sim-00001"
