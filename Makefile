@@ -56,6 +56,11 @@ soak: build ## change, release and break everything at random for half an hour
 	scripts/fetch redis etcd
 	go run ./e2e/soak $(SOAKFLAGS)
 
+.PHONY: faults
+faults: build ## the same for five minutes, each program in a network namespace of its own; needs root and iproute2
+	scripts/fetch redis etcd
+	go run ./e2e/soak -hosts -duration 5m $(SOAKFLAGS)
+
 .PHONY: soak-swaps
 soak-swaps: build ## 10,000 swaps of the called namespace at full load
 	scripts/fetch redis etcd

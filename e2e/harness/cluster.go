@@ -11,6 +11,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -55,6 +56,8 @@ type Options struct {
 	Validators int
 	// Relays puts a relay on every link between programs, see Cluster.Links.
 	Relays bool
+	// Hosts gives every program a host of its own; nil runs all on loopback.
+	Hosts *Hosts
 	// AdminProgram and ProxyProgram are what is run; empty means what make build has built.
 	AdminProgram, ProxyProgram string
 }
@@ -157,8 +160,8 @@ func StartNoWait(t T, o Options) *Cluster {
 	if o.Etcd > 0 {
 		c.EtcdEndpoints = c.startEtcd(o.Etcd)
 	}
-	for range cmp.Or(o.Admins, 1) {
-		c.fleet = append(c.fleet, FreeAddress(t))
+	for i := range cmp.Or(o.Admins, 1) {
+		c.fleet = append(c.fleet, c.free(fmt.Sprintf("admin-%d", i)))
 	}
 	for i := range c.fleet {
 		c.startAdmin(i)
@@ -178,6 +181,28 @@ func (c *Cluster) Join() *Proxy {
 	p := c.startProxy(fmt.Sprintf("proxy-%d", len(c.Proxies)), false)
 	c.Proxies = append(c.Proxies, p)
 	return p
+}
+
+// free is an address for a program to listen on.
+func (c *Cluster) free(program string) string {
+	c.t.Helper()
+	if c.options.Hosts != nil {
+		return c.options.Hosts.address(program)
+	}
+	return FreeAddress(c.t)
+}
+
+// start starts a program of the cluster, on its host when it has one.
+func (c *Cluster) start(name, path string, args ...string) *Process {
+	c.t.Helper()
+	if c.options.Hosts == nil {
+		return start(c.t, c.Dir, name, path, nil, args...)
+	}
+	ip, err := exec.LookPath("ip")
+	if err != nil {
+		c.t.Fatalf("%v", err)
+	}
+	return start(c.t, c.Dir, name, ip, nil, append([]string{"netns", "exec", c.options.Hosts.of(name).namespace, path}, args...)...)
 }
 
 // relayed puts a relay before an address, when the cluster has relays.
@@ -230,12 +255,12 @@ func (c *Cluster) startEtcd(n int) (endpoints []string) {
 	etcd := Program(c.t, ".cache/bin/etcd", "scripts/fetch etcd")
 	peers := make([]string, n)
 	for i := range peers {
-		peers[i] = fmt.Sprintf("etcd%d=http://%s", i, FreeAddress(c.t))
+		peers[i] = fmt.Sprintf("etcd%d=http://%s", i, c.free(fmt.Sprintf("etcd%d", i)))
 	}
 	for _, peer := range peers {
 		name, url, _ := strings.Cut(peer, "=")
-		client := "http://" + FreeAddress(c.t)
-		c.Etcd = append(c.Etcd, start(c.t, c.Dir, name, etcd, nil,
+		client := "http://" + c.free(name)
+		c.Etcd = append(c.Etcd, c.start(name, etcd,
 			"--name", name, "--data-dir", filepath.Join(c.Dir, name), "--heartbeat-interval", "50", "--election-timeout", "500",
 			"--listen-client-urls", client, "--advertise-client-urls", client,
 			"--listen-peer-urls", url, "--initial-advertise-peer-urls", url,
@@ -250,7 +275,7 @@ func (c *Cluster) startEtcd(n int) (endpoints []string) {
 
 func (c *Cluster) startAdmin(i int) {
 	o, name := c.options, fmt.Sprintf("admin-%d", i)
-	a := &Admin{Address: FreeAddress(c.t), FleetAddress: c.fleet[i], HTTPAddress: FreeAddress(c.t)}
+	a := &Admin{Address: c.free(name), FleetAddress: c.fleet[i], HTTPAddress: c.free(name)}
 	var etcd []string
 	var links []*Relay
 	for _, member := range c.EtcdEndpoints {
@@ -265,6 +290,7 @@ func (c *Cluster) startAdmin(i int) {
 		MemberLease:       orDuration(o.Lease, 2*time.Second),
 		PlacementDebounce: orDuration(o.Debounce, 200*time.Millisecond),
 		InitialBackends:   o.Backends,
+		InsecureListen:    o.Hosts != nil,
 	}
 	if o.Relays {
 		settings.FleetAdvertise = c.relayed(&c.Links.Replicas, a.FleetAddress)
@@ -277,7 +303,7 @@ func (c *Cluster) startAdmin(i int) {
 	if program == "" {
 		program = Program(c.t, "bin/prism-admin", "make build")
 	}
-	a.Process = start(c.t, c.Dir, name, program, nil, "--config", config)
+	a.Process = c.start(name, program, "--config", config)
 	conn := c.Dial(a.Address)
 	a.Control, a.Operator = controlv1.NewControlPlaneClient(conn), adminv1.NewAdminServiceClient(conn)
 	c.Admins = append(c.Admins, a)
@@ -285,7 +311,7 @@ func (c *Cluster) startAdmin(i int) {
 
 func (c *Cluster) startProxy(id string, validator bool) *Proxy {
 	o := c.options
-	p := &Proxy{ID: id, Address: FreeAddress(c.t), HTTPAddress: FreeAddress(c.t), StateDir: filepath.Join(c.Dir, id+".state")}
+	p := &Proxy{ID: id, Address: c.free(id), HTTPAddress: c.free(id), StateDir: filepath.Join(c.Dir, id+".state")}
 	var admins []string
 	var links []*Relay
 	for _, admin := range c.fleet {
@@ -295,6 +321,7 @@ func (c *Cluster) startProxy(id string, validator bool) *Proxy {
 	settings := &bootstrapv1.ProxyConfig{
 		Id: id, Listen: p.Address, HttpListen: p.HTTPAddress, AdminEndpoints: admins, StateDir: p.StateDir,
 		DrainTimeout: durationpb.New(5 * time.Second), ReleaseDelay: durationpb.New(time.Second), Validator: validator,
+		InsecureListen: o.Hosts != nil,
 	}
 	calls := p.Address
 	if o.Relays && !validator {
@@ -309,7 +336,7 @@ func (c *Cluster) startProxy(id string, validator bool) *Proxy {
 	if program == "" {
 		program = Program(c.t, "bin/prism-proxy", "make build")
 	}
-	p.Process = start(c.t, c.Dir, id, program, nil, "--config", config)
+	p.Process = c.start(id, program, "--config", config)
 	p.KeyValue = datav1.NewKeyValueClient(c.Dial(calls))
 	return p
 }

@@ -49,7 +49,13 @@ type Relay struct {
 // NewRelay makes a link to target, host:port, which need not be there yet.
 func NewRelay(t T, target string) *Relay {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	return NewRelayAt(t, "127.0.0.1", target)
+}
+
+// NewRelayAt is NewRelay with the near end at an address of the machine.
+func NewRelayAt(t T, host, target string) *Relay {
+	t.Helper()
+	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 	if err != nil {
 		t.Fatalf("relay to %s: %v", target, err)
 	}

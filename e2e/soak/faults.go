@@ -12,31 +12,41 @@ import (
 // breakage is one way to break a cluster, for a while.
 type breakage struct {
 	name string
+	on   ground
 	do   func(s *soak, random *rand.Rand) (repair func())
 }
 
+// ground is where a breakage is possible.
+type ground int
+
+const (
+	anywhere ground = iota
+	onLinks         // between programs on loopback
+	onHosts         // of programs that have their own
+)
+
 // breakages are all there are. Each repairs what it broke.
 var breakages = []breakage{
-	{"kill a replica", func(s *soak, random *rand.Rand) func() {
+	{"kill a replica", anywhere, func(s *soak, random *rand.Rand) func() {
 		return killed(s.anyAdmin(random).Process)
 	}},
-	{"kill an etcd member", func(s *soak, random *rand.Rand) func() {
+	{"kill an etcd member", anywhere, func(s *soak, random *rand.Rand) func() {
 		return killed(s.cluster.Etcd[random.IntN(len(s.cluster.Etcd))])
 	}},
-	{"kill a proxy", func(s *soak, random *rand.Rand) func() {
+	{"kill a proxy", anywhere, func(s *soak, random *rand.Rand) func() {
 		return killed(s.anyProxy(random).Process)
 	}},
-	{"kill a validator", func(s *soak, random *rand.Rand) func() {
+	{"kill a validator", anywhere, func(s *soak, random *rand.Rand) func() {
 		return killed(s.cluster.Validators[0].Process)
 	}},
-	{"stop a proxy", func(s *soak, random *rand.Rand) func() {
+	{"stop a proxy", anywhere, func(s *soak, random *rand.Rand) func() {
 		p := s.anyProxy(random)
 		if !p.Stop(20 * time.Second) {
 			s.bad("%s did not stop by itself", p.ID)
 		}
 		return started(p.Process)
 	}},
-	{"freeze a program", func(s *soak, random *rand.Rand) func() {
+	{"freeze a program", anywhere, func(s *soak, random *rand.Rand) func() {
 		all := s.programs()
 		p := all[random.IntN(len(all))]
 		if !p.Running() {
@@ -45,7 +55,7 @@ var breakages = []breakage{
 		p.Pause()
 		return p.Resume
 	}},
-	{"a proxy joins", func(s *soak, _ *rand.Rand) func() {
+	{"a proxy joins", anywhere, func(s *soak, _ *rand.Rand) func() {
 		if len(s.cluster.Proxies) >= 2*proxies {
 			return func() {}
 		}
@@ -55,7 +65,7 @@ var breakages = []breakage{
 		s.mu.Unlock()
 		return func() {}
 	}},
-	{"a proxy leaves", func(s *soak, random *rand.Rand) func() {
+	{"a proxy leaves", anywhere, func(s *soak, random *rand.Rand) func() {
 		running := slices.DeleteFunc(slices.Clone(s.cluster.Proxies), func(p *harness.Proxy) bool { return !p.Running() })
 		if len(running) <= proxies {
 			return func() {}
@@ -63,31 +73,45 @@ var breakages = []breakage{
 		running[random.IntN(len(running))].Stop(20 * time.Second)
 		return func() {}
 	}},
-	{"cut a replica off from etcd", func(s *soak, random *rand.Rand) func() {
+	{"cut a replica off from etcd", onLinks, func(s *soak, random *rand.Rand) func() {
 		return broken(random, s.cluster.Links.Etcd[random.IntN(len(s.cluster.Links.Etcd))]...)
 	}},
-	{"break one link to etcd", func(s *soak, random *rand.Rand) func() {
+	{"break one link to etcd", onLinks, func(s *soak, random *rand.Rand) func() {
 		links := s.cluster.Links.Etcd[random.IntN(len(s.cluster.Links.Etcd))]
 		return broken(random, links[random.IntN(len(links))])
 	}},
-	{"cut a proxy off from the replicas", func(s *soak, random *rand.Rand) func() {
+	{"cut a proxy off from the replicas", onLinks, func(s *soak, random *rand.Rand) func() {
 		return broken(random, s.cluster.Links.Fleet[random.IntN(len(s.cluster.Links.Fleet))]...)
 	}},
-	{"cut all proxies off from the replicas", func(s *soak, random *rand.Rand) func() {
+	{"cut all proxies off from the replicas", onLinks, func(s *soak, random *rand.Rand) func() {
 		return broken(random, slices.Concat(s.cluster.Links.Fleet...)...)
 	}},
-	{"break a link to a replica", func(s *soak, random *rand.Rand) func() {
+	{"break a link to a replica", onLinks, func(s *soak, random *rand.Rand) func() {
 		links := s.cluster.Links.Fleet[random.IntN(len(s.cluster.Links.Fleet))]
 		return broken(random, links[random.IntN(len(links))])
 	}},
-	{"break the replicas' links to each other", func(s *soak, random *rand.Rand) func() {
+	{"break the replicas' links to each other", onLinks, func(s *soak, random *rand.Rand) func() {
 		return broken(random, s.cluster.Links.Replicas...)
 	}},
-	{"break a proxy's link to the others", func(s *soak, random *rand.Rand) func() {
+	{"break a proxy's link to the others", onLinks, func(s *soak, random *rand.Rand) func() {
 		return broken(random, s.cluster.Links.Peers[random.IntN(len(s.cluster.Links.Peers))])
 	}},
-	{"break a proxy's link to applications", func(s *soak, random *rand.Rand) func() {
+	{"break a proxy's link to applications", onLinks, func(s *soak, random *rand.Rand) func() {
 		return broken(random, s.cluster.Links.Calls[random.IntN(len(s.cluster.Links.Calls))])
+	}},
+	{"pull a program's cable", onHosts, func(s *soak, random *rand.Rand) func() {
+		all := s.programs()
+		return s.pulled(all[random.IntN(len(all))])
+	}},
+	{"pull an etcd member's cable", onHosts, func(s *soak, random *rand.Rand) func() {
+		return s.pulled(s.cluster.Etcd[random.IntN(len(s.cluster.Etcd))])
+	}},
+	{"pull all replicas' cables", onHosts, func(s *soak, _ *rand.Rand) func() {
+		var all []*harness.Process
+		for _, a := range s.cluster.Admins {
+			all = append(all, a.Process)
+		}
+		return s.pulled(all...)
 	}},
 }
 
@@ -110,6 +134,18 @@ func started(p *harness.Process) (repair func()) {
 	}
 }
 
+// pulled pulls cables.
+func (s *soak) pulled(programs ...*harness.Process) (repair func()) {
+	for _, p := range programs {
+		s.hosts.Pull(p.Name())
+	}
+	return func() {
+		for _, p := range programs {
+			s.hosts.Plug(p.Name())
+		}
+	}
+}
+
 // broken breaks links in one of the ways that a network does.
 func broken(random *rand.Rand, links ...*harness.Relay) (repair func()) {
 	all := []harness.Fault{
@@ -125,13 +161,16 @@ func (s *soak) breakAll(until time.Time, only string) {
 	wait := func(least, most time.Duration) {
 		time.Sleep(min(least+rand.N(most-least), max(0, time.Until(until)))) // faults last, and so do the times between them
 	}
+	possible := slices.DeleteFunc(slices.Clone(breakages), func(b breakage) bool {
+		return only != "" && b.name != only || b.on == onLinks && s.hosts != nil || b.on == onHosts && s.hosts == nil
+	})
+	if len(possible) == 0 {
+		s.Fatalf("%q is no way to break this cluster", only)
+	}
 	for time.Now().Before(until) {
 		var repairs []func()
 		for range 1 + random.IntN(4)/3 {
-			b := breakages[random.IntN(len(breakages))]
-			if only != "" && b.name != only {
-				continue
-			}
+			b := possible[random.IntN(len(possible))]
 			fmt.Println(time.Now().UTC().Format("15:04:05"), b.name)
 			s.count(b.name)
 			repairs = append(repairs, b.do(s, random))

@@ -35,11 +35,12 @@ func main() {
 	duration := flag.Duration("duration", 30*time.Minute, "how long faults go on")
 	seed := flag.Uint64("seed", uint64(time.Now().UnixNano()), "of the choices")
 	race := flag.Bool("race", false, "build the programs with the race detector")
+	hosts := flag.Bool("hosts", false, "give every program a network namespace of its own instead of links that break; needs root and iproute2")
 	only := flag.String("only", "", "break the cluster in this way only")
 	flag.Parse()
 	fmt.Printf("soak: %v, seed %d\n", *duration, *seed)
 	s := &soak{seed: *seed}
-	if !s.Do(func() { s.run(*duration, *race, *only) }) || s.report() > 0 {
+	if !s.Do(func() { s.run(*duration, *race, *hosts, *only) }) || s.report() > 0 {
 		fmt.Printf("soak: failed, seed %d\n", *seed)
 		os.Exit(1)
 	}
@@ -51,6 +52,7 @@ type soak struct {
 	harness.Bench
 	seed    uint64
 	cluster *harness.Cluster
+	hosts   *harness.Hosts // nil: all on loopback, with links
 
 	mu       sync.Mutex // guards what follows
 	proxies  []*harness.Proxy
@@ -100,15 +102,19 @@ const (
 	dataSpaces = 12
 )
 
-func (s *soak) run(duration time.Duration, race bool, only string) {
+func (s *soak) run(duration time.Duration, race, hosts bool, only string) {
 	s.counts = map[string]int{}
-	redis := redisserver.Start(s, redisserver.Options{})
+	redis := redisserver.Start(s, redisserver.Options{}).Addr()
+	if hosts {
+		s.hosts = harness.NewHosts(s)
+		redis = harness.NewRelayAt(s, s.hosts.Gateway, redis).Address
+	}
 	soakTime := durationpb.New(1500 * time.Millisecond)
 	waves := &configv1.ReleasePolicy{FirstPercent: 20, Soak: soakTime, Silence: durationpb.New(8 * time.Second), MaxFailedPoints: 50, MaxLatencyFactor: 1000}
 	options := harness.Options{
-		Admins: 3, Etcd: 3, Proxies: proxies, Validators: 1, Partitions: partitions, Relays: true,
+		Admins: 3, Etcd: 3, Proxies: proxies, Validators: 1, Partitions: partitions, Relays: !hosts, Hosts: s.hosts,
 		Backends: []*configv1.Backend{
-			{Name: "redis-main", Type: "redis", Endpoints: []string{redis.Addr()}},
+			{Name: "redis-main", Type: "redis", Endpoints: []string{redis}},
 			{Name: "sqlite-bad", Type: "sqlite", Endpoints: []string{"/nonexistent-directory/of/prism.db"}},
 		},
 		Configure: func(c *bootstrapv1.AdminConfig) {
