@@ -1,7 +1,6 @@
 package server
 
 import (
-	"context"
 	"encoding/json"
 	"maps"
 	"net/http"
@@ -9,12 +8,10 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"google.golang.org/grpc/stats"
 
 	"github.com/prism-gateway/prism/dataplane/pool"
 	"github.com/prism-gateway/prism/dataplane/subscribe"
@@ -57,28 +54,6 @@ func (s *Server) load() subscribe.Load {
 		l.CPU = time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 	}
 	return l
-}
-
-// connections counts those of applications and other proxies. It is a stats handler that looks at nothing else.
-type connections struct{ open atomic.Int64 }
-
-// TagRPC leaves the call as it is.
-func (c *connections) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context { return ctx }
-
-// HandleRPC looks at nothing.
-func (c *connections) HandleRPC(context.Context, stats.RPCStats) {}
-
-// TagConn leaves the connection as it is.
-func (c *connections) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
-
-// HandleConn counts.
-func (c *connections) HandleConn(_ context.Context, s stats.ConnStats) {
-	switch s.(type) {
-	case *stats.ConnBegin:
-		c.open.Add(1)
-	case *stats.ConnEnd:
-		c.open.Add(-1)
-	}
 }
 
 // Unready lists the namespaces of a partition that cannot serve.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -80,7 +81,7 @@ type Server struct {
 	rate     rate
 	since    time.Time // when the proxy was made, from which on calls are counted
 
-	connections connections
+	connections *connections
 }
 
 // New puts the proxy together. It does no I/O.
@@ -97,6 +98,7 @@ func New(cfg Config) (*Server, error) {
 		cfg: cfg, started: make(chan struct{}), routes: routing.New(nil), forward: forward.New(forward.Config{}),
 		ready: lifecycle.NewReadiness(conditionAssignment, conditionPartitions, conditionServing), health: health.NewServer(),
 		registry: telemetry.NewRegistry(), since: time.Now(),
+		connections: &connections{TransportCredentials: insecure.NewCredentials()},
 	}
 	s.ready.NotReady(conditionAssignment, "no control plane has answered yet, and no state is on disk")
 	s.health.SetServingStatus("", healthv1.HealthCheckResponse_NOT_SERVING)
@@ -213,7 +215,7 @@ func (s *Server) grpcServer(api *dataapi.Server) *grpc.Server {
 		grpc.UnknownServiceHandler(api.Unknown),
 		grpc.MaxRecvMsgSize(dataapi.MaxFrameBytes),
 		grpc.MaxConcurrentStreams(maxStreams),
-		grpc.StatsHandler(&s.connections),
+		grpc.Creds(s.connections),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 10 * time.Second}),
 	)
