@@ -132,6 +132,10 @@ func (s *Server) GetNamespace(ctx context.Context, in *controlv1.GetNamespaceReq
 		return nil, noNamespace(in.GetNamespace())
 	}
 	config, record, err := s.records().of(ctx, object)
+	if in.GetWithStatus() && fault.Is(err, fault.StoreDown) {
+		// How far it is live is known here all the same. What was filed is left out.
+		config, err = read[configv1.NamespaceConfig](object.Name, object.Data)
+	}
 	if err != nil {
 		return nil, err
 	}
