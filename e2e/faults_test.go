@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -126,6 +127,13 @@ func TestControlPlaneFaults(t *testing.T) {
 			func() error { _, err := cut.Operator.ListProxies(ctx, listAll); return err },
 			func() error {
 				_, err := cut.Operator.GetOwners(ctx, &adminv1.GetOwnersRequest{Namespace: steady[0]})
+				return err
+			},
+			func() error {
+				out, err := cut.Control.GetNamespace(ctx, &controlv1.GetNamespaceRequest{Namespace: steady[1], WithStatus: true})
+				if err == nil && len(out.GetNamespace().GetStatus().GetOwners()) == 0 {
+					err = errors.New("no status")
+				}
 				return err
 			},
 			func() error {
