@@ -108,6 +108,36 @@ func TestAProxyWithoutAnyConfigurationSaysSo(t *testing.T) {
 	}
 }
 
+func TestAValidatorTakesNoCalls(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	c := settings(t)
+	c.Validator = true
+	s, stop := run(t, c)
+	conn, err := grpc.NewClient("passthrough:///"+s.Address(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	kv := datav1.NewKeyValueClient(conn)
+	_, unary := kv.Get(t.Context(), &datav1.GetRequest{Namespace: "orders", Id: []byte("x")})
+	stream, err := kv.Watch(t.Context(), &datav1.WatchRequest{Namespace: "orders"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, streamed := stream.Recv()
+	for kind, err := range map[string]error{"call": unary, "stream": streamed} {
+		if f := faultgrpc.FromStatus(err); f == nil || f.Code != fault.Unavailable || f.Reason != fault.NotOwner || f.Outcome != fault.NotApplied || !strings.Contains(f.Text, "validator") {
+			t.Errorf("a %s answers %v, want UNAVAILABLE, NOT_OWNER, that it is a validator", kind, err)
+		}
+	}
+	if code, body := get(t, s, "/readyz"); code != http.StatusServiceUnavailable || !strings.Contains(body, "takes no calls") {
+		t.Errorf("/readyz %d %s", code, body)
+	}
+	_ = conn.Close()
+	if err := stop(); err != nil {
+		t.Errorf("stopped with %v", err)
+	}
+}
+
 func TestOtherMachinesAreLetInOnlyWhenThatIsSaid(t *testing.T) {
 	open := settings(t)
 	open.Listen = "0.0.0.0:0"

@@ -93,6 +93,7 @@ func LoadProxy(path string, env Lookup, flags ...func(*bootstrapv1.ProxyConfig))
 		Port("PRISM_DATA_PORT", "listen", &c.Listen),
 		Port("PRISM_PROXY_HTTP_PORT", "http_listen", &c.HttpListen),
 		List("PRISM_ADMIN_ENDPOINT", "admin_endpoints", &c.AdminEndpoints),
+		Switch("PRISM_PROXY_VALIDATOR", "validator", &c.Validator),
 		Text("PRISM_LOG_LEVEL", "log_level", &c.LogLevel),
 	})
 	if err != nil {

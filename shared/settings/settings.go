@@ -51,6 +51,16 @@ func Text(variable, field string, into *string) Override {
 	}}
 }
 
+// Switch overrides a field that is on or off.
+func Switch(variable, field string, into *bool) Override {
+	return Override{Variable: variable, Field: field, Set: func(value string) (err error) {
+		if *into, err = strconv.ParseBool(value); err != nil {
+			return fmt.Errorf("%q: want true or false", value)
+		}
+		return nil
+	}}
+}
+
 // List overrides a list of text by a comma-separated variable.
 func List(variable, field string, into *[]string) Override {
 	return Override{Variable: variable, Field: field, Set: func(value string) error {

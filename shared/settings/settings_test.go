@@ -80,6 +80,7 @@ func TestSaysWhatIsWrongAndWhere(t *testing.T) {
 		"no endpoint":                  {"admin_endpoints: []", nil, nil},
 		"two documents":                {"id: a\n---\nid: b", nil, []string{"a.yaml:3: want one document, not several"}},
 		"a bad port in a variable":     {"id: a", env{"PRISM_DATA_PORT": "x"}, []string{`environment variable PRISM_DATA_PORT: "x": want a port from 0 to 65535`}},
+		"a bad switch in a variable":   {"id: a", env{"PRISM_PROXY_VALIDATOR": "maybe"}, []string{`environment variable PRISM_PROXY_VALIDATOR: "maybe": want true or false`}},
 		"a bad endpoint in a variable": {"id: a", env{"PRISM_ADMIN_ENDPOINT": "a:1,b"}, []string{`environment variable PRISM_ADMIN_ENDPOINT: address "b"`}},
 		"a bad id in a variable":       {"id: a", env{"PRISM_PROXY_ID": "a b"}, []string{"environment variable PRISM_PROXY_ID: "}},
 		"everything at once": {"advertise: x\nlisten: y\nhttp_listen: 0.0.0.0:1", nil, []string{

@@ -81,6 +81,7 @@ Environment:
   PRISM_DATA_PORT         port of listen
   PRISM_PROXY_HTTP_PORT   port of http_listen
   PRISM_ADMIN_ENDPOINT    admin_endpoints, separated by commas
+  PRISM_PROXY_VALIDATOR   validator: true or false
   PRISM_LOG_LEVEL         log_level
   OTEL_EXPORTER_OTLP_ENDPOINT and the like turn on spans of the changes that come into effect; off by default
 
