@@ -333,8 +333,13 @@ func TestReleasesAreSteered(t *testing.T) {
 	t.Run("the leader is cut off on the way", func(t *testing.T) {
 		r := limited("bystander", 107, nil)
 		cut := slices.Index(c.Admins, leader(t, c))
-		t.Cleanup(func() { harness.Set(harness.Healed, c.Links.Etcd[cut]...) })
+		around := slices.Clone(c.Links.Etcd[cut])
+		for _, links := range c.Links.Fleet { // proxies that stay with it are given nothing new, so that the release could not go on
+			around = append(around, links[cut])
+		}
+		t.Cleanup(func() { harness.Set(harness.Healed, around...) })
 		harness.Set(harness.Blackhole, c.Links.Etcd[cut]...)
+		harness.Set(harness.Cut, around[len(c.Links.Etcd[cut]):]...)
 		other := c.Admins[(cut+1)%len(c.Admins)]
 		harness.Eventually(t, time.Minute, "another goes on", func() error {
 			out, err := other.Operator.GetRelease(ctx, &adminv1.GetReleaseRequest{Snapshot: r})
@@ -343,7 +348,7 @@ func TestReleasesAreSteered(t *testing.T) {
 			}
 			return nil
 		})
-		harness.Set(harness.Healed, c.Links.Etcd[cut]...)
+		harness.Set(harness.Healed, around...)
 		live(ctx, t, c.Admins[cut], "bystander", r)
 	})
 	calls, problems := traffic.Stop()
