@@ -59,12 +59,17 @@ func (f *Fleet) Report(stream controlv1.FleetService_ReportServer) error {
 			}
 			return err
 		case m := <-messages:
-			if err := r.take(stream.Context(), m); err != nil {
+			if err := r.take(m); err != nil {
 				return err
 			}
-			// Every message is answered, so that a proxy notices a replica that hangs.
+			// Every message is answered, so that a proxy notices a replica that hangs; before the store is asked, which is
+			// not the replica's fault when it is slow.
 			if err := stream.Send(r.answer); err != nil {
 				return err
+			}
+			if err := r.lease(stream.Context(), m); err != nil {
+				// The proxy serves all the same, and reports again soon.
+				f.log.Warn("a proxy's lease was not prolonged", "proxy", r.report.proxy, "error", err)
 			}
 		}
 	}
@@ -82,8 +87,8 @@ type registration struct {
 	keep, release func(context.Context) error
 }
 
-// take notes one message and keeps the proxy's lease.
-func (r *registration) take(ctx context.Context, m *controlv1.ReportRequest) error {
+// take notes one message.
+func (r *registration) take(m *controlv1.ReportRequest) error {
 	id := m.GetMember().GetId()
 	if r.report != nil && r.report.proxy != id {
 		return fault.New(fault.Invalid, fault.Field, "member.id: every message of a stream must name the same proxy")
@@ -102,10 +107,6 @@ func (r *registration) take(ctx context.Context, m *controlv1.ReportRequest) err
 		r.fleet.metrics.propagated(p.GetTook().AsDuration())
 	}
 	r.fleet.reports.update(r.report, m)
-	if err := r.lease(ctx, m); err != nil {
-		// The proxy serves all the same, and reports again soon.
-		r.fleet.log.Warn("a proxy's lease was not prolonged", "proxy", id, "error", err)
-	}
 	return nil
 }
 
