@@ -30,7 +30,7 @@ func TestHistorySurvivesFaults(t *testing.T) {
 		names[i] = fmt.Sprintf("contended-%d", i)
 	}
 	h := history.New(history.Config{Request: onRedis})
-	const workers, total = 5, 700
+	const workers, total = 5, 500
 	var wg sync.WaitGroup
 	for w := range workers {
 		wg.Go(func() {
@@ -43,11 +43,11 @@ func TestHistorySurvivesFaults(t *testing.T) {
 	reach := func(n int64) {
 		harness.Eventually(t, 2*time.Minute, "more changes", func() error { return atLeast(h.Begun(), n) })
 	}
-	reach(100)
+	reach(80)
 	leader(t, c).Kill()
-	reach(200)
+	reach(150)
 	c.Etcd[0].Kill()
-	reach(300)
+	reach(220)
 	c.Etcd[0].Start()
 	for _, a := range c.Admins {
 		if !a.Running() {
@@ -55,13 +55,13 @@ func TestHistorySurvivesFaults(t *testing.T) {
 		}
 	}
 	harness.Set(harness.Blackhole, c.Links.Etcd[1]...)
-	reach(400)
+	reach(290)
 	harness.Set(harness.Deaf, c.Links.Etcd[1]...)
-	reach(450)
+	reach(330)
 	harness.Set(harness.Healed, c.Links.Etcd[1]...)
-	reach(550)
+	reach(400)
 	harness.Set(harness.Cut, c.Links.Etcd[2]...)
-	reach(600)
+	reach(440)
 	harness.Set(harness.Healed, c.Links.Etcd[2]...)
 	wg.Wait()
 	c.WaitReady(time.Minute)

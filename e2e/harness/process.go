@@ -3,6 +3,7 @@ package harness
 import (
 	"bytes"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -172,15 +173,26 @@ func (p *Process) tail(n int) []byte {
 	return data
 }
 
-// FreeAddress returns a loopback address that was free a moment ago.
+// handedOut are the ports that FreeAddress has given to somebody. Ports are the machine's, so it is one for the process.
+var handedOut sync.Map
+
+// FreeAddress returns a loopback address where nothing listens, and which is given to nobody else. Its port is below those
+// that systems give to connections and to listeners that ask for any.
 func FreeAddress(t T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatalf("no free port: %v", err)
+	const lowest, highest = 10_000, 32_000
+	for range 1000 {
+		port := lowest + rand.IntN(highest-lowest)
+		if _, taken := handedOut.LoadOrStore(port, true); taken {
+			continue
+		}
+		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			_ = l.Close()
+			return l.Addr().String()
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatalf("no free port")
+	return ""
 }
 
 // Eventually waits until check returns nil, and fails with its last error when that takes longer than within.
