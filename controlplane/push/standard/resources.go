@@ -82,7 +82,8 @@ func listener(name string) (*listenerv3.Listener, error) {
 	return &listenerv3.Listener{Name: name, ApiListener: &listenerv3.ApiListener{ApiListener: manager}}, nil
 }
 
-// cluster speaks HTTP/2, which Envoy must be told.
+// cluster speaks HTTP/2, which Envoy must be told. An owner that cannot be connected to is left alone for a second or
+// more, so that Envoy, which does not look at connections by itself, turns to the next priority.
 func cluster(name string) (*clusterv3.Cluster, error) {
 	options, err := anypb.New(&httpv3.HttpProtocolOptions{
 		UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{ExplicitHttpConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig{
@@ -94,9 +95,25 @@ func cluster(name string) (*clusterv3.Cluster, error) {
 	}
 	return &clusterv3.Cluster{
 		Name: name, ConnectTimeout: durationpb.New(2 * time.Second),
-		ClusterDiscoveryType:          &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS},
-		EdsClusterConfig:              &clusterv3.Cluster_EdsClusterConfig{EdsConfig: ads(), ServiceName: name},
-		LbPolicy:                      clusterv3.Cluster_ROUND_ROBIN,
+		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS},
+		EdsClusterConfig:     &clusterv3.Cluster_EdsClusterConfig{EdsConfig: ads(), ServiceName: name},
+		LbPolicy:             clusterv3.Cluster_ROUND_ROBIN,
+		// Prism bounds calls by namespace; the clients' own bounds, of 1,024 calls and 3 repeats at a time, would fail them.
+		CircuitBreakers: &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{
+			MaxRequests: wrapperspb.UInt32(1 << 16), MaxPendingRequests: wrapperspb.UInt32(1 << 16), MaxRetries: wrapperspb.UInt32(1 << 12),
+		}}},
+		OutlierDetection: &clusterv3.OutlierDetection{
+			SplitExternalLocalOriginErrors:     true,
+			ConsecutiveLocalOriginFailure:      wrapperspb.UInt32(1),
+			EnforcingConsecutive_5Xx:           wrapperspb.UInt32(0),
+			EnforcingSuccessRate:               wrapperspb.UInt32(0),
+			EnforcingLocalOriginSuccessRate:    wrapperspb.UInt32(0),
+			EnforcingConsecutiveGatewayFailure: wrapperspb.UInt32(0),
+			Interval:                           durationpb.New(time.Second),
+			BaseEjectionTime:                   durationpb.New(time.Second),
+			MaxEjectionTime:                    durationpb.New(5 * time.Second),
+			MaxEjectionPercent:                 wrapperspb.UInt32(100),
+		},
 		TypedExtensionProtocolOptions: map[string]*anypb.Any{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options},
 	}, nil
 }
