@@ -89,10 +89,12 @@ func (s *source) Revision() int64 {
 }
 
 func (s *source) Recorded() *recordv1.Snapshot {
-	if s.record != nil && s.record.GetVersion() == s.Head().Version() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.record != nil && s.record.GetVersion() == s.tree.Version() {
 		return s.record
 	}
-	return &recordv1.Snapshot{Version: s.Head().Version(), RecordedAt: timestamppb.New(time.Unix(1, 0))}
+	return &recordv1.Snapshot{Version: s.tree.Version(), RecordedAt: timestamppb.New(time.Unix(1, 0))}
 }
 
 func (s *source) Installation() *recordv1.Installation { return &recordv1.Installation{Id: "test"} }
