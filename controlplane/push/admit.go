@@ -23,6 +23,7 @@ var (
 	errNotLoaded  = refuse(fault.New(fault.Unavailable, fault.NotLoaded, "this replica has not loaded the configuration yet").WithRetry(time.Second))
 	errStopping   = refuse(fault.New(fault.Unavailable, fault.Draining, "this replica is stopping").WithRetry(time.Second))
 	errNotServed  = refuse(fault.New(fault.Unimplemented, fault.Method, "state of the world is not served here"))
+	errBlind      = refuse(fault.New(fault.Unavailable, fault.StoreDown, "this replica does not follow the store: try another").WithRetry(100 * time.Millisecond))
 	errBehind     = refuse(fault.New(fault.Unavailable, fault.NotLoaded, "this replica is behind what the proxy has seen").WithRetry(time.Second))
 )
 

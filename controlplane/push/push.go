@@ -52,6 +52,8 @@ type store interface {
 	Recorded() *recordv1.Snapshot
 	// Revision is how far the store's changes have been followed.
 	Revision() int64
+	// Ready says what keeps the store's changes from being followed, nil when nothing does.
+	Ready() error
 	// Watch signals when Released has moved, until the function is called.
 	Watch() (<-chan struct{}, func())
 	// Installation is what was fixed when the installation was created, nil until it is loaded.
@@ -85,6 +87,9 @@ type Config struct {
 	StreamBurst      int
 	// LagPatience is how long a stream of a proxy that has seen newer state than this replica waits; 0 means 5 s.
 	LagPatience time.Duration
+	// BlindPatience is for how long this replica may not follow the store before it sends its proxies to others; 0 means
+	// 10 s. It doubles each time, up to five minutes: when no replica follows the store, proxies come back.
+	BlindPatience time.Duration
 	// Registerer takes the metrics; nil keeps them unregistered.
 	Registerer prometheus.Registerer
 	// Logger is required.
@@ -104,6 +109,7 @@ type Server struct {
 	tracker    *Tracker
 	admit      *rate.Limiter
 	patience   time.Duration
+	blind      time.Duration
 	log        *slog.Logger
 	metrics    *metrics
 	diffs      *memo
@@ -148,6 +154,7 @@ func New(cfg Config) (*Server, error) {
 		tracker:     cfg.Tracker,
 		admit:       rate.NewLimiter(rate.Limit(cmp.Or(cfg.StreamsPerSecond, 500)), cmp.Or(cfg.StreamBurst, 1000)),
 		patience:    cmp.Or(cfg.LagPatience, 5*time.Second),
+		blind:       cmp.Or(cfg.BlindPatience, 10*time.Second),
 		log:         cfg.Logger,
 		metrics:     m,
 		diffs:       newMemo(),
@@ -197,6 +204,7 @@ func (s *Server) Run(ctx context.Context) error {
 	tasks.Go(func() { s.tellObjections(ctx) })
 	look := time.NewTicker(time.Second)
 	defer look.Stop()
+	blind := blindness{first: s.blind}
 	for {
 		s.publish()
 		select {
@@ -204,6 +212,9 @@ func (s *Server) Run(ctx context.Context) error {
 		case <-assigned:
 		case now := <-look.C:
 			s.flagSlow(now)
+			if blind.look(s.store.Ready(), now) {
+				s.turnAway()
+			}
 		case <-ctx.Done():
 			s.close(errStopping)
 			s.cutOff()

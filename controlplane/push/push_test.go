@@ -51,6 +51,7 @@ type source struct {
 	forgetful  bool // old manifests are gone, as after a sweep
 	past       map[ident.Hash]*manifest.Manifest
 	watchers   map[chan struct{}]bool
+	trouble    error // what Ready says
 }
 
 func newSource(partitions uint32) *source {
@@ -80,6 +81,12 @@ func (s *source) releasedLocked() *release.State {
 		s.released = release.Settled(s.tree)
 	}
 	return s.released
+}
+
+func (s *source) Ready() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.trouble
 }
 
 func (s *source) Revision() int64 {

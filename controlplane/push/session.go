@@ -38,6 +38,7 @@ type session struct {
 	ctx    context.Context
 	node   string
 	build  string
+	end    context.CancelCauseFunc // ends the stream, for any goroutine
 
 	assignment, shared, namespaces *feed
 	unknown                        map[string]*feed // feeds of types that this build does not know, by type
@@ -79,6 +80,7 @@ func (s *Server) DeltaAggregatedResources(stream discoveryv3.AggregatedDiscovery
 	if err != nil {
 		return err
 	}
+	session.end = cancel
 	if err := s.catchUp(ctx, first.GetNode()); err != nil {
 		return err
 	}
@@ -90,8 +92,8 @@ func (s *Server) DeltaAggregatedResources(stream discoveryv3.AggregatedDiscovery
 		deaf = s.closing.Err() != nil && session.waits(time.Now(), 0)
 	}()
 	err = delta.NewServer(ctx, session, nil, delta.DeactivateLegacyWildcard()).DeltaStreamHandler(session, resource.AnyType)
-	if s.closing.Err() != nil {
-		return context.Cause(s.closing)
+	if ctx.Err() != nil && stream.Context().Err() == nil {
+		return context.Cause(ctx)
 	}
 	return err
 }
