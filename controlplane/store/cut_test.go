@@ -5,7 +5,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -23,7 +22,6 @@ type wire struct {
 	target       string
 	loseRequests atomic.Bool
 	loseAnswers  atomic.Bool
-	pace         atomic.Int64  // what 64 KiB take to etcd, in nanoseconds
 	lost         chan struct{} // of one: something was lost
 
 	mu      sync.Mutex // guards all below
@@ -65,13 +63,13 @@ func (w *wire) accept() {
 			continue
 		}
 		w.conns[in], w.conns[out] = struct{}{}, struct{}{}
-		w.copies.Go(func() { w.copy(out, in, &w.loseRequests, &w.pace) })
-		w.copies.Go(func() { w.copy(in, out, &w.loseAnswers, new(atomic.Int64)) })
+		w.copies.Go(func() { w.copy(out, in, &w.loseRequests) })
+		w.copies.Go(func() { w.copy(in, out, &w.loseAnswers) })
 		w.mu.Unlock()
 	}
 }
 
-func (w *wire) copy(to, from net.Conn, lose *atomic.Bool, pace *atomic.Int64) {
+func (w *wire) copy(to, from net.Conn, lose *atomic.Bool) {
 	defer to.Close()
 	defer from.Close()
 	buffer := make([]byte, 64<<10)
@@ -87,7 +85,6 @@ func (w *wire) copy(to, from net.Conn, lose *atomic.Bool, pace *atomic.Int64) {
 			}
 			continue
 		}
-		time.Sleep(time.Duration(pace.Load() * int64(n) / int64(len(buffer))))
 		if _, err := to.Write(buffer[:n]); err != nil {
 			return
 		}

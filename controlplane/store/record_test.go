@@ -1,11 +1,18 @@
 package store_test
 
 import (
+	"context"
 	"fmt"
+	"math"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/prism-gateway/prism/controlplane/release"
@@ -67,16 +74,46 @@ func TestOneChangeOfTenThousandNamespaces(t *testing.T) {
 	}
 }
 
-// TestMuchIsGivenMoreTime commits over a connection that takes longer for the parts of a large commit than one write
-// may take.
+// TestMuchIsGivenMoreTime holds the requests of commits against the time that they are given: those that are large have
+// more than one write may take, all others have no more.
 func TestMuchIsGivenMoreTime(t *testing.T) {
-	w := newWire(t, etcd.Endpoint())
-	s := open(t, store.Config{Client: dial(t, w.endpoint()), Timeout: 400 * time.Millisecond})
+	const timeout, large = time.Minute, 128 << 10
+	var mu sync.Mutex                                             // guards all below
+	most, least := time.Duration(0), time.Duration(math.MaxInt64) // that small requests have, and large ones
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{etcd.Endpoint()}, DialOptions: []grpc.DialOption{
+		grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, in, out any, conn *grpc.ClientConn, call grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+			if txn, ok := in.(*pb.TxnRequest); ok && slices.ContainsFunc(txn.Success, func(op *pb.RequestOp) bool { return op.GetRequestPut() != nil }) {
+				deadline, _ := ctx.Deadline()
+				left := time.Until(deadline)
+				mu.Lock()
+				if proto.Size(txn) > large {
+					least = min(least, left)
+				} else {
+					most = max(most, left)
+				}
+				mu.Unlock()
+			}
+			return call(ctx, method, in, out, conn, opts...)
+		}),
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close() })
+	s := open(t, store.Config{Client: client, Timeout: timeout})
+	mu.Lock()
+	most = 0 // what creates an installation is given more
+	mu.Unlock()
 	commit(t, s, namespace(t, "orders", "1"))
 	var sets []snapshot.Set
-	for i := range 9 {
+	for i := range 9 { // more than one request
 		sets = append(sets, namespace(t, fmt.Sprintf("orders-%d", i), strings.Repeat("x", 400<<10)))
 	}
-	w.pace.Store(int64(8 * time.Millisecond))
 	commit(t, s, sets...)
+	commit(t, s, namespace(t, "carts", strings.Repeat("x", 2*large)))
+	mu.Lock()
+	defer mu.Unlock()
+	if most <= 0 || most > timeout || least <= timeout || least > 5*timeout {
+		t.Errorf("small requests have up to %v, large ones at least %v", most, least)
+	}
 }
