@@ -18,6 +18,7 @@ const (
 	maxObject  = 1 << 20 // bytes of one object
 	maxRetries = 100     // lost compare-and-swaps of one commit
 	minRetries = 3       // of them whatever time they take
+	minLosses  = 2       // before a commit asks the others to hold back
 )
 
 // Commit is what became of a change.
@@ -98,8 +99,7 @@ func (s *Store) submit(ctx context.Context, r *request) (Commit, error) {
 func (s *Store) commitLoop(ctx context.Context) {
 	defer close(s.stopped)
 	defer s.queue.close(errStopping)
-	// A commit that has begun is finished, also while the replica is stopping.
-	finish := context.WithoutCancel(ctx)
+	finish := context.WithoutCancel(ctx) // what has begun is finished, also while the replica is stopping
 	for {
 		select {
 		case <-ctx.Done():
@@ -115,15 +115,19 @@ func (s *Store) commitLoop(ctx context.Context) {
 				s.step(finish, r)
 			default:
 			}
-			batch = s.commit(finish, batch)
+			batch = s.commit(ctx, batch)
 		}
 	}
 }
 
 var errStopping = fault.New(fault.Unavailable, fault.Draining, "this replica is stopping: try another").WithOutcome(fault.NotApplied)
 
-// commit answers a batch but for those that it returns, which did not fit.
-func (s *Store) commit(ctx context.Context, batch []*request) []*request {
+// commit answers a batch but for those that it returns, which did not fit. When stopping ends it does not hold back any
+// more, and is finished all the same.
+func (s *Store) commit(stopping context.Context, batch []*request) []*request {
+	ctx := context.WithoutCancel(stopping)
+	own := false // it is this replica's turn
+	held := s.yield(stopping, s.maxTurn())
 	began := time.Now()
 	written := map[ident.Hash]bool{}
 	for attempt := 0; ; attempt++ {
@@ -146,6 +150,20 @@ func (s *Store) commit(ctx context.Context, batch []*request) []*request {
 			}
 			return p.rest
 		case errors.Is(err, errLost) && attempt < maxRetries && (attempt < minRetries || time.Since(began) < longFactor*s.cfg.Timeout):
+			if own {
+				continue
+			}
+			if wait := s.yield(stopping, s.maxTurn()-held); wait > 0 {
+				held, began = held+wait, began.Add(wait)
+				continue
+			}
+			if attempt+1 < minLosses || time.Since(began) < s.cfg.Timeout/4 {
+				continue
+			}
+			if end := s.takeTurn(ctx); end != nil {
+				defer end()
+				own, began = true, time.Now()
+			}
 			continue
 		case errors.Is(err, errLost):
 			err = errSlower(err)

@@ -125,6 +125,7 @@ func (s *Store) load(ctx context.Context) (int64, error) {
 	if err := s.loadEnded(resp.Responses[6].GetResponseRange().Kvs); err != nil {
 		return 0, err
 	}
+	s.turn.set(resp.Responses[7].GetResponseRange().Kvs, s.maxTurn())
 	s.publish(next)
 	return revision, nil
 }
@@ -136,6 +137,7 @@ func (s *Store) open(ctx context.Context) (*clientv3.TxnResponse, error) {
 		clientv3.OpGet(s.keys.install()), clientv3.OpGet(s.keys.head()), clientv3.OpGet(s.keys.members(), clientv3.WithPrefix()),
 		clientv3.OpGet(s.keys.replicas(), clientv3.WithPrefix()), clientv3.OpGet(s.keys.placement()),
 		clientv3.OpGet(s.keys.names(), clientv3.WithPrefix()), s.getEnded(),
+		clientv3.OpGet(s.keys.turn()),
 	}
 	resp, err := s.readTxn(ctx, gets...)
 	if err != nil {
@@ -277,6 +279,12 @@ func (s *Store) follow(ctx context.Context, from int64) error {
 				if key == s.keys.head() {
 					head = event.Kv
 				}
+			case key == s.keys.turn():
+				var there []*mvccpb.KeyValue
+				if event.Type == clientv3.EventTypePut {
+					there = append(there, event.Kv)
+				}
+				s.turn.set(there, s.maxTurn())
 			case s.isFleet(key):
 				if err := s.fleetEvent(key, event); err != nil {
 					s.log.Error("fleet key ignored", "error", err)

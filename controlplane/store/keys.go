@@ -16,6 +16,7 @@ func (k keys) install() string                  { return k.prefix + "/install" }
 func (k keys) head() string                     { return k.prefix + "/head" }
 func (k keys) placement() string                { return k.prefix + "/placement" }
 func (k keys) election() string                 { return k.prefix + "/leader" }
+func (k keys) turn() string                     { return k.prefix + "/turn" }
 func (k keys) members() string                  { return k.prefix + "/members/" }
 func (k keys) replicas() string                 { return k.prefix + "/replicas/" }
 func (k keys) marks() string                    { return k.prefix + "/marks/" }

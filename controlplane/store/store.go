@@ -69,6 +69,7 @@ type Store struct {
 	queue  queue
 	recent recent
 	names  names
+	turn   turn
 
 	installation atomic.Pointer[recordv1.Installation]
 	state        atomic.Pointer[state]
