@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/prism-gateway/prism/controlplane/admission"
 	"github.com/prism-gateway/prism/shared/fault"
@@ -40,7 +41,7 @@ func Explain(err error) string {
 		fmt.Fprintf(&b, "\n  ask for it in the namespace's request: needs: {interfaces: [%s]}", name)
 	}
 	if f.RetryAfter > 0 {
-		fmt.Fprintf(&b, "\n  try again in %v", f.RetryAfter)
+		fmt.Fprintf(&b, "\n  try again in %v", f.RetryAfter.Round(time.Millisecond))
 	}
 	if f.Outcome == fault.OutcomeUnknown {
 		b.WriteString("\n  whether it was done is not known: look before you repeat it")
