@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -49,9 +50,15 @@ type row struct {
 // table collects rows and prints them in the order of the goals.
 type table struct{ rows []row }
 
+// add takes a figure, and tells it at once: a run that is cut off has not measured for nothing.
 func (t *table) add(r row) {
 	slices.Sort(r.d)
 	t.rows = append(t.rows, r)
+	for _, g := range goals {
+		if g.id == r.id {
+			fmt.Fprint(os.Stderr, r.line(g))
+		}
+	}
 }
 
 func (t *table) String() string {
