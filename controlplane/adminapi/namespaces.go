@@ -315,7 +315,9 @@ func (s *Server) drain(ctx context.Context, in *controlv1.DeleteNamespaceRequest
 	if err != nil {
 		return nil, "", false, err
 	}
-	return config, version, commit.InRelease, nil
+	// Another's deletion may have drained it in waves that are still under way.
+	_, pending := s.cfg.Store.Released().Of(snapshot.NamespacePrefix + name)
+	return config, version, commit.InRelease || pending, nil
 }
 
 // drained waits until every owner has taken the draining version, or for the drain timeout.

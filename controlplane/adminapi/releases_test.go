@@ -8,9 +8,11 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/prism-gateway/prism/controlplane/release"
+	"github.com/prism-gateway/prism/controlplane/snapshot"
 	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
@@ -214,5 +216,32 @@ func TestAPlanSaysHowItWouldGoToTheFleet(t *testing.T) {
 				t.Errorf("%v by %v", out.GetClass(), out.GetPolicy())
 			}
 		})
+	}
+}
+
+// A deletion that was begun and goes in waves does not make the next one wait for owners that it has not reached.
+func TestDeleteOfWhatDrainsInWaves(t *testing.T) {
+	r := startUnder(t, scoped())
+	r.backends(t, &configv1.Backend{Name: "cache-a", Type: "redis", Endpoints: []string{"a.example.org:6379"}})
+	r.create(t, request("orders"))
+	_, err := r.store.Commit(t.Context(), release.Order{}, func(base *snapshot.Tree, _ uint64) ([]snapshot.Set, error) {
+		o, _ := base.Namespace("orders")
+		config := &configv1.NamespaceConfig{}
+		if err := proto.Unmarshal(o.Data, config); err != nil {
+			return nil, err
+		}
+		config.Draining = true
+		data, err := proto.MarshalOptions{Deterministic: true}.Marshal(config)
+		return []snapshot.Set{{Name: o.Name, Data: data, Author: "somebody"}}, err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := r.DeleteNamespace(t.Context(), &controlv1.DeleteNamespaceRequest{Namespace: "orders"})
+	if err != nil || out.GetDrained() {
+		t.Fatalf("the deletion answers %v, %v; want one that has drained nobody", out, err)
+	}
+	if _, pending := r.store.Released().Of("ns/orders"); !pending {
+		t.Fatal("the deletion does not go in waves")
 	}
 }
