@@ -77,6 +77,28 @@ func (s *Store) yield(ctx context.Context, most time.Duration) time.Duration {
 	}
 }
 
+// settle returns when head has stayed for a moment, or moves on all the same: what the others had begun before they knew
+// of a turn is done then, and costs its holder no attempt.
+func (s *Store) settle() {
+	moved, stop := s.Watch()
+	defer stop()
+	latest := time.NewTimer(s.cfg.Timeout)
+	defer latest.Stop()
+	moment := s.cfg.Timeout / 10
+	quiet := time.NewTimer(moment)
+	defer quiet.Stop()
+	for {
+		select {
+		case <-moved:
+			quiet.Reset(moment)
+		case <-quiet.C:
+			return
+		case <-latest.C:
+			return
+		}
+	}
+}
+
 // takeTurn makes it this replica's turn until the function that it returns is called. It returns nil when that cannot be
 // had, because another has it or etcd does not answer.
 func (s *Store) takeTurn(ctx context.Context) (end func()) {
@@ -110,6 +132,7 @@ func (s *Store) takeTurn(ctx context.Context) (end func()) {
 		for range kept { // ends with keeping, or with the lease
 		}
 	})
+	s.settle()
 	return func() {
 		stop()
 		keeper.Wait()

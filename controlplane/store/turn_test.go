@@ -17,7 +17,8 @@ import (
 // those of the API are, while another replica makes small ones without pause.
 func TestALargeChangeIsMadeAmongManySmall(t *testing.T) {
 	const many = 5000
-	large, busy := open(t, store.Config{Name: "large"}), open(t, store.Config{Name: "busy"})
+	const timeout = 5 * time.Second // with the race detector one attempt takes longer than a turn by default
+	large, busy := open(t, store.Config{Name: "large", Timeout: timeout}), open(t, store.Config{Name: "busy", Timeout: timeout})
 	var made atomic.Int64
 	more := make(chan struct{}, 1)
 	ctx, stop := context.WithCancel(t.Context())
