@@ -29,6 +29,23 @@ func TestDefaultsAreComplete(t *testing.T) {
 	}
 }
 
+func TestTheFilesThatShipAreGood(t *testing.T) {
+	admin, err := settings.LoadAdmin(filepath.Join("..", "..", "deployments", "programs", "prism-admin.yaml"), none)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if admin.GetRelease().GetScoped().GetSoak().AsDuration() != 30*time.Second || admin.GetQuotas().GetTeams()["payments"].GetWeight() != 2 {
+		t.Errorf("got %v", admin)
+	}
+	proxy, err := settings.LoadProxy(filepath.Join("..", "..", "deployments", "programs", "prism-proxy.yaml"), none)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if proxy.GetId() != "proxy-1" || proxy.GetValidator() {
+		t.Errorf("got %v", proxy)
+	}
+}
+
 func TestAFileReplacesDefaultsAndVariablesReplaceTheFile(t *testing.T) {
 	path := write(t, `listen: 127.0.0.1:7001
 partitions: 64
