@@ -86,6 +86,9 @@ func (g *Group) Run(ctx context.Context) error {
 			return r.failure()
 		}
 	}()
+	if failure == nil {
+		g.cfg.Log.InfoContext(ctx, "told to stop", slog.Any("cause", context.Cause(ctx))) // which signal it was
+	}
 	return errors.Join(failure, g.stop(ctx, started))
 }
 

@@ -168,6 +168,19 @@ func TestErrorsOfStoppingAreReported(t *testing.T) {
 	})
 }
 
+func TestWhoToldItToStopIsLogged(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(errors.New("terminated"))
+	var log strings.Builder
+	g, err := lifecycle.New(lifecycle.Config{Log: slog.New(slog.NewTextHandler(&log, nil))}, (&journal{}).part("store"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Run(ctx); err != nil || !strings.Contains(log.String(), "cause=terminated") {
+		t.Errorf("%v; logged %q", err, log.String())
+	}
+}
+
 func TestStoppingWhileStartingStartsNothingMore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
