@@ -537,11 +537,25 @@ func (p *proxy) end() error {
 	}
 }
 
+// listen signals after something about a partition has changed in the tracker, until another listens.
+func (r *replica) listen(p ident.Partition) <-chan struct{} {
+	signal := make(chan struct{}, 1)
+	r.tracker.Listen(func(changed ident.Partition) {
+		if changed != p {
+			return
+		}
+		select {
+		case signal <- struct{}{}:
+		default: // a signal waits already
+		}
+	})
+	return signal
+}
+
 // await waits until the tracker says so of a partition.
 func (r *replica) await(t testing.TB, p ident.Partition, what string, holds func(map[string]cellState) bool) {
 	t.Helper()
-	signal, stop := r.tracker.Watch(p)
-	defer stop()
+	signal := r.listen(p)
 	timeout := time.After(patience)
 	for {
 		cells := map[string]cellState{}

@@ -256,8 +256,7 @@ func TestClientsThatDoNotRead(t *testing.T) {
 	for p := range all {
 		all[p] = ident.Partition(p).String()
 	}
-	signal, stop := r.tracker.Watch(0)
-	defer stop()
+	signal := r.listen(0)
 	deaf := func(id string) {
 		p := connectVia(t, dial(t, r.address, grpc.WithStaticStreamWindowSize(64<<10), grpc.WithStaticConnWindowSize(64<<10)))
 		p.request(&request{Node: node(id, 0), TypeUrl: push.NamespaceType, ResourceNamesSubscribe: all})

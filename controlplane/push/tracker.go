@@ -42,10 +42,9 @@ func cellOf(name string) cell {
 // goroutine.
 type Tracker struct {
 	mu      sync.Mutex
-	streams map[string]*tracked                        // by proxy; the newest stream of each
-	cells   map[ident.Partition]map[string]*progress   // by partition and proxy
-	watches map[ident.Partition]map[chan struct{}]bool // who watches a partition
-	changed func(ident.Partition)                      // nil: nobody listens
+	streams map[string]*tracked                      // by proxy; the newest stream of each
+	cells   map[ident.Partition]map[string]*progress // by partition and proxy
+	changed func(ident.Partition)                    // nil: nobody listens
 }
 
 // tracked is one stream.
@@ -71,7 +70,6 @@ func NewTracker() *Tracker {
 	return &Tracker{
 		streams: map[string]*tracked{},
 		cells:   map[ident.Partition]map[string]*progress{},
-		watches: map[ident.Partition]map[chan struct{}]bool{},
 	}
 }
 
@@ -120,30 +118,6 @@ func (t *Tracker) Streams() []string {
 	return slices.Sorted(maps.Keys(t.streams))
 }
 
-// Watch signals after something about the partitions has changed, until the function is called. A signal stands for any
-// number of changes; look at Cells once before the first.
-func (t *Tracker) Watch(partitions ...ident.Partition) (<-chan struct{}, func()) {
-	signal := make(chan struct{}, 1)
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, p := range partitions {
-		if t.watches[p] == nil {
-			t.watches[p] = map[chan struct{}]bool{}
-		}
-		t.watches[p][signal] = true
-	}
-	return signal, func() {
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		for _, p := range partitions {
-			delete(t.watches[p], signal)
-			if len(t.watches[p]) == 0 {
-				delete(t.watches, p)
-			}
-		}
-	}
-}
-
 // Listen has changed called after something about a partition has changed, with locks of the Tracker held: it must return
 // at once and ask the Tracker nothing. Only one may listen, and from before the first stream.
 func (t *Tracker) Listen(changed func(ident.Partition)) {
@@ -164,12 +138,6 @@ func (s *tracked) refused(of *progress) []*configv1.Rejection {
 func (t *Tracker) signalLocked(c cell) {
 	if t.changed != nil && c != sharedCell {
 		t.changed(ident.Partition(c))
-	}
-	for signal := range t.watches[ident.Partition(c)] {
-		select {
-		case signal <- struct{}{}:
-		default: // a signal waits already
-		}
 	}
 }
 
