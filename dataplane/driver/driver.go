@@ -66,6 +66,7 @@ type Name struct {
 type Item struct {
 	Name
 	Value       []byte
+	Size        uint64            // of the value, in bytes, where it is left out; drivers need not say it of small values
 	Version     []byte            // at most 64 bytes; never repeats for an item, also after delete and recreate
 	ExpireAt    time.Time         // zero: never
 	ModifiedAt  time.Time         // when last written, by the writer's clock
@@ -109,6 +110,8 @@ type Write struct {
 	KeepExpiry bool
 	// Previous asks for the item as it was before.
 	Previous bool
+	// Token is for keyvalue.idempotency; nil: none.
+	Token *Token
 }
 
 // Written is what a write did.
@@ -117,6 +120,8 @@ type Written struct {
 	ExpireAt time.Time // until when it is visible; zero: never
 	Existed  bool      // whether there was an item before
 	Previous *Item     // if asked for and there was one
+	// Duplicate says that an earlier write with the same token did it; the rest is that one's result.
+	Duplicate bool
 }
 
 // WriteResult is one entry's result of a batch.

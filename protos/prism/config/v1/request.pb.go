@@ -538,7 +538,10 @@ type Needs struct {
 	// Whether order is kept, and among what; for message patterns only.
 	Ordering Ordering `protobuf:"varint,10,opt,name=ordering,proto3,enum=prism.config.v1.Ordering" json:"ordering,omitempty"`
 	// The largest value, such as "256KiB"; for keyvalue only. Absent means the backend's limit.
-	MaxValueSize  string `protobuf:"bytes,11,opt,name=max_value_size,json=maxValueSize,proto3" json:"max_value_size,omitempty"`
+	MaxValueSize string `protobuf:"bytes,11,opt,name=max_value_size,json=maxValueSize,proto3" json:"max_value_size,omitempty"`
+	// How old what a read sees may be, from 10 ms to 1 h; for keyvalue with consistency eventual or read_your_writes only.
+	// Asks for a cache before the storage.
+	MaxStaleness  *durationpb.Duration `protobuf:"bytes,12,opt,name=max_staleness,json=maxStaleness,proto3" json:"max_staleness,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -648,6 +651,13 @@ func (x *Needs) GetMaxValueSize() string {
 		return x.MaxValueSize
 	}
 	return ""
+}
+
+func (x *Needs) GetMaxStaleness() *durationpb.Duration {
+	if x != nil {
+		return x.MaxStaleness
+	}
+	return nil
 }
 
 // Pattern is one pattern of an advanced request.
@@ -2489,7 +2499,7 @@ const file_prism_config_v1_request_proto_rawDesc = "" +
 	"\aprofile\x18\v \x01(\tB \xbaH\x1d\xd8\x01\x01r\x182\x16^[a-z][a-z0-9-]{2,62}$R\aprofile\x12/\n" +
 	"\x06limits\x18\f \x01(\v2\x17.prism.config.v1.LimitsR\x06limits:\xbb\x02\xbaH\xb7\x02\x1a\xa0\x01\n" +
 	"\x1dnamespace.pattern_or_patterns\x12Kname either one pattern (guided) or a list of patterns (advanced), not both\x1a2(this.pattern != '') != (this.patterns.size() > 0)\x1a\x91\x01\n" +
-	"\x1anamespace.needs_are_guided\x12Kneeds belong to a guided request; an advanced one says them in each pattern\x1a&!has(this.needs) || this.pattern != ''\"\xef\x05\n" +
+	"\x1anamespace.needs_are_guided\x12Kneeds belong to a guided request; an advanced one says them in each pattern\x1a&!has(this.needs) || this.pattern != ''\"\xc3\x06\n" +
 	"\x05Needs\x12E\n" +
 	"\n" +
 	"durability\x18\x01 \x01(\x0e2\x1b.prism.config.v1.DurabilityB\b\xbaH\x05\x82\x01\x02\x10\x01R\n" +
@@ -2508,7 +2518,8 @@ const file_prism_config_v1_request_proto_rawDesc = "" +
 	"\tretention\x18\t \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x06\b\x80\x86\xb0\x96\x012\x02\b\x01R\tretention\x12?\n" +
 	"\bordering\x18\n" +
 	" \x01(\x0e2\x19.prism.config.v1.OrderingB\b\xbaH\x05\x82\x01\x02\x10\x01R\bordering\x12P\n" +
-	"\x0emax_value_size\x18\v \x01(\tB*\xbaH'\xd8\x01\x01r\"2 ^[0-9]{1,15}(B|KiB|MiB|GiB|TiB)$R\fmaxValueSize\"\xc2\x02\n" +
+	"\x0emax_value_size\x18\v \x01(\tB*\xbaH'\xd8\x01\x01r\"2 ^[0-9]{1,15}(B|KiB|MiB|GiB|TiB)$R\fmaxValueSize\x12R\n" +
+	"\rmax_staleness\x18\f \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\x90\x1c2\x05\x10\x80\xad\xe2\x04R\fmaxStaleness\"\xc2\x02\n" +
 	"\aPattern\x121\n" +
 	"\x04name\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x182\x16^[a-z][a-z0-9-]{1,62}$R\x04name\x121\n" +
 	"\x04type\x18\x02 \x01(\tB\x1d\xbaH\x1ar\x182\x16^[a-z][a-z0-9-]{1,62}$R\x04type\x12G\n" +
@@ -2755,48 +2766,49 @@ var file_prism_config_v1_request_proto_depIdxs = []int32{
 	33, // 9: prism.config.v1.Needs.ttl:type_name -> google.protobuf.Duration
 	33, // 10: prism.config.v1.Needs.retention:type_name -> google.protobuf.Duration
 	2,  // 11: prism.config.v1.Needs.ordering:type_name -> prism.config.v1.Ordering
-	7,  // 12: prism.config.v1.Pattern.needs:type_name -> prism.config.v1.Needs
-	9,  // 13: prism.config.v1.Pattern.slots:type_name -> prism.config.v1.Slot
-	10, // 14: prism.config.v1.Slot.prefer:type_name -> prism.config.v1.Preference
-	31, // 15: prism.config.v1.Slot.config:type_name -> prism.config.v1.Slot.ConfigEntry
-	32, // 16: prism.config.v1.Preference.labels:type_name -> prism.config.v1.Preference.LabelsEntry
-	12, // 17: prism.config.v1.Access.owners:type_name -> prism.config.v1.Principal
-	12, // 18: prism.config.v1.Access.writers:type_name -> prism.config.v1.Principal
-	12, // 19: prism.config.v1.Access.readers:type_name -> prism.config.v1.Principal
-	3,  // 20: prism.config.v1.Policies.audit:type_name -> prism.config.v1.AuditPolicy
-	15, // 21: prism.config.v1.Auth.token:type_name -> prism.config.v1.TokenAuth
-	16, // 22: prism.config.v1.Auth.vault:type_name -> prism.config.v1.VaultAuth
-	19, // 23: prism.config.v1.Auth.session:type_name -> prism.config.v1.SessionPolicy
-	33, // 24: prism.config.v1.TokenAuth.cache_ttl:type_name -> google.protobuf.Duration
-	17, // 25: prism.config.v1.VaultAuth.jwt_auth:type_name -> prism.config.v1.JwtLogin
-	18, // 26: prism.config.v1.VaultAuth.credentials:type_name -> prism.config.v1.CredentialSource
-	4,  // 27: prism.config.v1.CredentialSource.scope:type_name -> prism.config.v1.CredentialScope
-	33, // 28: prism.config.v1.SessionPolicy.ttl:type_name -> google.protobuf.Duration
-	33, // 29: prism.config.v1.SessionPolicy.idle_timeout:type_name -> google.protobuf.Duration
-	33, // 30: prism.config.v1.Limits.default_deadline:type_name -> google.protobuf.Duration
-	33, // 31: prism.config.v1.Limits.max_deadline:type_name -> google.protobuf.Duration
-	23, // 32: prism.config.v1.NamespaceResponse.patterns:type_name -> prism.config.v1.AssignedPattern
-	25, // 33: prism.config.v1.NamespaceResponse.decisions:type_name -> prism.config.v1.Decision
-	27, // 34: prism.config.v1.NamespaceResponse.status:type_name -> prism.config.v1.NamespaceStatus
-	6,  // 35: prism.config.v1.NamespaceResponse.request:type_name -> prism.config.v1.NamespaceRequest
-	34, // 36: prism.config.v1.NamespaceResponse.created_at:type_name -> google.protobuf.Timestamp
-	34, // 37: prism.config.v1.NamespaceResponse.updated_at:type_name -> google.protobuf.Timestamp
-	21, // 38: prism.config.v1.NamespaceResponse.limits:type_name -> prism.config.v1.Limits
-	24, // 39: prism.config.v1.AssignedPattern.bindings:type_name -> prism.config.v1.Binding
-	26, // 40: prism.config.v1.Decision.refusals:type_name -> prism.config.v1.Refusal
-	28, // 41: prism.config.v1.NamespaceStatus.owners:type_name -> prism.config.v1.OwnerStatus
-	35, // 42: prism.config.v1.NamespaceStatus.release:type_name -> prism.config.v1.ReleaseStatus
-	30, // 43: prism.config.v1.NamespaceStatus.taken_back:type_name -> prism.config.v1.TakenBack
-	5,  // 44: prism.config.v1.OwnerStatus.stage:type_name -> prism.config.v1.Stage
-	29, // 45: prism.config.v1.OwnerStatus.rejection:type_name -> prism.config.v1.Rejection
-	34, // 46: prism.config.v1.OwnerStatus.last_seen:type_name -> google.protobuf.Timestamp
-	29, // 47: prism.config.v1.TakenBack.rejection:type_name -> prism.config.v1.Rejection
-	34, // 48: prism.config.v1.TakenBack.at:type_name -> google.protobuf.Timestamp
-	49, // [49:49] is the sub-list for method output_type
-	49, // [49:49] is the sub-list for method input_type
-	49, // [49:49] is the sub-list for extension type_name
-	49, // [49:49] is the sub-list for extension extendee
-	0,  // [0:49] is the sub-list for field type_name
+	33, // 12: prism.config.v1.Needs.max_staleness:type_name -> google.protobuf.Duration
+	7,  // 13: prism.config.v1.Pattern.needs:type_name -> prism.config.v1.Needs
+	9,  // 14: prism.config.v1.Pattern.slots:type_name -> prism.config.v1.Slot
+	10, // 15: prism.config.v1.Slot.prefer:type_name -> prism.config.v1.Preference
+	31, // 16: prism.config.v1.Slot.config:type_name -> prism.config.v1.Slot.ConfigEntry
+	32, // 17: prism.config.v1.Preference.labels:type_name -> prism.config.v1.Preference.LabelsEntry
+	12, // 18: prism.config.v1.Access.owners:type_name -> prism.config.v1.Principal
+	12, // 19: prism.config.v1.Access.writers:type_name -> prism.config.v1.Principal
+	12, // 20: prism.config.v1.Access.readers:type_name -> prism.config.v1.Principal
+	3,  // 21: prism.config.v1.Policies.audit:type_name -> prism.config.v1.AuditPolicy
+	15, // 22: prism.config.v1.Auth.token:type_name -> prism.config.v1.TokenAuth
+	16, // 23: prism.config.v1.Auth.vault:type_name -> prism.config.v1.VaultAuth
+	19, // 24: prism.config.v1.Auth.session:type_name -> prism.config.v1.SessionPolicy
+	33, // 25: prism.config.v1.TokenAuth.cache_ttl:type_name -> google.protobuf.Duration
+	17, // 26: prism.config.v1.VaultAuth.jwt_auth:type_name -> prism.config.v1.JwtLogin
+	18, // 27: prism.config.v1.VaultAuth.credentials:type_name -> prism.config.v1.CredentialSource
+	4,  // 28: prism.config.v1.CredentialSource.scope:type_name -> prism.config.v1.CredentialScope
+	33, // 29: prism.config.v1.SessionPolicy.ttl:type_name -> google.protobuf.Duration
+	33, // 30: prism.config.v1.SessionPolicy.idle_timeout:type_name -> google.protobuf.Duration
+	33, // 31: prism.config.v1.Limits.default_deadline:type_name -> google.protobuf.Duration
+	33, // 32: prism.config.v1.Limits.max_deadline:type_name -> google.protobuf.Duration
+	23, // 33: prism.config.v1.NamespaceResponse.patterns:type_name -> prism.config.v1.AssignedPattern
+	25, // 34: prism.config.v1.NamespaceResponse.decisions:type_name -> prism.config.v1.Decision
+	27, // 35: prism.config.v1.NamespaceResponse.status:type_name -> prism.config.v1.NamespaceStatus
+	6,  // 36: prism.config.v1.NamespaceResponse.request:type_name -> prism.config.v1.NamespaceRequest
+	34, // 37: prism.config.v1.NamespaceResponse.created_at:type_name -> google.protobuf.Timestamp
+	34, // 38: prism.config.v1.NamespaceResponse.updated_at:type_name -> google.protobuf.Timestamp
+	21, // 39: prism.config.v1.NamespaceResponse.limits:type_name -> prism.config.v1.Limits
+	24, // 40: prism.config.v1.AssignedPattern.bindings:type_name -> prism.config.v1.Binding
+	26, // 41: prism.config.v1.Decision.refusals:type_name -> prism.config.v1.Refusal
+	28, // 42: prism.config.v1.NamespaceStatus.owners:type_name -> prism.config.v1.OwnerStatus
+	35, // 43: prism.config.v1.NamespaceStatus.release:type_name -> prism.config.v1.ReleaseStatus
+	30, // 44: prism.config.v1.NamespaceStatus.taken_back:type_name -> prism.config.v1.TakenBack
+	5,  // 45: prism.config.v1.OwnerStatus.stage:type_name -> prism.config.v1.Stage
+	29, // 46: prism.config.v1.OwnerStatus.rejection:type_name -> prism.config.v1.Rejection
+	34, // 47: prism.config.v1.OwnerStatus.last_seen:type_name -> google.protobuf.Timestamp
+	29, // 48: prism.config.v1.TakenBack.rejection:type_name -> prism.config.v1.Rejection
+	34, // 49: prism.config.v1.TakenBack.at:type_name -> google.protobuf.Timestamp
+	50, // [50:50] is the sub-list for method output_type
+	50, // [50:50] is the sub-list for method input_type
+	50, // [50:50] is the sub-list for extension type_name
+	50, // [50:50] is the sub-list for extension extendee
+	0,  // [0:50] is the sub-list for field type_name
 }
 
 func init() { file_prism_config_v1_request_proto_init() }

@@ -164,7 +164,10 @@ type Item struct {
 	// The media type of the value, as the writer said; at most 255 bytes.
 	ContentType string `protobuf:"bytes,7,opt,name=content_type,json=contentType,proto3" json:"content_type,omitempty"`
 	// The writer's own annotations; names and values together at most 2 KiB.
-	Metadata      map[string]string `protobuf:"bytes,8,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Metadata map[string]string `protobuf:"bytes,8,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The size of the value in bytes, where the value is left out: for head_only, keys_only, and in scans and watches when
+	// the value was written by WriteValue. 0 where the value is there.
+	Size          uint64 `protobuf:"varint,9,opt,name=size,proto3" json:"size,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -253,6 +256,13 @@ func (x *Item) GetMetadata() map[string]string {
 		return x.Metadata
 	}
 	return nil
+}
+
+func (x *Item) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
 }
 
 // Condition is what must hold for a write to be done. Interface keyvalue.version.
@@ -3238,9 +3248,15 @@ type DescribeResponse struct {
 	// What the data survives: none (dies with the proxy), relaxed or strong.
 	Durability string `protobuf:"bytes,14,opt,name=durability,proto3" json:"durability,omitempty"`
 	// What a caller ought to know, for people.
-	Notes         []string `protobuf:"bytes,15,rep,name=notes,proto3" json:"notes,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Notes []string `protobuf:"bytes,15,rep,name=notes,proto3" json:"notes,omitempty"`
+	// How long an idempotency token is remembered after it was made; absent when the namespace takes none.
+	IdempotencyWindow *durationpb.Duration `protobuf:"bytes,16,opt,name=idempotency_window,json=idempotencyWindow,proto3" json:"idempotency_window,omitempty"`
+	// How old what an eventual read sees may be; absent when all reads are of the newest.
+	MaxStaleness *durationpb.Duration `protobuf:"bytes,17,opt,name=max_staleness,json=maxStaleness,proto3" json:"max_staleness,omitempty"`
+	// The largest value of WriteValue in bytes; 0 when the namespace has none.
+	MaxLargeValueBytes uint64 `protobuf:"varint,18,opt,name=max_large_value_bytes,json=maxLargeValueBytes,proto3" json:"max_large_value_bytes,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *DescribeResponse) Reset() {
@@ -3378,11 +3394,32 @@ func (x *DescribeResponse) GetNotes() []string {
 	return nil
 }
 
+func (x *DescribeResponse) GetIdempotencyWindow() *durationpb.Duration {
+	if x != nil {
+		return x.IdempotencyWindow
+	}
+	return nil
+}
+
+func (x *DescribeResponse) GetMaxStaleness() *durationpb.Duration {
+	if x != nil {
+		return x.MaxStaleness
+	}
+	return nil
+}
+
+func (x *DescribeResponse) GetMaxLargeValueBytes() uint64 {
+	if x != nil {
+		return x.MaxLargeValueBytes
+	}
+	return 0
+}
+
 var File_prism_data_v1_keyvalue_proto protoreflect.FileDescriptor
 
 const file_prism_data_v1_keyvalue_proto_rawDesc = "" +
 	"\n" +
-	"\x1cprism/data/v1/keyvalue.proto\x12\rprism.data.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xed\x02\n" +
+	"\x1cprism/data/v1/keyvalue.proto\x12\rprism.data.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\x81\x03\n" +
 	"\x04Item\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\fR\x03key\x12\x14\n" +
@@ -3392,7 +3429,8 @@ const file_prism_data_v1_keyvalue_proto_rawDesc = "" +
 	"\vmodified_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"modifiedAt\x12!\n" +
 	"\fcontent_type\x18\a \x01(\tR\vcontentType\x12=\n" +
-	"\bmetadata\x18\b \x03(\v2!.prism.data.v1.Item.MetadataEntryR\bmetadata\x1a;\n" +
+	"\bmetadata\x18\b \x03(\v2!.prism.data.v1.Item.MetadataEntryR\bmetadata\x12\x12\n" +
+	"\x04size\x18\t \x01(\x04R\x04size\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x80\x01\n" +
@@ -3617,7 +3655,7 @@ const file_prism_data_v1_keyvalue_proto_rawDesc = "" +
 	"\texpire_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bexpireAt\x12!\n" +
 	"\fcommit_token\x18\x03 \x01(\fR\vcommitToken\"/\n" +
 	"\x0fDescribeRequest\x12\x1c\n" +
-	"\tnamespace\x18\x01 \x01(\tR\tnamespace\"\xc2\x05\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\"\xff\x06\n" +
 	"\x10DescribeResponse\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12%\n" +
 	"\x0econfig_version\x18\x02 \x01(\tR\rconfigVersion\x12\x1e\n" +
@@ -3640,7 +3678,10 @@ const file_prism_data_v1_keyvalue_proto_rawDesc = "" +
 	"\n" +
 	"durability\x18\x0e \x01(\tR\n" +
 	"durability\x12\x14\n" +
-	"\x05notes\x18\x0f \x03(\tR\x05notes*~\n" +
+	"\x05notes\x18\x0f \x03(\tR\x05notes\x12H\n" +
+	"\x12idempotency_window\x18\x10 \x01(\v2\x19.google.protobuf.DurationR\x11idempotencyWindow\x12>\n" +
+	"\rmax_staleness\x18\x11 \x01(\v2\x19.google.protobuf.DurationR\fmaxStaleness\x121\n" +
+	"\x15max_large_value_bytes\x18\x12 \x01(\x04R\x12maxLargeValueBytes*~\n" +
 	"\vConsistency\x12\x1b\n" +
 	"\x17CONSISTENCY_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14CONSISTENCY_EVENTUAL\x10\x01\x12 \n" +
@@ -3794,41 +3835,43 @@ var file_prism_data_v1_keyvalue_proto_depIdxs = []int32{
 	0,  // 52: prism.data.v1.DescribeResponse.consistency_levels:type_name -> prism.data.v1.Consistency
 	48, // 53: prism.data.v1.DescribeResponse.default_deadline:type_name -> google.protobuf.Duration
 	48, // 54: prism.data.v1.DescribeResponse.max_deadline:type_name -> google.protobuf.Duration
-	6,  // 55: prism.data.v1.KeyValue.Get:input_type -> prism.data.v1.GetRequest
-	8,  // 56: prism.data.v1.KeyValue.Put:input_type -> prism.data.v1.PutRequest
-	10, // 57: prism.data.v1.KeyValue.Delete:input_type -> prism.data.v1.DeleteRequest
-	13, // 58: prism.data.v1.KeyValue.BatchGet:input_type -> prism.data.v1.BatchGetRequest
-	16, // 59: prism.data.v1.KeyValue.BatchWrite:input_type -> prism.data.v1.BatchWriteRequest
-	22, // 60: prism.data.v1.KeyValue.Touch:input_type -> prism.data.v1.TouchRequest
-	24, // 61: prism.data.v1.KeyValue.Scan:input_type -> prism.data.v1.ScanRequest
-	26, // 62: prism.data.v1.KeyValue.ListIds:input_type -> prism.data.v1.ListIdsRequest
-	28, // 63: prism.data.v1.KeyValue.DeleteRange:input_type -> prism.data.v1.DeleteRangeRequest
-	30, // 64: prism.data.v1.KeyValue.Increment:input_type -> prism.data.v1.IncrementRequest
-	33, // 65: prism.data.v1.KeyValue.Transact:input_type -> prism.data.v1.TransactRequest
-	35, // 66: prism.data.v1.KeyValue.Watch:input_type -> prism.data.v1.WatchRequest
-	38, // 67: prism.data.v1.KeyValue.ReadValue:input_type -> prism.data.v1.ReadValueRequest
-	40, // 68: prism.data.v1.KeyValue.WriteValue:input_type -> prism.data.v1.WriteValueRequest
-	42, // 69: prism.data.v1.KeyValue.Describe:input_type -> prism.data.v1.DescribeRequest
-	7,  // 70: prism.data.v1.KeyValue.Get:output_type -> prism.data.v1.GetResponse
-	9,  // 71: prism.data.v1.KeyValue.Put:output_type -> prism.data.v1.PutResponse
-	11, // 72: prism.data.v1.KeyValue.Delete:output_type -> prism.data.v1.DeleteResponse
-	14, // 73: prism.data.v1.KeyValue.BatchGet:output_type -> prism.data.v1.BatchGetResponse
-	20, // 74: prism.data.v1.KeyValue.BatchWrite:output_type -> prism.data.v1.BatchWriteResponse
-	23, // 75: prism.data.v1.KeyValue.Touch:output_type -> prism.data.v1.TouchResponse
-	25, // 76: prism.data.v1.KeyValue.Scan:output_type -> prism.data.v1.ScanResponse
-	27, // 77: prism.data.v1.KeyValue.ListIds:output_type -> prism.data.v1.ListIdsResponse
-	29, // 78: prism.data.v1.KeyValue.DeleteRange:output_type -> prism.data.v1.DeleteRangeResponse
-	31, // 79: prism.data.v1.KeyValue.Increment:output_type -> prism.data.v1.IncrementResponse
-	34, // 80: prism.data.v1.KeyValue.Transact:output_type -> prism.data.v1.TransactResponse
-	36, // 81: prism.data.v1.KeyValue.Watch:output_type -> prism.data.v1.WatchResponse
-	39, // 82: prism.data.v1.KeyValue.ReadValue:output_type -> prism.data.v1.ReadValueResponse
-	41, // 83: prism.data.v1.KeyValue.WriteValue:output_type -> prism.data.v1.WriteValueResponse
-	43, // 84: prism.data.v1.KeyValue.Describe:output_type -> prism.data.v1.DescribeResponse
-	70, // [70:85] is the sub-list for method output_type
-	55, // [55:70] is the sub-list for method input_type
-	55, // [55:55] is the sub-list for extension type_name
-	55, // [55:55] is the sub-list for extension extendee
-	0,  // [0:55] is the sub-list for field type_name
+	48, // 55: prism.data.v1.DescribeResponse.idempotency_window:type_name -> google.protobuf.Duration
+	48, // 56: prism.data.v1.DescribeResponse.max_staleness:type_name -> google.protobuf.Duration
+	6,  // 57: prism.data.v1.KeyValue.Get:input_type -> prism.data.v1.GetRequest
+	8,  // 58: prism.data.v1.KeyValue.Put:input_type -> prism.data.v1.PutRequest
+	10, // 59: prism.data.v1.KeyValue.Delete:input_type -> prism.data.v1.DeleteRequest
+	13, // 60: prism.data.v1.KeyValue.BatchGet:input_type -> prism.data.v1.BatchGetRequest
+	16, // 61: prism.data.v1.KeyValue.BatchWrite:input_type -> prism.data.v1.BatchWriteRequest
+	22, // 62: prism.data.v1.KeyValue.Touch:input_type -> prism.data.v1.TouchRequest
+	24, // 63: prism.data.v1.KeyValue.Scan:input_type -> prism.data.v1.ScanRequest
+	26, // 64: prism.data.v1.KeyValue.ListIds:input_type -> prism.data.v1.ListIdsRequest
+	28, // 65: prism.data.v1.KeyValue.DeleteRange:input_type -> prism.data.v1.DeleteRangeRequest
+	30, // 66: prism.data.v1.KeyValue.Increment:input_type -> prism.data.v1.IncrementRequest
+	33, // 67: prism.data.v1.KeyValue.Transact:input_type -> prism.data.v1.TransactRequest
+	35, // 68: prism.data.v1.KeyValue.Watch:input_type -> prism.data.v1.WatchRequest
+	38, // 69: prism.data.v1.KeyValue.ReadValue:input_type -> prism.data.v1.ReadValueRequest
+	40, // 70: prism.data.v1.KeyValue.WriteValue:input_type -> prism.data.v1.WriteValueRequest
+	42, // 71: prism.data.v1.KeyValue.Describe:input_type -> prism.data.v1.DescribeRequest
+	7,  // 72: prism.data.v1.KeyValue.Get:output_type -> prism.data.v1.GetResponse
+	9,  // 73: prism.data.v1.KeyValue.Put:output_type -> prism.data.v1.PutResponse
+	11, // 74: prism.data.v1.KeyValue.Delete:output_type -> prism.data.v1.DeleteResponse
+	14, // 75: prism.data.v1.KeyValue.BatchGet:output_type -> prism.data.v1.BatchGetResponse
+	20, // 76: prism.data.v1.KeyValue.BatchWrite:output_type -> prism.data.v1.BatchWriteResponse
+	23, // 77: prism.data.v1.KeyValue.Touch:output_type -> prism.data.v1.TouchResponse
+	25, // 78: prism.data.v1.KeyValue.Scan:output_type -> prism.data.v1.ScanResponse
+	27, // 79: prism.data.v1.KeyValue.ListIds:output_type -> prism.data.v1.ListIdsResponse
+	29, // 80: prism.data.v1.KeyValue.DeleteRange:output_type -> prism.data.v1.DeleteRangeResponse
+	31, // 81: prism.data.v1.KeyValue.Increment:output_type -> prism.data.v1.IncrementResponse
+	34, // 82: prism.data.v1.KeyValue.Transact:output_type -> prism.data.v1.TransactResponse
+	36, // 83: prism.data.v1.KeyValue.Watch:output_type -> prism.data.v1.WatchResponse
+	39, // 84: prism.data.v1.KeyValue.ReadValue:output_type -> prism.data.v1.ReadValueResponse
+	41, // 85: prism.data.v1.KeyValue.WriteValue:output_type -> prism.data.v1.WriteValueResponse
+	43, // 86: prism.data.v1.KeyValue.Describe:output_type -> prism.data.v1.DescribeResponse
+	72, // [72:87] is the sub-list for method output_type
+	57, // [57:72] is the sub-list for method input_type
+	57, // [57:57] is the sub-list for extension type_name
+	57, // [57:57] is the sub-list for extension extendee
+	0,  // [0:57] is the sub-list for field type_name
 }
 
 func init() { file_prism_data_v1_keyvalue_proto_init() }
