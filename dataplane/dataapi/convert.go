@@ -32,27 +32,15 @@ func writeOf(r *routing.Route, op driver.Op, name driver.Name, c *datav1.Conditi
 	if _, err := store(r); err != nil {
 		return w, err
 	}
-	if token != nil {
-		return w, keyvalue.Missing(keyvalue.Idempotency)
-	}
 	bad := func(field, text string) (keyvalue.Write, error) {
 		return w, keyvalue.Invalid(fault.Violation{Field: path + field, Rule: "const", Text: text})
 	}
-	switch is := c.GetIs().(type) {
-	case nil:
-		if c != nil { // of a later version of the API, perhaps: to write all the same would be wrong
-			return bad("condition", "says nothing that this build knows")
-		}
-	case *datav1.Condition_Absent:
-		if w.Condition = driver.IfAbsent; !is.Absent {
-			return bad("condition.absent", "can only be true")
-		}
-	case *datav1.Condition_Present:
-		if w.Condition = driver.IfPresent; !is.Present {
-			return bad("condition.present", "can only be true")
-		}
-	case *datav1.Condition_Version:
-		w.Condition, w.Version = driver.IfVersion, is.Version
+	var err error
+	if w.Token, err = tokenOf(token); err != nil {
+		return w, err
+	}
+	if w.Condition, w.Version, err = conditionOf(c, path); err != nil {
+		return w, err
 	}
 	switch is := e.GetIs().(type) {
 	case nil:
@@ -81,13 +69,76 @@ func writeOf(r *routing.Route, op driver.Op, name driver.Name, c *datav1.Conditi
 	return w, nil
 }
 
+// conditionOf is a condition; path is that of its owner, with its dot.
+func conditionOf(c *datav1.Condition, path string) (driver.Condition, []byte, error) {
+	bad := func(field, text string) (driver.Condition, []byte, error) {
+		return driver.Always, nil, keyvalue.Invalid(fault.Violation{Field: path + field, Rule: "const", Text: text})
+	}
+	switch is := c.GetIs().(type) {
+	case nil:
+		if c != nil { // of a later version of the API, perhaps: to write all the same would be wrong
+			return bad("condition", "says nothing that this build knows")
+		}
+	case *datav1.Condition_Absent:
+		if !is.Absent {
+			return bad("condition.absent", "can only be true")
+		}
+		return driver.IfAbsent, nil, nil
+	case *datav1.Condition_Present:
+		if !is.Present {
+			return bad("condition.present", "can only be true")
+		}
+		return driver.IfPresent, nil, nil
+	case *datav1.Condition_Version:
+		return driver.IfVersion, is.Version, nil
+	}
+	return driver.Always, nil, nil
+}
+
+// tokenOf is an idempotency token; nil stays nil.
+func tokenOf(t *datav1.IdempotencyToken) (*keyvalue.Token, error) {
+	switch {
+	case t == nil:
+		return nil, nil
+	case len(t.GetNonce()) != len(keyvalue.Token{}.Nonce):
+		return nil, keyvalue.Invalid(fault.Violation{Field: "token.nonce", Rule: "bytes.len", Text: fmt.Sprintf("is %d bytes long, want 16", len(t.GetNonce()))})
+	case t.GetMadeAt() == nil || t.GetMadeAt().CheckValid() != nil:
+		return nil, keyvalue.Invalid(fault.Violation{Field: "token.made_at", Rule: "required", Text: "is no time"})
+	}
+	return &keyvalue.Token{Nonce: [16]byte(t.GetNonce()), MadeAt: t.GetMadeAt().AsTime()}, nil
+}
+
+// writesOf are the writes of a batch or a transaction.
+func writesOf(r *routing.Route, in []*datav1.Write) ([]keyvalue.Write, error) {
+	writes := make([]keyvalue.Write, len(in))
+	for i, one := range in {
+		path := fmt.Sprintf("writes[%d].", i)
+		var err error
+		switch op := one.GetOp().(type) {
+		case *datav1.Write_Put:
+			p := op.Put
+			writes[i], err = writeOf(r, driver.Put, driver.Name{ID: p.GetId(), Key: p.GetKey()}, p.GetCondition(), p.GetExpiry(), nil, path+"put.")
+			writes[i].Value, writes[i].ContentType, writes[i].Metadata = p.GetValue(), p.GetContentType(), p.GetMetadata()
+		case *datav1.Write_Delete:
+			d := op.Delete
+			writes[i], err = writeOf(r, driver.Delete, driver.Name{ID: d.GetId(), Key: d.GetKey()}, d.GetCondition(), nil, nil, path+"delete.")
+		default:
+			err = keyvalue.Invalid(fault.Violation{Field: path + "op", Rule: "required", Text: "is missing"})
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return writes, nil
+}
+
 func itemOf(item *driver.Item) *datav1.Item {
 	if item == nil {
 		return nil
 	}
 	return &datav1.Item{
 		Id: item.ID, Key: item.Key, Value: item.Value, Version: item.Version, ExpireAt: timeOf(item.ExpireAt), ModifiedAt: timeOf(item.ModifiedAt),
-		ContentType: item.ContentType, Metadata: item.Metadata,
+		ContentType: item.ContentType, Metadata: item.Metadata, Size: item.Size,
 	}
 }
 

@@ -61,8 +61,10 @@ type Config struct {
 
 // Server serves the data services.
 type Server struct {
-	cfg    Config
-	frames sync.Pool
+	cfg      Config
+	frames   sync.Pool
+	stop     sync.Once
+	stopping chan struct{}
 }
 
 // New makes a Server.
@@ -73,8 +75,12 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &Server{cfg: cfg, frames: sync.Pool{New: func() any { return new(frame.Frame) }}}, nil
+	return &Server{cfg: cfg, frames: sync.Pool{New: func() any { return new(frame.Frame) }}, stopping: make(chan struct{})}, nil
 }
+
+// Drain ends the streams that would go on for ever, and tells their callers to open them elsewhere. Other calls are not
+// touched.
+func (s *Server) Drain() { s.stop.Do(func() { close(s.stopping) }) }
 
 // Unknown answers calls of methods that do not exist. It is for grpc.UnknownServiceHandler.
 func (s *Server) Unknown(any, grpc.ServerStream) error {
@@ -169,7 +175,7 @@ func (op *operation) serve(ctx context.Context, request any) (answer any, err er
 		return nil, fmt.Errorf("header: %w", err)
 	}
 	if route.Draining {
-		return nil, fault.New(fault.FailedPrecondition, fault.NamespaceDraining, "the namespace is being deleted").WithOutcome(fault.NotApplied)
+		return nil, draining()
 	}
 	if err := route.Limits.Begin(); err != nil {
 		return nil, err

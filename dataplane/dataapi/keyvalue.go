@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/prism-gateway/prism/dataplane/driver"
+	"github.com/prism-gateway/prism/dataplane/frame"
 	"github.com/prism-gateway/prism/dataplane/pattern/keyvalue"
 	"github.com/prism-gateway/prism/dataplane/routing"
 	datav1 "github.com/prism-gateway/prism/protos/prism/data/v1"
@@ -31,22 +32,18 @@ func (s *Server) Register(r grpc.ServiceRegistrar) {
 			unary(s, service, "Scan", false, scan),
 			unary(s, service, "ListIds", false, listIDs),
 			unary(s, service, "DeleteRange", true, deleteRange),
-			unary(s, service, "Increment", true, missing[*datav1.IncrementRequest, *datav1.IncrementResponse](keyvalue.Counter)),
-			unary(s, service, "Transact", true, missing[*datav1.TransactRequest, *datav1.TransactResponse](keyvalue.Transaction)),
+			unary(s, service, "Increment", true, increment),
+			unary(s, service, "Transact", true, transact),
 			unary(s, service, "Describe", false, describe),
 		},
 		Streams: []grpc.StreamDesc{
-			s.stream(service, "Watch", false, keyvalue.Watch, grpc.StreamDesc{ServerStreams: true}),
-			s.stream(service, "ReadValue", false, keyvalue.Large, grpc.StreamDesc{ServerStreams: true}),
-			s.stream(service, "WriteValue", true, keyvalue.Large, grpc.StreamDesc{ClientStreams: true}),
+			s.streaming(service, "Watch", false, grpc.StreamDesc{ServerStreams: true}, (*frame.Frame).Namespace, watch),
+			s.streaming(service, "ReadValue", false, grpc.StreamDesc{ServerStreams: true}, (*frame.Frame).Namespace, readValue),
+			// The first message of a WriteValue has the write in it, and that has the namespace.
+			s.streaming(service, "WriteValue", true, grpc.StreamDesc{ClientStreams: true}, (*frame.Frame).NestedNamespace, writeValue),
 		},
 		Metadata: datav1.KeyValue_ServiceDesc.Metadata,
 	}, s)
-}
-
-// missing is a method whose interface no driver of this build offers.
-func missing[Req, Res any](name string) func(context.Context, *routing.Route, Req) (Res, error) {
-	return func(context.Context, *routing.Route, Req) (res Res, err error) { return res, keyvalue.Missing(name) }
 }
 
 // store is the route's key-value pattern.
@@ -83,7 +80,10 @@ func put(ctx context.Context, r *routing.Route, in *datav1.PutRequest) (*datav1.
 	if err != nil {
 		return nil, err
 	}
-	return &datav1.PutResponse{Version: done.Version, ExpireAt: timeOf(done.ExpireAt), Previous: itemOf(done.Previous)}, nil
+	return &datav1.PutResponse{
+		Version: done.Version, ExpireAt: timeOf(done.ExpireAt), Previous: itemOf(done.Previous), Duplicate: done.Duplicate,
+		CommitToken: r.KeyValue.CommitToken(),
+	}, nil
 }
 
 func remove(ctx context.Context, r *routing.Route, in *datav1.DeleteRequest) (*datav1.DeleteResponse, error) {
@@ -96,7 +96,9 @@ func remove(ctx context.Context, r *routing.Route, in *datav1.DeleteRequest) (*d
 	if err != nil {
 		return nil, err
 	}
-	return &datav1.DeleteResponse{Existed: done.Existed, Previous: itemOf(done.Previous)}, nil
+	return &datav1.DeleteResponse{
+		Existed: done.Existed, Previous: itemOf(done.Previous), Duplicate: done.Duplicate, CommitToken: r.KeyValue.CommitToken(),
+	}, nil
 }
 
 func touch(ctx context.Context, r *routing.Route, in *datav1.TouchRequest) (*datav1.TouchResponse, error) {
@@ -147,40 +149,69 @@ func batchWrite(ctx context.Context, r *routing.Route, in *datav1.BatchWriteRequ
 	if _, err := store(r); err != nil {
 		return nil, err
 	}
-	if in.GetToken() != nil {
-		return nil, keyvalue.Missing(keyvalue.Idempotency)
-	}
-	writes := make([]keyvalue.Write, len(in.GetWrites()))
-	for i, one := range in.GetWrites() {
-		path := fmt.Sprintf("writes[%d].", i)
-		var err error
-		switch op := one.GetOp().(type) {
-		case *datav1.Write_Put:
-			p := op.Put
-			writes[i], err = writeOf(r, driver.Put, driver.Name{ID: p.GetId(), Key: p.GetKey()}, p.GetCondition(), p.GetExpiry(), nil, path+"put.")
-			writes[i].Value, writes[i].ContentType, writes[i].Metadata = p.GetValue(), p.GetContentType(), p.GetMetadata()
-		case *datav1.Write_Delete:
-			d := op.Delete
-			writes[i], err = writeOf(r, driver.Delete, driver.Name{ID: d.GetId(), Key: d.GetKey()}, d.GetCondition(), nil, nil, path+"delete.")
-		default:
-			err = keyvalue.Invalid(fault.Violation{Field: path + "op", Rule: "required", Text: "is missing"})
-		}
-		if err != nil {
-			return nil, err
-		}
-	}
-	results, err := r.KeyValue.BatchWrite(ctx, writes)
+	token, err := tokenOf(in.GetToken())
 	if err != nil {
 		return nil, err
 	}
-	out := &datav1.BatchWriteResponse{Results: make([]*datav1.WriteResult, len(results))}
+	writes, err := writesOf(r, in.GetWrites())
+	if err != nil {
+		return nil, err
+	}
+	results, err := r.KeyValue.BatchWrite(ctx, writes, token)
+	if err != nil {
+		return nil, err
+	}
+	out := &datav1.BatchWriteResponse{Results: make([]*datav1.WriteResult, len(results)), Duplicate: token != nil, CommitToken: r.KeyValue.CommitToken()}
 	id := ""
 	for i, one := range results {
+		out.Duplicate = out.Duplicate && one.Duplicate
 		out.Results[i] = &datav1.WriteResult{Version: one.Version, ExpireAt: timeOf(one.ExpireAt), Existed: writes[i].Op == driver.Delete && one.Existed}
 		if one.Err != nil {
 			id = requestID(ctx, id)
 			out.Results[i] = &datav1.WriteResult{Status: faultgrpc.Status(fault.From(one.Err), id).Proto()}
 		}
+	}
+	return out, nil
+}
+
+func increment(ctx context.Context, r *routing.Route, in *datav1.IncrementRequest) (*datav1.IncrementResponse, error) {
+	w, err := writeOf(r, driver.Put, driver.Name{ID: in.GetId(), Key: in.GetKey()}, nil, in.GetExpiry(), in.GetToken(), "")
+	if err != nil {
+		return nil, err
+	}
+	done, err := r.KeyValue.Increment(ctx, keyvalue.Increment{Name: w.Name, Delta: in.GetDelta(), Initial: in.GetInitial(), Expiry: w.Expiry, Token: w.Token})
+	if err != nil {
+		return nil, err
+	}
+	return &datav1.IncrementResponse{Value: done.Value, Version: done.Version, Duplicate: done.Duplicate, CommitToken: r.KeyValue.CommitToken()}, nil
+}
+
+func transact(ctx context.Context, r *routing.Route, in *datav1.TransactRequest) (*datav1.TransactResponse, error) {
+	if _, err := store(r); err != nil {
+		return nil, err
+	}
+	t := keyvalue.Transaction{ID: in.GetId(), Checks: make([]driver.Check, len(in.GetChecks()))}
+	for i, c := range in.GetChecks() {
+		var err error
+		if t.Checks[i].Condition, t.Checks[i].Version, err = conditionOf(c.GetCondition(), fmt.Sprintf("checks[%d].", i)); err != nil {
+			return nil, err
+		}
+		t.Checks[i].Key = c.GetKey()
+	}
+	var err error
+	if t.Token, err = tokenOf(in.GetToken()); err != nil {
+		return nil, err
+	}
+	if t.Writes, err = writesOf(r, in.GetWrites()); err != nil {
+		return nil, err
+	}
+	done, err := r.KeyValue.Transact(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	out := &datav1.TransactResponse{Results: make([]*datav1.WriteResult, len(done.Results)), Duplicate: done.Duplicate, CommitToken: r.KeyValue.CommitToken()}
+	for i, one := range done.Results {
+		out.Results[i] = &datav1.WriteResult{Version: one.Version, ExpireAt: timeOf(one.ExpireAt), Existed: t.Writes[i].Op == driver.Delete && one.Existed}
 	}
 	return out, nil
 }
@@ -247,6 +278,12 @@ func describe(_ context.Context, r *routing.Route, _ *datav1.DescribeRequest) (*
 	}
 	out.Interfaces, out.MaxValueBytes = kv.Interfaces(), kv.MaxValueBytes()
 	out.MaxIdBytes, out.MaxKeyBytes, out.MaxBatchEntries = keyvalue.MaxIDBytes, keyvalue.MaxKeyBytes, keyvalue.MaxBatch
+	if kv.Offers(keyvalue.Idempotency) {
+		out.IdempotencyWindow = durationpb.New(keyvalue.TokenWindow)
+	}
+	if kv.Offers(keyvalue.Large) {
+		out.MaxLargeValueBytes = driver.MaxLarge
+	}
 	if kv.Offers(keyvalue.TTL) {
 		out.TtlGranularity = durationpb.New(r.Traits.TTLGranularity)
 	}

@@ -1,26 +1,43 @@
 package dataapi
 
 import (
+	"context"
 	"errors"
+	"time"
 
 	"google.golang.org/grpc"
 
 	"github.com/prism-gateway/prism/dataplane/forward"
 	"github.com/prism-gateway/prism/dataplane/frame"
-	"github.com/prism-gateway/prism/dataplane/pattern/keyvalue"
+	"github.com/prism-gateway/prism/dataplane/routing"
 	"github.com/prism-gateway/prism/shared/fault"
 	"github.com/prism-gateway/prism/shared/fault/faultgrpc"
 )
 
-// stream describes a streaming method whose interface no driver of this build offers. It is resolved and forwarded like
-// every call, because another owner's build may offer it.
-func (s *Server) stream(service, name string, write bool, needs string, desc grpc.StreamDesc) grpc.StreamDesc {
+// retryMoved is after what time the caller of a stream that was ended here may open it again.
+const retryMoved = 100 * time.Millisecond
+
+// streamed is a stream that is served here, by a route that it holds: not by a pin, which would keep all tables that
+// come after it.
+type streamed struct {
+	grpc.ServerStream
+	server *Server
+	route  *routing.Route
+	first  *frame.Frame // the request, or its first part
+}
+
+// streaming describes a streaming method. namespaceOf finds the namespace in the first message.
+func (s *Server) streaming(service, name string, write bool, desc grpc.StreamDesc, namespaceOf func(*frame.Frame) (string, bool), serve func(streamed) error) grpc.StreamDesc {
 	full := "/" + service + "/" + name
 	metrics := s.cfg.Metrics.method(service, name)
 	desc.StreamName = name
 	desc.Handler = func(_ any, stream grpc.ServerStream) (err error) {
 		began := s.cfg.Now()
-		defer func() { metrics.ended(err, s.cfg.Now().Sub(began)) }()
+		s.cfg.Metrics.underWay.Add(1)
+		defer func() {
+			metrics.ended(err, s.cfg.Now().Sub(began))
+			s.cfg.Metrics.underWay.Add(-1)
+		}()
 		if s.cfg.Validator {
 			return validating()
 		}
@@ -28,31 +45,84 @@ func (s *Server) stream(service, name string, write bool, needs string, desc grp
 		if err := stream.RecvMsg(first); err != nil {
 			return err
 		}
-		namespace, ok := first.Namespace()
-		if name == "WriteValue" { // its first message carries the write
-			namespace, ok = first.NestedNamespace()
-		}
+		namespace, ok := namespaceOf(first)
 		if !ok {
+			first.Free()
 			return undecodable(errors.New("namespace of the request"))
 		}
 		pin := s.cfg.Routes.Acquire()
 		route, owners, err := resolve(stream.Context(), pin.Table(), namespace)
-		if err == nil && route != nil {
-			_ = stream.SetHeader(route.Header) // fails only when the caller is gone
-			err = keyvalue.Missing(needs)
-			if route.Draining {
-				err = fault.New(fault.FailedPrecondition, fault.NamespaceDraining, "the namespace is being deleted").WithOutcome(fault.NotApplied)
+		if err != nil || route == nil {
+			s.cfg.Routes.Release(pin)
+			if err != nil {
+				first.Free()
+				return err
 			}
+			metrics.forwarded.Inc()
+			return s.cfg.Forward.Stream(stream, forward.Call{
+				Method: full, Write: write, Owners: owners, RequestID: faultgrpc.RequestID(stream.Context()),
+			}, first)
 		}
-		s.cfg.Routes.Release(pin) // a stream outlives tables: it is pinned by the message
-		if err != nil {
-			first.Free()
+		release := route.Hold()
+		s.cfg.Routes.Release(pin)
+		defer release()
+		defer first.Free()
+		_ = stream.SetHeader(route.Header) // fails only when the caller is gone
+		if route.Draining {
+			return draining()
+		}
+		if err := route.Limits.Begin(); err != nil {
 			return err
 		}
-		metrics.forwarded.Inc()
-		return s.cfg.Forward.Stream(stream, forward.Call{
-			Method: full, Write: write, Owners: owners, RequestID: faultgrpc.RequestID(stream.Context()),
-		}, first)
+		defer route.Limits.End()
+		if err := serve(streamed{ServerStream: stream, server: s, route: route, first: first}); err != nil {
+			return settled(err, write)
+		}
+		return nil
 	}
 	return desc
+}
+
+func draining() error {
+	return fault.New(fault.FailedPrecondition, fault.NamespaceDraining, "the namespace is being deleted").WithOutcome(fault.NotApplied)
+}
+
+// whileServed is a context that ends when the proxy stops or does not serve the namespace from the same store any more;
+// moved says why. A change of the namespace that leaves its store alone does nothing.
+func (c streamed) whileServed() (ctx context.Context, cancel context.CancelFunc, moved func() error) {
+	ctx, end := context.WithCancelCause(c.Context())
+	go func() {
+		for route := c.route; ; {
+			select {
+			case <-ctx.Done():
+				return
+			case <-c.server.stopping:
+				end(fault.New(fault.Unavailable, fault.Draining, "the proxy is stopping").WithRetry(retryMoved))
+				return
+			case <-route.Gone():
+				if route = c.server.sameStore(c.route); route == nil {
+					end(fault.New(fault.Unavailable, fault.NotOwner, "the namespace is served elsewhere now").WithRetry(retryMoved))
+					return
+				}
+			}
+		}
+	}()
+	return ctx, func() { end(nil) }, func() error {
+		if f := fault.From(context.Cause(ctx)); f != nil && f.Code == fault.Unavailable {
+			return f
+		}
+		return nil
+	}
+}
+
+// sameStore is the namespace's route in the table in effect if it has the store of an earlier one, or nil.
+func (s *Server) sameStore(before *routing.Route) *routing.Route {
+	pin := s.cfg.Routes.Acquire()
+	defer s.cfg.Routes.Release(pin)
+	t := pin.Table()
+	now, partition, answer := t.Lookup(before.Namespace)
+	if answer != routing.Found || now.Draining || !now.KeyValue.SameStore(before.KeyValue) || (now.SingleOwner && t.Fleet().Rank(partition) != 0) {
+		return nil
+	}
+	return now
 }

@@ -48,41 +48,58 @@ func (f *Frame) GiveAway() { f.give = true }
 // Free. ok is false for a message that cannot be decoded.
 func (f *Frame) Namespace() (name string, ok bool) { return lastString(f.Bytes(), 1) }
 
-// NestedNamespace is the namespace of a message whose field 1 is a message that has it in its field 1.
+// NestedNamespace is the namespace of a message whose field 1 is a message that has it in its field 1. Where that message
+// comes several times it is merged, as every decoder does.
 func (f *Frame) NestedNamespace() (name string, ok bool) {
-	nested, ok := lastString(f.Bytes(), 1)
-	if !ok || nested == "" {
-		return "", ok
-	}
-	return lastString(unsafe.Slice(unsafe.StringData(nested), len(nested)), 1)
+	ok = eachBytes(f.Bytes(), 1, func(nested []byte) bool {
+		return eachBytes(nested, 1, func(v []byte) bool {
+			name = text(v)
+			return true
+		})
+	})
+	return name, ok
 }
 
 // lastString returns a length-delimited field. Of several the last counts, as for every decoder: a call must not be
 // routed by one name and executed by another.
 func lastString(b []byte, field protowire.Number) (value string, ok bool) {
+	ok = eachBytes(b, field, func(v []byte) bool {
+		value = text(v)
+		return true
+	})
+	return value, ok
+}
+
+// text is v as a string, without a copy.
+func text(v []byte) string {
+	if len(v) == 0 {
+		return ""
+	}
+	return unsafe.String(&v[0], len(v))
+}
+
+// eachBytes calls do for each occurrence of a length-delimited field, and says whether all could be decoded.
+func eachBytes(b []byte, field protowire.Number, do func([]byte) bool) bool {
 	for len(b) > 0 {
 		n, kind, size := protowire.ConsumeTag(b)
 		if size < 0 {
-			return "", false
+			return false
 		}
 		b = b[size:]
 		if n == field && kind == protowire.BytesType {
 			v, size := protowire.ConsumeBytes(b)
-			if size < 0 {
-				return "", false
+			if size < 0 || !do(v) {
+				return false
 			}
-			value, b = "", b[size:]
-			if len(v) > 0 {
-				value = unsafe.String(&v[0], len(v))
-			}
+			b = b[size:]
 			continue
 		}
 		if size = protowire.ConsumeFieldValue(n, kind, b); size < 0 {
-			return "", false
+			return false
 		}
 		b = b[size:]
 	}
-	return value, true
+	return true
 }
 
 // Codec is the protobuf codec that also takes frames. It is for servers and connections whose calls are forwarded.

@@ -230,6 +230,13 @@ func (p *Pool) Status() Status { return *p.status.Load() }
 // Unready says why the backend does not answer, for operators; empty when it does.
 func (p *Pool) Unready() string { return p.status.Load().Reason }
 
+// Retain takes the pool once more, for someone who holds it.
+func (p *Pool) Retain() {
+	p.owner.mu.Lock()
+	defer p.owner.mu.Unlock()
+	p.refs++
+}
+
 // Release gives the pool back. The last release closes it in the background.
 func (p *Pool) Release() {
 	p.owner.mu.Lock()

@@ -93,6 +93,11 @@ func (r *Routes) Publish(next *Table, gone []*Route) {
 	r.mu.Unlock()
 	r.current.Store(r.prepare(next))
 	r.swaps.Add(1)
+	for _, route := range gone {
+		if route.gone != nil { // sealed
+			close(route.gone)
+		}
+	}
 	before.retired.replaced.Store(true)
 	r.retire()
 }

@@ -14,6 +14,8 @@ import (
 
 // Use is something that a route holds open, such as a pool.
 type Use interface {
+	// Retain takes it once more, for someone who holds it already and will Release it.
+	Retain()
 	// Release gives it back, when the last table with the route is drained.
 	Release()
 	// Unready says why calls that need it would fail now; empty when they would not.
@@ -68,6 +70,23 @@ type Route struct {
 	Backends []Origin
 
 	seal uint64
+	gone chan struct{} // closed when a table without the route is published
+}
+
+// Gone is closed when the route is not in the table in effect any more.
+func (r *Route) Gone() <-chan struct{} { return r.gone }
+
+// Hold keeps what the route uses open after its table is let go, for a stream: a pin of a table would keep all that
+// later tables replaced. The table must be pinned; release is called once.
+func (r *Route) Hold() (release func()) {
+	for _, used := range r.Uses {
+		used.Retain()
+	}
+	return func() {
+		for _, used := range r.Uses {
+			used.Release()
+		}
+	}
 }
 
 // Partition is one partition's part of a table.

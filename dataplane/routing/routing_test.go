@@ -15,6 +15,7 @@ import (
 type use struct{ released atomic.Int64 }
 
 // Release counts.
+func (u *use) Retain()  { u.released.Add(-1) }
 func (u *use) Release() { u.released.Add(1) }
 
 // Unready is never.

@@ -7,7 +7,10 @@ import (
 )
 
 // Seal notes what the route is. Whoever makes a route does so when it is complete.
-func (r *Route) Seal() { r.seal = r.digest() }
+func (r *Route) Seal() {
+	r.seal = r.digest()
+	r.gone = make(chan struct{})
+}
 
 // Intact reports whether the route is what it was when it was sealed: a route does not change, unless memory is damaged.
 func (r *Route) Intact() bool { return r.seal == r.digest() }

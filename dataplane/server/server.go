@@ -48,6 +48,7 @@ const (
 	conditionServing    = "serving"
 	conditionInsecure   = "insecure_listen"
 	conditionValidator  = "validator"
+	conditionForeign    = "installation"
 )
 
 // Config makes a Server.
@@ -171,7 +172,7 @@ func (s *Server) compose(listener, httpListener net.Listener) (*lifecycle.Group,
 		Endpoints: c.GetAdminEndpoints(),
 		Node:      subscribe.Node{ID: c.GetId(), Address: advertise, Labels: c.GetLabels(), Build: telemetry.Version, Validator: c.GetValidator()},
 		StateDir:  c.GetStateDir(), ReleaseDelay: c.GetReleaseDelay().AsDuration(),
-		Apply: s.assembly.Apply, Check: s.assembly.Check, Facts: facts{s}, Registerer: s.registry, Tracer: s.cfg.Tracer, Logger: s.cfg.Logger,
+		Apply: s.assembly.Apply, Check: s.assembly.Check, Foreign: s.foreign, Facts: facts{s}, Registerer: s.registry, Tracer: s.cfg.Tracer, Logger: s.cfg.Logger,
 	}); err != nil {
 		return nil, err
 	}
@@ -185,6 +186,7 @@ func (s *Server) compose(listener, httpListener net.Listener) (*lifecycle.Group,
 		ctx, cancel := context.WithTimeout(ctx, c.GetDrainTimeout().AsDuration())
 		defer cancel()
 		s.leave()
+		api.Drain()
 		return drain(ctx)
 	}
 	mux := telemetry.NewMux(s.registry, s.ready)
@@ -231,6 +233,9 @@ func (s *Server) leave() {
 	s.health.Shutdown()
 	s.client.Notify()
 }
+
+// foreign tells of control planes of another installation. What is here is served all the same.
+func (s *Server) foreign(reason string) { s.ready.Note(conditionForeign, reason) }
 
 // published looks at a table that came into effect.
 func (s *Server) published(t *routing.Table) {

@@ -24,7 +24,7 @@ const (
 	ScanKeys    = "keyvalue.scan"
 	List        = "keyvalue.list"
 	Counter     = "keyvalue.counter"
-	Transaction = "keyvalue.transact"
+	Transact    = "keyvalue.transact"
 	Watch       = "keyvalue.watch"
 	Large       = "keyvalue.large"
 	Idempotency = "keyvalue.idempotency"
@@ -83,9 +83,16 @@ type Store struct {
 	base    driver.KeyValue
 	scanner driver.Scanner // nil when not asked for
 	lister  driver.Lister  // nil when not asked for
-	version bool
-	ttl     bool
-	tokens  tokens
+	// What follows is nil when not asked for.
+	counter    driver.Counter
+	transactor driver.Transactor
+	watcher    driver.Watcher
+	large      driver.LargeValues
+
+	version    bool
+	ttl        bool
+	idempotent bool
+	tokens     tokens
 }
 
 // New checks that the backend offers what the namespace asked for.
@@ -105,22 +112,32 @@ func New(cfg Config) (*Store, error) {
 		return nil, errors.New("the largest value is not said")
 	}
 	for _, name := range cfg.Interfaces {
+		offered := true
 		switch name {
 		case Base:
 		case Version:
 			s.version = true
 		case TTL:
 			s.ttl = true
+		case Idempotency:
+			s.idempotent = true
 		case ScanKeys:
-			if s.scanner, ok = cfg.Instance.(driver.Scanner); !ok {
-				return nil, fmt.Errorf("the backend does not offer %s", name)
-			}
+			s.scanner, offered = cfg.Instance.(driver.Scanner)
 		case List:
-			if s.lister, ok = cfg.Instance.(driver.Lister); !ok {
-				return nil, fmt.Errorf("the backend does not offer %s", name)
-			}
+			s.lister, offered = cfg.Instance.(driver.Lister)
+		case Counter:
+			s.counter, offered = cfg.Instance.(driver.Counter)
+		case Transact:
+			s.transactor, offered = cfg.Instance.(driver.Transactor)
+		case Watch:
+			s.watcher, offered = cfg.Instance.(driver.Watcher)
+		case Large:
+			s.large, offered = cfg.Instance.(driver.LargeValues)
 		default:
 			return nil, fmt.Errorf("this build does not offer %s", name)
+		}
+		if !offered {
+			return nil, fmt.Errorf("the backend does not offer %s", name)
 		}
 	}
 	if !slices.Contains(cfg.Interfaces, Base) {
@@ -140,6 +157,15 @@ func (s *Store) Interfaces() []string { return s.cfg.Interfaces }
 
 // Space is what all keys of the namespace begin with in the store.
 func (s *Store) Space() driver.Space { return s.cfg.Space }
+
+// SameStore reports whether the other keeps the same items in the same open backend; other may be nil.
+func (s *Store) SameStore(other *Store) bool {
+	return s != nil && other != nil && s.cfg.Space == other.cfg.Space && s.cfg.Instance == other.cfg.Instance
+}
+
+// CommitToken is what a read that must see all writes that were acknowledged until now gives as at_least; nil where
+// reads see them anyway.
+func (s *Store) CommitToken() []byte { return nil }
 
 // MaxValueBytes is the largest value.
 func (s *Store) MaxValueBytes() uint64 { return s.cfg.MaxValueBytes }

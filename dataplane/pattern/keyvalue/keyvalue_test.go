@@ -140,7 +140,7 @@ func TestACallThatEndedBeforeItBeganWasNotApplied(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := s.Write(c.ctx, keyvalue.Write{Name: name("k")})
 			check(t, err, c.code, c.reason, fault.NotApplied)
-			_, err = s.BatchWrite(c.ctx, []keyvalue.Write{{Name: name("k")}})
+			_, err = s.BatchWrite(c.ctx, []keyvalue.Write{{Name: name("k")}}, nil)
 			check(t, err, c.code, c.reason, fault.NotApplied)
 			_, err = s.Get(c.ctx, name("k"), keyvalue.Read{})
 			check(t, err, c.code, c.reason, fault.NotApplied)
@@ -182,7 +182,7 @@ func TestAnOutcomeThatADriverDoesNotTellIsUnknown(t *testing.T) {
 	s := store(t, func(cfg *keyvalue.Config) {
 		cfg.Instance, cfg.Interfaces = failing{i, i.(driver.KeyValue), i.(driver.Scanner), &after}, []string{"keyvalue"}
 	})
-	out, err := s.BatchWrite(t.Context(), []keyvalue.Write{{Name: name("a")}, {Name: name("b")}})
+	out, err := s.BatchWrite(t.Context(), []keyvalue.Write{{Name: name("a")}, {Name: name("b")}}, nil)
 	if err != nil || out[0].Err != nil {
 		t.Fatal(err, out[0].Err)
 	}

@@ -40,7 +40,8 @@ type Write struct {
 	Condition   driver.Condition
 	Version     []byte // for IfVersion
 	Expiry      Expiry
-	Previous    bool // return the item as it was
+	Previous    bool   // return the item as it was
+	Token       *Token // nil: none
 }
 
 // Write does one write.
@@ -52,6 +53,9 @@ func (s *Store) Write(ctx context.Context, w Write) (driver.Written, error) {
 	if violations != nil {
 		return driver.Written{}, invalid(violations)
 	}
+	if d.Token, err = s.token(w.Token, w.digest); err != nil {
+		return driver.Written{}, err
+	}
 	if err := notSent(ctx); err != nil {
 		return driver.Written{}, err
 	}
@@ -60,8 +64,8 @@ func (s *Store) Write(ctx context.Context, w Write) (driver.Written, error) {
 }
 
 // BatchWrite does several writes, of each item at most one, and answers in their order. An error means that none was
-// done.
-func (s *Store) BatchWrite(ctx context.Context, writes []Write) ([]driver.WriteResult, error) {
+// done. With a token, which may be nil, each write is done once, by itself: what a repeat finds done it does not do again.
+func (s *Store) BatchWrite(ctx context.Context, writes []Write, token *Token) ([]driver.WriteResult, error) {
 	if v := checkCount("writes", len(writes)); v != nil {
 		return nil, invalid(v)
 	}
@@ -69,12 +73,11 @@ func (s *Store) BatchWrite(ctx context.Context, writes []Write) ([]driver.WriteR
 	seen := newNames(len(writes))
 	prepared := make([]driver.Write, len(writes))
 	for i, w := range writes {
-		op := "put"
-		if w.Op == driver.Delete {
-			op = "delete"
-		}
-		d, v, err := s.prepare(fmt.Sprintf("writes[%d].%s.", i, op), w)
+		d, v, err := s.prepare(fmt.Sprintf("writes[%d].%s.", i, opName(w.Op)), w)
 		if err != nil {
+			return nil, err
+		}
+		if d.Token, err = s.token(token.entry(i), w.digest); err != nil {
 			return nil, err
 		}
 		violations = append(violations, v...)
