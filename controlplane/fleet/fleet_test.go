@@ -14,6 +14,7 @@ import (
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
@@ -453,5 +454,20 @@ func TestProxies(t *testing.T) {
 	}
 	if owners, loading, epoch := r.fleet.Owners(3); len(owners) != 1 || len(loading) != 0 || epoch == 0 {
 		t.Errorf("owners %v, loading %v, epoch %d", owners, loading, epoch)
+	}
+}
+
+func TestTheReportOfAnotherInstallationsProxyIsRefused(t *testing.T) {
+	r := start(t, etcd(t), "a")
+	for id, want := range map[string]bool{"somebody-else's": false, r.store.Installation().GetId(): true} {
+		ctx := metadata.AppendToOutgoingContext(t.Context(), "prism-installation", id)
+		stream, err := controlv1.NewFleetServiceClient(r.conn).Report(ctx, grpc.WaitForReady(true))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = stream.Send(&controlv1.ReportRequest{Member: &configv1.Member{Id: "a", Address: "a:8980"}, Build: "build-1", Ready: true}) // Recv says why not
+		if _, err = stream.Recv(); (err == nil) != want {
+			t.Errorf("%s: %v", id, err)
+		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -21,10 +22,17 @@ import (
 	"github.com/prism-gateway/prism/shared/fault"
 )
 
+// installationHeader names, in the header of a report, the installation that the proxy serves, where it serves any.
+const installationHeader = "prism-installation"
+
 // Report keeps a proxy in the fleet for as long as it reports, and for its lease after.
 func (f *Fleet) Report(stream controlv1.FleetService_ReportServer) error {
 	if f.store.Head() == nil {
 		return fault.New(fault.Unavailable, fault.NotLoaded, "this replica has not loaded the configuration yet").WithRetry(time.Second)
+	}
+	ours := f.store.Installation().GetId()
+	if theirs := metadata.ValueFromIncomingContext(stream.Context(), installationHeader); len(theirs) > 0 && theirs[0] != ours {
+		return fault.Newf(fault.Invalid, fault.Field, "%s: the proxy serves installation %s, this is %s", installationHeader, theirs[0], ours)
 	}
 	messages := make(chan *controlv1.ReportRequest)
 	ended := make(chan error, 1)

@@ -12,16 +12,12 @@ import (
 	grpcbackoff "google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/prism-gateway/prism/shared/telemetry"
 )
 
 const (
-	// installationHeader names the installation in the header or trailer of a replica's streams.
-	installationHeader = "prism-installation"
-
 	lasting      = 5 * time.Second // of a stream on which all was well
 	maxRetryInfo = 5 * time.Minute // of what a replica asks for
 )
@@ -112,13 +108,6 @@ func (c *Client) follow(run context.Context, endpoint string, events chan<- even
 		answered = true
 		tell(e)
 	}
-}
-
-func installation(md metadata.MD) string {
-	if values := md.Get(installationHeader); len(values) > 0 {
-		return values[0]
-	}
-	return ""
 }
 
 // dial prepares a connection to one endpoint. The caller closes it.

@@ -32,7 +32,7 @@ type loop struct {
 	stream // the conversation with the connected replica
 
 	installation string
-	confirmed    bool // a control plane has named the installation since the start
+	foreign      map[string]string // by endpoint: the other installation that answered there last
 	revision     int64
 
 	assignment *assignment
@@ -90,7 +90,7 @@ func newLoop(c *Client, s *saved) *loop {
 		shared:  &collection{name: sharedName, typeURL: SharedType, have: s.shared},
 		sets:    map[ident.Hash]*version{{}: nothing},
 		cells:   map[ident.Partition]*cell{},
-		changed: map[ident.Partition]struct{}{},
+		changed: map[ident.Partition]struct{}{}, foreign: map[string]string{},
 	}
 	maps.Copy(l.sets, s.sets)
 	if s.shared != nil { // the control plane is told of it, and takes it for received
@@ -113,6 +113,8 @@ func (l *loop) applySaved(ctx context.Context) {
 	l.startApply(ctx)
 	if l.applying != nil {
 		l.finishApply(<-l.done)
+	} else {
+		l.publish() // of what installation it is
 	}
 }
 

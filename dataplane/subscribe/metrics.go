@@ -17,6 +17,7 @@ type metrics struct {
 	persistErrors prometheus.Counter
 	drifted       prometheus.Counter
 	unsaved       prometheus.Gauge
+	foreign       prometheus.Gauge
 	propagation   prometheus.Histogram
 }
 
@@ -49,6 +50,9 @@ func newMetrics(r prometheus.Registerer, c *Client) (*metrics, error) {
 	m.unsaved = prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "prism_subscribe_unsaved", Help: "1 while the newest state is not on disk yet.",
 	})
+	m.foreign = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "prism_subscribe_foreign_endpoints", Help: "Endpoints that are refused because another installation answers there.",
+	})
 	m.propagation = prometheus.NewHistogram(prometheus.HistogramOpts{
 		Name:    "prism_subscribe_propagation_seconds",
 		Help:    "From the commit of a change, by the control plane's clock, until it was in effect here, by this proxy's.",
@@ -61,7 +65,8 @@ func newMetrics(r prometheus.Registerer, c *Client) (*metrics, error) {
 		Name: "prism_subscribe_staleness_seconds", Help: "For how long no control plane has answered; 0 while connected.",
 	}, func() float64 { return c.Staleness().Seconds() })
 	for _, collector := range []prometheus.Collector{
-		m.connected, m.updates, m.nacks, m.resyncs, m.timeouts, m.reconnects, m.applySeconds, m.persistErrors, m.drifted, m.unsaved, m.propagation, stale,
+		m.connected, m.updates, m.nacks, m.resyncs, m.timeouts, m.reconnects, m.applySeconds, m.persistErrors, m.drifted, m.unsaved, m.foreign,
+		m.propagation, stale,
 	} {
 		if err := r.Register(collector); err != nil {
 			return nil, fmt.Errorf("subscribe: %w", err)

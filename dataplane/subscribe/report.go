@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -72,6 +73,9 @@ func (c *Client) reportTo(run context.Context, endpoint string) (answered bool, 
 	}
 	defer conn.Close()
 	connected := context.AfterFunc(run, cancel)
+	if id := c.view.Load().installation; id != "" { // so that another installation's fleet does not take this proxy in
+		ctx = metadata.AppendToOutgoingContext(ctx, installationHeader, id)
+	}
 	stream, err := controlv1.NewFleetServiceClient(conn).Report(ctx)
 	if err != nil {
 		return false, err

@@ -96,52 +96,12 @@ func (l *loop) handle(e event) {
 	}
 }
 
-// checkInstallation refuses a replica of another installation than the one that this proxy has been connected to. State
-// that comes from the disk only gives way to what the configured control plane says.
-func (l *loop) checkInstallation(e event) bool {
-	switch {
-	case e.installation == l.installation:
-		l.confirmed = true
-		return true
-	case l.installation == "":
-		l.installation, l.confirmed = e.installation, true
-		return true
-	case l.confirmed:
-		l.log.Error("refused a control plane of another installation", telemetry.KeyAddress, e.session.endpoint,
-			"installation", l.installation, "theirs", e.installation)
-	default:
-		l.log.Error("the state on disk is of another installation and is dropped",
-			telemetry.KeyAddress, e.session.endpoint, "installation", l.installation, "theirs", e.installation)
-		l.forget()
-		l.installation, l.confirmed = e.installation, true
-	}
-	e.session.cancel() // what was asked for on it no longer holds
-	if l.session == e.session {
-		l.closed()
-	}
-	return false
-}
-
 // closed ends the conversation. What is here stays.
 func (l *loop) closed() {
 	l.session, l.queue = nil, nil
 	l.c.setConnected("")
 	l.c.metrics.connected.Set(0)
 	l.save()
-}
-
-// forget drops the whole state.
-func (l *loop) forget() {
-	for p, c := range l.cells {
-		l.settle(c)
-		l.changed[p] = struct{}{}
-	}
-	clear(l.cells)
-	l.order = nil
-	l.assignment, l.assignmentNew, l.revision = nil, true, 0
-	l.shared = &collection{name: sharedName, typeURL: SharedType}
-	l.recent = nil
-	l.publish()
 }
 
 // opened starts the conversation: everything that is wanted, with the roots that are here.

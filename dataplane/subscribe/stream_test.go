@@ -2,6 +2,7 @@ package subscribe_test
 
 import (
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -9,11 +10,13 @@ import (
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/prism-gateway/prism/dataplane/subscribe"
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
+	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
 	"github.com/prism-gateway/prism/shared/ident"
 )
 
@@ -168,45 +171,118 @@ func TestStaticStability(t *testing.T) {
 	})
 }
 
-func TestInstallations(t *testing.T) {
+// TestAnotherInstallationIsRefused has the control plane of another installation answer where that of the state did.
+func TestAnotherInstallationIsRefused(t *testing.T) {
 	one := nsIn(1, 0)
-	t.Run("a running proxy refuses the control plane of another", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			p, cp, s := running(t, members{one: "1"}, nil)
-			cp.installation = "installation-2"
-			s.fail(status.Error(codes.Unavailable, "going away"))
-			for range 3 {
-				s = cp.accept(t)
-				s.next()
-				s.send(subscribe.AssignmentType, assignment(9))
+	refused := func(t *testing.T, p *proxy, told <-chan string, dir string) {
+		t.Helper()
+		text := receive(t, told, "what is told of it")
+		for _, want := range []string{"passthrough:///a is installation installation-2", "serves installation-1", "directory " + dir} {
+			if !strings.Contains(text, want) {
+				t.Errorf("%q does not say %q", text, want)
 			}
-			p.idle("it is not our control plane")
-			if got := p.client.Status(); got.Installation != "installation-1" || got.Epoch != 1 || got.Endpoint != "" {
-				t.Fatalf("the status is %+v", got)
+		}
+		time.Sleep(time.Hour)
+		p.idle("it is not our control plane")
+		if got := p.client.Status(); got.Installation != "installation-1" || got.Epoch != 1 || got.Endpoint != "" || len(got.Cells) != 1 {
+			t.Errorf("the status is %+v", got)
+		}
+		if p.counter("foreign_endpoints") != 1 || len(told) != 0 {
+			t.Errorf("counted %v, told %d times more", p.counter("foreign_endpoints"), len(told))
+		}
+	}
+	// answering has a control plane answer every stream, as one does that knows nothing of other installations.
+	answering := func(cp *peer, id string) {
+		cp.installation = id
+		cp.serve = func(s discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+			if err := s.Send(&response{TypeUrl: subscribe.AssignmentType, Nonce: "1", Resources: assignment(9)}); err != nil {
+				return err
+			}
+			<-s.Context().Done()
+			return s.Context().Err()
+		}
+	}
+	listen := func(told chan<- string, dir string) func(*subscribe.Config, *proxy) {
+		return func(cfg *subscribe.Config, _ *proxy) {
+			cfg.StateDir, cfg.Foreign = dir, func(text string) { told <- text }
+		}
+	}
+	t.Run("while the proxy runs, until its own is back", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			dir, told := t.TempDir(), make(chan string, 100)
+			p, cp, s := running(t, members{one: "1"}, listen(told, dir))
+			answering(cp, "installation-2")
+			s.fail(status.Error(codes.Unavailable, "going away"))
+			refused(t, p, told, dir)
+			if n := strings.Count(p.log.String(), "another installation is refused"); n != 1 {
+				t.Errorf("logged %d times", n)
+			}
+			answering(cp, "installation-1")
+			if text := receive(t, told, "that it is over"); text != "" || p.counter("foreign_endpoints") != 0 {
+				t.Errorf("told %q", text)
 			}
 		})
 	})
-	t.Run("state on disk of another gives way", func(t *testing.T) {
+	t.Run("at the start, when the state is on disk", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			dir := t.TempDir()
-			p, cp, _ := running(t, members{one: "1"}, func(cfg *subscribe.Config, _ *proxy) { cfg.StateDir = dir })
+			dir, told := t.TempDir(), make(chan string, 100)
+			p, cp, _ := running(t, members{one: "1"}, listen(told, dir))
 			p.stop()
-			cp.installation = "installation-2"
-			p = start(t, map[string]*peer{"a": cp}, func(cfg *subscribe.Config, _ *proxy) { cfg.StateDir = dir })
+			answering(cp, "installation-2")
+			p = start(t, map[string]*peer{"a": cp}, listen(told, dir))
 			has(t, p.state(), 1, members{one: "1"}, backends)
-			s := cp.accept(t)
+			refused(t, p, told, dir)
+		})
+	})
+	t.Run("and another endpoint is tried", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			dir, told := t.TempDir(), make(chan string, 100)
+			p, ours, _ := running(t, members{one: "1"}, listen(told, dir))
+			p.stop()
+			theirs := newPeer(t, "")
+			answering(theirs, "installation-2")
+			p = start(t, map[string]*peer{"a": ours, "b": theirs}, listen(told, dir))
+			s := ours.accept(t)
 			if got := s.next().GetNode().GetMetadata().GetFields(); got["prism.store_revision"].GetStringValue() != "7" || got["prism.installation"].GetStringValue() != "installation-1" {
 				t.Fatalf("the metadata is %v", got)
 			}
-			s.send(subscribe.AssignmentType, assignment(1, 1))
-			if st := p.state(); st.Assignment != nil || len(st.Partitions) != 0 {
-				t.Fatalf("the state is %v", st)
+			s.send(subscribe.AssignmentType, assignment(2, 1))
+			synctest.Wait()
+			if got := p.client.Status(); got.Endpoint != "passthrough:///a" || got.Epoch != 2 {
+				t.Errorf("the status is %+v", got)
 			}
-			s = cp.accept(t)
-			s.handshake([]ident.Partition{1}, backends)
-			p.state()
-			s.ack(s.send(subscribe.NamespaceType, content("p/0001", nil, members{one: "theirs"}, backends)))
-			has(t, p.state(), 1, members{one: "theirs"}, backends)
 		})
+	})
+	t.Run("but joined when nothing is here", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			dir, told := t.TempDir(), make(chan string, 100)
+			p, cp, _ := running(t, members{one: "1"}, listen(told, dir))
+			p.stop()
+			cp.installation = "installation-2"
+			p = start(t, map[string]*peer{"a": cp}, listen(told, t.TempDir()))
+			cp.accept(t).handshake([]ident.Partition{1}, backends)
+			if synctest.Wait(); p.client.Status().Installation != "installation-2" || len(told) != 0 {
+				t.Errorf("the status is %+v", p.client.Status())
+			}
+		})
+	})
+}
+
+// TestAReportNamesTheInstallation: so that the fleet of another can refuse it.
+func TestAReportNamesTheInstallation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		p, cp, _ := running(t, members{nsIn(1, 0): "1"}, func(cfg *subscribe.Config, _ *proxy) { cfg.StateDir = dir })
+		p.stop()
+		named := make(chan []string, 100)
+		cp.serveReport = func(s controlv1.FleetService_ReportServer) error {
+			named <- metadata.ValueFromIncomingContext(s.Context(), "prism-installation")
+			<-s.Context().Done()
+			return s.Context().Err()
+		}
+		start(t, map[string]*peer{"a": cp}, func(cfg *subscribe.Config, _ *proxy) { cfg.StateDir, cfg.Facts = dir, &facts{} })
+		if got := receive(t, named, "a report"); !slices.Equal(got, []string{"installation-1"}) {
+			t.Fatalf("the report names %q", got)
+		}
 	})
 }

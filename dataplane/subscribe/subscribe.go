@@ -154,6 +154,9 @@ type Config struct {
 	// their bytes say, and which routes have no member. The next Apply that has the partition among the changed makes these
 	// anew. It is not called while Apply runs. Nil: nothing is looked over.
 	Check func(partition ident.Partition, state *Partition) []string
+	// Foreign is told, for people, which endpoints are refused because a control plane of another installation answers
+	// there than that of the state; an empty text when there is none any more. It must not block. Nil: nobody is told.
+	Foreign func(reason string)
 	// Facts are told to the fleet. Without them nothing is reported.
 	Facts Facts
 	// Commons is shared with other clients of the process, so that what they are all sent is kept once; nil shares nothing.

@@ -312,3 +312,15 @@ func TestServersServeUntilTheyAreStopped(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestANoteIsToldAndKeepsNothingFromBeingReady(t *testing.T) {
+	r := lifecycle.NewReadiness()
+	r.Note("installation", "somebody else answers")
+	if s, _ := r.State(); !s.Ready || len(s.Reasons()) != 0 || s.Conditions[0].Reason != "somebody else answers" {
+		t.Errorf("the state is %+v", s)
+	}
+	r.Note("installation", "")
+	if s, _ := r.State(); !s.Ready || s.Conditions[0].Reason != "" {
+		t.Errorf("the state is %+v", s)
+	}
+}

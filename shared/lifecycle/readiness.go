@@ -13,7 +13,7 @@ import (
 type Condition struct {
 	Name   string    `json:"name"`
 	Ready  bool      `json:"ready"`
-	Reason string    `json:"reason,omitempty"` // why not, for people; empty when ready
+	Reason string    `json:"reason,omitempty"` // why not, for people; when ready, what they ought to know all the same
 	Since  time.Time `json:"since"`            // when Ready last changed
 }
 
@@ -53,6 +53,9 @@ func NewReadiness(names ...string) *Readiness {
 
 // Ready says that a condition holds.
 func (r *Readiness) Ready(name string) { r.set(Condition{Name: name, Ready: true}) }
+
+// Note says that a condition holds, and what people ought to know all the same.
+func (r *Readiness) Note(name, text string) { r.set(Condition{Name: name, Ready: true, Reason: text}) }
 
 // NotReady says that a condition does not hold, and why: for people, without secrets. An unknown name is a new
 // condition.
