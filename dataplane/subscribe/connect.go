@@ -12,6 +12,7 @@ import (
 	grpcbackoff "google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/prism-gateway/prism/shared/telemetry"
@@ -98,7 +99,8 @@ func (c *Client) follow(run context.Context, endpoint string, events chan<- even
 	for {
 		r, err := stream.Recv()
 		if err != nil {
-			tell(event{session: s, err: err, installation: installation(stream.Trailer())})
+			header, _ := stream.Header() // of a refusal too; err says the rest
+			tell(event{session: s, err: err, installation: installation(metadata.Join(header, stream.Trailer()))})
 			return answered, err
 		}
 		e := event{session: s, response: r}

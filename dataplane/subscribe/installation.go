@@ -26,6 +26,9 @@ func installation(md metadata.MD) string {
 func (l *loop) checkInstallation(e event) bool {
 	endpoint := e.session.endpoint
 	if l.installation == "" {
+		if e.response == nil { // a replica that refuses is none that is joined
+			return true
+		}
 		l.installation = e.installation
 		l.publish()
 	}

@@ -202,6 +202,12 @@ func TestAnotherInstallationIsRefused(t *testing.T) {
 			return s.Context().Err()
 		}
 	}
+	refusing := func(cp *peer, id string) {
+		answering(cp, id)
+		cp.serve = func(discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+			return status.Error(codes.Unavailable, "this replica is behind what the proxy has seen")
+		}
+	}
 	listen := func(told chan<- string, dir string) func(*subscribe.Config, *proxy) {
 		return func(cfg *subscribe.Config, _ *proxy) {
 			cfg.StateDir, cfg.Foreign = dir, func(text string) { told <- text }
@@ -232,6 +238,28 @@ func TestAnotherInstallationIsRefused(t *testing.T) {
 			p = start(t, map[string]*peer{"a": cp}, listen(told, dir))
 			has(t, p.state(), 1, members{one: "1"}, backends)
 			refused(t, p, told, dir)
+		})
+	})
+	t.Run("also when it answers with a refusal", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			dir, told := t.TempDir(), make(chan string, 100)
+			p, cp, s := running(t, members{one: "1"}, listen(told, dir))
+			refusing(cp, "installation-2")
+			s.fail(status.Error(codes.Unavailable, "going away"))
+			refused(t, p, told, dir)
+		})
+	})
+	t.Run("but a refusal joins nobody", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			cp := newPeer(t, "")
+			refusing(cp, "installation-2")
+			p := start(t, map[string]*peer{"a": cp}, nil)
+			time.Sleep(time.Minute)
+			answering(cp, "installation-1")
+			p.state()
+			if synctest.Wait(); p.client.Status().Installation != "installation-1" {
+				t.Errorf("the status is %+v", p.client.Status())
+			}
 		})
 	})
 	t.Run("and another endpoint is tried", func(t *testing.T) {
