@@ -100,7 +100,7 @@ var cases = []struct {
 		[]assignment.Backend{store("cache", "redis"), store("disk", "sqlite"), store("scratch", "memory")}, assignment.Current{}},
 	{"durability that settings weaken", one(func(p *selection.Pattern) { p.Durability = configv1.Durability_DURABILITY_STRONG }),
 		[]assignment.Backend{store("fast", "sqlite", func(b *assignment.Backend) { b.Config = map[string]string{"synchronous": "normal"} }), store("safe", "sqlite")}, assignment.Current{}},
-	{"an interface that none offers", one(func(p *selection.Pattern) { p.Interfaces = []string{"keyvalue", "keyvalue.watch"} }),
+	{"an interface that none offers", one(func(p *selection.Pattern) { p.Interfaces = []string{"keyvalue", "keyvalue.outbox"} }),
 		[]assignment.Backend{store("cache", "redis"), store("disk", "sqlite")}, assignment.Current{}},
 	{"a value that is too large", one(func(p *selection.Pattern) { p.MaxValueBytes = 64 << 20 }),
 		[]assignment.Backend{store("cache", "redis")}, assignment.Current{}},
@@ -199,7 +199,7 @@ func TestOnlySomeOfManyAreNamed(t *testing.T) {
 	if r := a.Decisions[0].Refusals; len(r) != 21 || r[20].Reason != "129 more were not chosen" {
 		t.Errorf("%d refusals, the last %v", len(r), r[len(r)-1])
 	}
-	_, err = assignment.Assign(one(func(p *selection.Pattern) { p.Interfaces = []string{"keyvalue.watch"} }), many, assignment.Current{})
+	_, err = assignment.Assign(one(func(p *selection.Pattern) { p.Interfaces = []string{"keyvalue.outbox"} }), many, assignment.Current{})
 	if f := fault.From(err); strings.Count(f.Text, "cache-") != 100 || !strings.HasSuffix(f.Text, "and 50 more") {
 		t.Error(f.Text)
 	}

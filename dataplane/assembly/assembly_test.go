@@ -76,8 +76,8 @@ func TestWhatCannotBeMadeIsRefusedWithItsPlace(t *testing.T) {
 			with(func(m *configv1.NamespaceConfig) { m.Patterns[0].Bindings[0].Backend = "kafka-main" })(s)
 		}, "patterns[0].bindings[0].backend", "no driver for kafka in this build"},
 		{"an interface that the driver lacks", with(func(m *configv1.NamespaceConfig) {
-			m.Patterns[0].Interfaces = append(m.Patterns[0].Interfaces, "keyvalue.watch")
-		}), "patterns[0].interfaces[5]", "does not offer keyvalue.watch"},
+			m.Patterns[0].Interfaces = append(m.Patterns[0].Interfaces, "keyvalue.outbox")
+		}), "patterns[0].interfaces[5]", "does not offer keyvalue.outbox"},
 		{"a bad setting", func(s *statetest.Builder) {
 			s.Backend(&configv1.Backend{Name: "odd", Type: "memory", Config: map[string]string{"colour": "red"}})
 			with(func(m *configv1.NamespaceConfig) { m.Patterns[0].Bindings[0].Backend = "odd" })(s)

@@ -29,7 +29,9 @@ func watch(c streamed) error {
 		out := &datav1.WatchResponse{Events: make([]*datav1.WatchEvent, len(events))}
 		for i, e := range events {
 			out.Events[i] = &datav1.WatchEvent{Kind: datav1.WatchKind(e.Kind), Item: itemOf(&e.Item)}
-			last = e.Item.Version
+			if len(e.Item.Version) > 0 {
+				last = e.Item.Version
+			}
 		}
 		return c.SendMsg(out)
 	})

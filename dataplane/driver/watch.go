@@ -32,7 +32,8 @@ const (
 	Resync                       // changes may have been missed: read again what matters
 )
 
-// Event is one change. Its item's version is where Watch can go on After it, also for a removal.
+// Event is one change. Its item's version is where Watch can go on After it, also for a removal; that of a Resync may be
+// empty.
 type Event struct {
 	Kind EventKind
 	Item Item

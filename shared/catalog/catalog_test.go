@@ -116,7 +116,7 @@ func TestInterfaces(t *testing.T) {
 	if !slices.IsSorted(names) {
 		t.Errorf("not in order: %v", names)
 	}
-	for name, want := range map[string]bool{"keyvalue": true, "keyvalue.scan": true, "keyvalue.watch": false, "stream.publish": false, "nope": false} {
+	for name, want := range map[string]bool{"keyvalue": true, "keyvalue.scan": true, "keyvalue.outbox": false, "keyvalue.watch": true, "stream.publish": false, "nope": false} {
 		if got := catalog.InterfaceOffered(name); got != want {
 			t.Errorf("%s is offered: %v, want %v", name, got, want)
 		}

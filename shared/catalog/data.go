@@ -25,7 +25,10 @@ var types = []BackendType{
 	{Name: "clickhouse", Durability: relaxed, Consistency: eventual, NeedsEndpoint: true, Address: HostPort},
 	{Name: "kafka", Durability: durable, Consistency: eventual, NeedsEndpoint: true, Address: HostPort},
 	{
-		Name: "memory", Offered: true, Interfaces: keyvalueAll, Durability: none, Consistency: strong,
+		Name: "memory", Offered: true, Interfaces: []string{
+			"keyvalue", "keyvalue.counter", "keyvalue.idempotency", "keyvalue.large", "keyvalue.list", "keyvalue.scan",
+			"keyvalue.transact", "keyvalue.ttl", "keyvalue.version", "keyvalue.watch",
+		}, Durability: none, Consistency: strong,
 		SingleProcess: true, MaxValueBytes: maxValue, TTLGranularity: time.Millisecond,
 		Settings: []Setting{{Name: "sweep", Form: Duration, Text: "how often expired items are removed; default 10s"}},
 	},
@@ -97,6 +100,7 @@ var (
 var interfaces = []Interface{
 	{"keyvalue", "get, put and delete items, alone and in batches", valuePatterns},
 	{"keyvalue.counter", "add to a number exactly once", valuePatterns},
+	{"keyvalue.idempotency", "do a write with a token once, however often it is sent", valuePatterns},
 	{"keyvalue.large", "read and write values as streams", valuePatterns},
 	{"keyvalue.list", "list the ids that have items", valuePatterns},
 	{"keyvalue.outbox", "publish messages in the transaction that writes items", valuePatterns},

@@ -53,7 +53,8 @@ type Case struct {
 
 // Cases lists all cases.
 func Cases() []Case {
-	return slices.Concat(keyValueCases(), batchCases(), versionCases(), ttlCases(), scanCases(), lifeCases(), modelCases())
+	return slices.Concat(keyValueCases(), batchCases(), versionCases(), ttlCases(), scanCases(), idempotencyCases(), transactCases(),
+		counterCases(), watchCases(), largeCases(), lifeCases(), modelCases())
 }
 
 // Run runs all cases against a backend in random order, each in a space and an instance of its own, and prints which
@@ -83,18 +84,32 @@ func shared(b Backend) bool { return b.Shared }
 
 func sweeps(b Backend) bool { return b.Sweeps }
 
+func idempotent(b Backend) bool { return b.offers("keyvalue.idempotency") }
+
+func expires(b Backend) bool { return b.offers("keyvalue.ttl") }
+
+func versioned(b Backend) bool { return b.offers("keyvalue.version") }
+
+func (b Backend) offers(name string) bool { return slices.Contains(b.Driver.Interfaces(), name) }
+
 func server(b Backend) bool { return b.Stop != nil }
+
+// interfaceNames are the capabilities that the suite has cases for.
+var interfaceNames = []string{
+	"keyvalue", "keyvalue.version", "keyvalue.ttl", "keyvalue.scan", "keyvalue.list", "keyvalue.idempotency", "keyvalue.counter",
+	"keyvalue.transact", "keyvalue.watch", "keyvalue.large",
+}
 
 // table says which cases a driver passed.
 func table(name string, ran map[string][]string) string {
 	var out strings.Builder
 	total := 0
-	for _, of := range []string{"keyvalue", "keyvalue.version", "keyvalue.ttl", "keyvalue.scan", "keyvalue.list"} {
+	for _, of := range interfaceNames {
 		slices.Sort(ran[of])
-		fmt.Fprintf(&out, "\n%-8s %-17s %3d  %s", name, of, len(ran[of]), strings.Join(ran[of], " "))
+		fmt.Fprintf(&out, "\n%-8s %-20s %3d  %s", name, of, len(ran[of]), strings.Join(ran[of], " "))
 		total += len(ran[of])
 	}
-	fmt.Fprintf(&out, "\n%-8s %-17s %3d", name, "passed", total)
+	fmt.Fprintf(&out, "\n%-8s %-20s %3d", name, "passed", total)
 	return out.String()
 }
 
@@ -104,7 +119,14 @@ func interfaces(t *testing.T, e *Env) {
 	_, keyValue := e.inst.(driver.KeyValue)
 	_, scanner := e.inst.(driver.Scanner)
 	_, lister := e.inst.(driver.Lister)
-	for name, has := range map[string]bool{"keyvalue": keyValue, "keyvalue.scan": scanner, "keyvalue.list": lister} {
+	_, counter := e.inst.(driver.Counter)
+	_, transactor := e.inst.(driver.Transactor)
+	_, watcher := e.inst.(driver.Watcher)
+	_, large := e.inst.(driver.LargeValues)
+	for name, has := range map[string]bool{
+		"keyvalue": keyValue, "keyvalue.scan": scanner, "keyvalue.list": lister, "keyvalue.counter": counter,
+		"keyvalue.transact": transactor, "keyvalue.watch": watcher, "keyvalue.large": large,
+	} {
 		if want := slices.Contains(declared, name); has != want {
 			t.Errorf("the instance offers %s: %v; the driver declares it: %v", name, has, want)
 		}

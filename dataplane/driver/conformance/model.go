@@ -90,13 +90,19 @@ func (m *model) draw(t *rapid.T, n driver.Name) driver.Write {
 		Condition: driver.Condition(rapid.IntRange(0, 3).Draw(t, "condition")), Previous: rapid.Bool().Draw(t, "previous"),
 		KeepExpiry: rapid.Bool().Draw(t, "keep"), ContentType: rapid.SampledFrom([]string{"", "text/plain"}).Draw(t, "type"),
 	}
+	if !m.e.backend.offers("keyvalue.version") {
+		w.Condition = driver.Always
+	}
+	if !m.e.backend.offers("keyvalue.ttl") && w.Op == driver.Touch {
+		w.Op = driver.Put
+	}
 	if w.Condition == driver.IfVersion {
 		w.Version = []byte("none of ours....")
 		if it := m.visible(n); it != nil && rapid.Bool().Draw(t, "right") {
 			w.Version = it.Version
 		}
 	}
-	if rapid.Bool().Draw(t, "expires") {
+	if rapid.Bool().Draw(t, "expires") && m.e.backend.offers("keyvalue.ttl") {
 		w.ExpireAt = m.e.Clock.Now().Add(time.Duration(rapid.IntRange(1, 10_000).Draw(t, "ttl")) * time.Millisecond)
 	}
 	return w

@@ -24,11 +24,19 @@ func (i *Instance) Get(ctx context.Context, space driver.Space, name driver.Name
 	if it == nil {
 		return nil, nil
 	}
+	if it.large != nil && !headOnly {
+		return nil, driver.TooLarge(it.Size)
+	}
 	return it.copyFor(headOnly), nil
 }
 
 // Write does one write.
 func (i *Instance) Write(ctx context.Context, space driver.Space, w driver.Write) (driver.Written, error) {
+	return i.write(ctx, space, w, nil)
+}
+
+// write does one write, whose value is large if that is not nil.
+func (i *Instance) write(ctx context.Context, space driver.Space, w driver.Write, large *large) (driver.Written, error) {
 	if err := i.usable(ctx); err != nil {
 		return driver.Written{}, err
 	}
@@ -36,26 +44,42 @@ func (i *Instance) Write(ctx context.Context, space driver.Space, w driver.Write
 	now := i.now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	old := s.visibleLocked(id, w.Key, now)
+	var before driver.Written
+	if known, err := s.repeatedLocked(id, w.Token, now, &before); known || err != nil {
+		before.Duplicate = known
+		return before, err
+	}
+	next, done, err := i.do(w, s.visibleLocked(id, w.Key, now), now)
+	if err != nil {
+		return driver.Written{}, err
+	}
+	if next != nil && large != nil {
+		next.large, next.Size = large, large.size
+	}
+	i.setLocked(s, id, w.Key, next, now)
+	s.rememberLocked(id, w.Token, done)
+	return done, nil
+}
+
+// do works out what a write leaves where old was visible, or nil: the next item, nil for none, and the result.
+func (i *Instance) do(w driver.Write, old *item, now time.Time) (*item, driver.Written, error) {
 	var current []byte
 	if old != nil {
 		current = old.Version
 	}
 	if err := w.Refusal(current); err != nil {
-		return driver.Written{}, err
+		return nil, driver.Written{}, err
 	}
 	done := driver.Written{Existed: old != nil}
 	if w.Previous && old != nil {
 		done.Previous = old.copyFor(false)
 	}
 	if w.Op == driver.Delete {
-		s.removeLocked(id, w.Key)
-		return done, nil
+		return nil, done, nil
 	}
 	next := i.next(w, old, now)
-	s.setLocked(id, next)
 	done.Version, done.ExpireAt = slices.Clone(next.Version), next.ExpireAt
-	return done, nil
+	return next, done, nil
 }
 
 // next is the item that a write leaves; old is what was visible, or nil.
@@ -66,7 +90,7 @@ func (i *Instance) next(w driver.Write, old *item, now time.Time) *item {
 	}
 	next := &item{expire: expire}
 	if w.Op == driver.Touch {
-		next.Item = old.Item
+		next.Item, next.large = old.Item, old.large
 	} else {
 		next.Name = driver.Name{ID: slices.Clone(w.ID), Key: slices.Clone(w.Key)}
 		next.Value = slices.Clone(w.Value)

@@ -28,7 +28,10 @@ type memory struct{}
 func (memory) Type() string { return "memory" }
 
 func (memory) Interfaces() []string {
-	return []string{"keyvalue", "keyvalue.list", "keyvalue.scan", "keyvalue.ttl", "keyvalue.version"}
+	return []string{
+		"keyvalue", "keyvalue.counter", "keyvalue.idempotency", "keyvalue.large", "keyvalue.list", "keyvalue.scan",
+		"keyvalue.transact", "keyvalue.ttl", "keyvalue.version", "keyvalue.watch",
+	}
 }
 
 // Open makes an empty store. Settings: sweep, how often expired items are removed (default 10s).
@@ -51,7 +54,7 @@ func (memory) Open(cfg driver.Config) (driver.Instance, error) {
 		}
 	}
 	for s := range i.shards {
-		i.shards[s].ids = map[string]*run{}
+		i.shards[s].ids, i.shards[s].tokens, i.shards[s].logs = map[string]*run{}, map[token]remembered{}, map[string]*log{}
 	}
 	i.done.Go(func() { i.sweeper(sweep) })
 	return i, nil
@@ -112,7 +115,7 @@ func (i *Instance) sweeper(every time.Duration) {
 		case <-i.stop:
 			return
 		case <-t.C:
-			i.shards[s].sweep(i.now())
+			i.shards[s].sweep(i, i.now())
 		}
 	}
 }
@@ -124,7 +127,7 @@ func (i *Instance) Sweep(ctx context.Context) (int, error) {
 		if err := i.usable(ctx); err != nil {
 			return n, err
 		}
-		n += i.shards[s].sweep(i.now())
+		n += i.shards[s].sweep(i, i.now())
 	}
 	return n, nil
 }

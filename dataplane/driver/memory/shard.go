@@ -13,6 +13,10 @@ import (
 type shard struct {
 	mu  sync.RWMutex // guards what follows, and the items in it
 	ids map[string]*run
+	// tokens are the writes that are remembered, by id and nonce.
+	tokens map[token]remembered
+	// logs are the changes of ids that somebody watches or watched a while ago.
+	logs map[string]*log
 }
 
 // run is the items of one id in byte order of their keys. An item does not change once it is there: writes replace it.
@@ -22,8 +26,9 @@ type run struct {
 }
 
 type item struct {
-	driver.Item       // its slices belong to the store
-	expire      int64 // milliseconds; 0: never
+	driver.Item        // its slices belong to the store
+	expire      int64  // milliseconds; 0: never
+	large       *large // the value when it was written in parts; nil: it is in Item
 }
 
 // find returns the position of key, and whether there is an item, be it expired.
@@ -44,8 +49,13 @@ func (s *shard) visibleLocked(id string, key []byte, now time.Time) *item {
 	return r.items[at]
 }
 
-// setLocked puts an item in its place; the run is made when there is none.
-func (s *shard) setLocked(id string, it *item) {
+// setLocked puts an item in its place, or removes what is there when it is nil, and tells the watchers.
+func (i *Instance) setLocked(s *shard, id string, key []byte, it *item, now time.Time) {
+	s.tellLocked(i, id, key, it, now)
+	if it == nil {
+		s.removeLocked(id, key)
+		return
+	}
 	r := s.ids[id]
 	if r == nil {
 		r = &run{id: it.ID}
@@ -73,20 +83,45 @@ func (s *shard) removeLocked(id string, key []byte) {
 	}
 }
 
-// sweep removes expired items and says how many there were.
-func (s *shard) sweep(now time.Time) int {
+// sweep removes expired items and tokens and says how many items there were.
+func (s *shard) sweep(i *Instance, now time.Time) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := 0
-	for id, r := range s.ids {
-		before := len(r.items)
-		r.items = slices.DeleteFunc(r.items, func(it *item) bool { return driver.Expired(it.expire, now) })
-		n += before - len(r.items)
-		if len(r.items) == 0 {
-			delete(s.ids, id)
+	for id := range s.ids {
+		n += s.sweepLocked(i, id, now)
+	}
+	for t, of := range s.tokens {
+		if !now.Before(of.until) {
+			delete(s.tokens, t)
+		}
+	}
+	for id, l := range s.logs {
+		if len(l.watchers) == 0 && now.Sub(l.left) > keepLog {
+			delete(s.logs, id)
 		}
 	}
 	return n
+}
+
+// sweepLocked removes the expired items of one id.
+func (s *shard) sweepLocked(i *Instance, id string, now time.Time) int {
+	r := s.ids[id]
+	if r == nil {
+		return 0
+	}
+	before := len(r.items)
+	r.items = slices.DeleteFunc(r.items, func(it *item) bool {
+		if !driver.Expired(it.expire, now) {
+			return false
+		}
+		s.logLocked(i, id, driver.Lapsed, it)
+		return true
+	})
+	if len(r.items) == 0 {
+		delete(s.ids, id)
+	}
+	return before - len(r.items)
 }
 
 // copyFor returns a copy that the caller owns.
@@ -95,7 +130,11 @@ func (it *item) copyFor(headOnly bool) *driver.Item {
 	c.ID, c.Key = slices.Clone(it.ID), slices.Clone(it.Key)
 	c.Version, c.Metadata = slices.Clone(it.Version), maps.Clone(it.Metadata)
 	c.Value = nil
-	if !headOnly {
+	switch {
+	case it.large != nil: // Size is that of the item
+	case headOnly:
+		c.Size = uint64(len(it.Value))
+	default:
 		c.Value = append([]byte{}, it.Value...)
 	}
 	return &c

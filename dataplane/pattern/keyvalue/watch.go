@@ -62,7 +62,9 @@ func (s *Store) Watch(ctx context.Context, f Following, deliver func([]driver.Ev
 			if err := deliver(events); err != nil {
 				return err
 			}
-			last = events[len(events)-1].Item.Version
+			if v := events[len(events)-1].Item.Version; len(v) > 0 { // a resync has none: what came before is where to go on
+				last = v
+			}
 		}
 	}
 	for {
