@@ -16,6 +16,7 @@ import (
 
 const (
 	stateFile   = "state"
+	stateCopy   = "state.copy"
 	lockFile    = "lock"
 	setSuffix   = ".members" // after the root of the collection that the file holds
 	tempSuffix  = ".tmp"
@@ -27,7 +28,9 @@ const (
 
 // disk is a directory with the last good state. A file <root>.members holds the members of one collection and is what
 // its name says or is refused: the root covers every byte that matters. The file state says which collections make up
-// the state and is replaced last, so that at any moment the directory holds one whole state, old or new.
+// the state and is replaced last, so that at any moment the directory holds one whole state, old or new. A collection says
+// neither of which partition it is nor which shared set it is in effect with, so that without that file all of them would
+// be of no use: it is there twice.
 type disk struct {
 	dir     string
 	node    string
@@ -52,21 +55,36 @@ func (d *disk) close() { d.lock.Close() }
 // load reads the last good state. What cannot be used is left out and named among the problems.
 func (d *disk) load() (*saved, []error) {
 	empty := &saved{sets: map[ident.Hash]*version{}, cells: map[ident.Partition]savedCell{}}
-	data, err := os.ReadFile(filepath.Join(d.dir, stateFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return empty, nil
-	}
+	index, err := d.loadIndex(stateFile)
+	var problems []error
 	if err != nil {
-		return empty, []error{err}
+		problems = append(problems, err)
+		if index, err = d.loadIndex(stateCopy); err != nil {
+			if errors.Is(problems[0], fs.ErrNotExist) && errors.Is(err, fs.ErrNotExist) {
+				return empty, nil // nothing was ever saved
+			}
+			return empty, append(problems, err)
+		}
+		problems[0] = fmt.Errorf("%w; its copy is used", problems[0])
+	}
+	if index.node != d.node {
+		return empty, append(problems, fmt.Errorf("%s: it is of the proxy %q, not of %q", filepath.Join(d.dir, stateFile), index.node, d.node))
+	}
+	s, missing := d.loadCollections(index)
+	return s, append(problems, missing...)
+}
+
+func (d *disk) loadIndex(name string) (*stateIndex, error) {
+	path := filepath.Join(d.dir, name)
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
 	}
 	index, err := decodeState(data)
 	if err != nil {
-		return empty, []error{fmt.Errorf("%s: %w", filepath.Join(d.dir, stateFile), err)}
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	if index.node != d.node {
-		return empty, []error{fmt.Errorf("%s: it is of the proxy %q, not of %q", filepath.Join(d.dir, stateFile), index.node, d.node)}
-	}
-	return d.loadCollections(index)
+	return index, nil
 }
 
 func (d *disk) loadCollections(index *stateIndex) (*saved, []error) {
@@ -129,7 +147,7 @@ func (d *disk) loadVersion(encoded []byte) (*version, error) {
 
 func (d *disk) path(root ident.Hash) string { return filepath.Join(d.dir, root.String()+setSuffix) }
 
-// save makes s the state on disk: first the collections that are not there, then the file that names them.
+// save makes s the state on disk: first the collections that are not there, then the files that name them.
 func (d *disk) save(s *saved) error {
 	needed := map[ident.Hash]bool{}
 	wrote := false
@@ -153,8 +171,11 @@ func (d *disk) save(s *saved) error {
 			return err
 		}
 	}
-	if err := d.replace(filepath.Join(d.dir, stateFile), encodeState(s)); err != nil {
-		return err
+	state := encodeState(s)
+	for _, name := range []string{stateFile, stateCopy} { // one after the other: a kill spoils one at most
+		if err := d.replace(filepath.Join(d.dir, name), state); err != nil {
+			return err
+		}
 	}
 	if err := d.sync(); err != nil {
 		return err
@@ -219,7 +240,7 @@ func (d *disk) sweepAll() error {
 		root, err := ident.ParseHash(text)
 		stray := isSet && err == nil && !root.IsZero() && !d.present[root]
 		temp, isTemp := strings.CutSuffix(e.Name(), tempSuffix)
-		if stray || isTemp && (temp == stateFile || strings.HasSuffix(temp, setSuffix)) {
+		if stray || isTemp && (temp == stateFile || temp == stateCopy || strings.HasSuffix(temp, setSuffix)) {
 			if err := os.Remove(filepath.Join(d.dir, e.Name())); err != nil {
 				return err
 			}

@@ -108,7 +108,7 @@ func TestColdStart(t *testing.T) {
 			t.Errorf("%s is left", name)
 		}
 	}
-	if len(after) != 1+1+1+partitions-1 { // state, lock, the shared set, the partitions that are not empty
+	if len(after) != 2+1+1+partitions-1 { // the state twice, lock, the shared set, the partitions that are not empty
 		t.Errorf("%d files", len(after))
 	}
 }
@@ -143,6 +143,13 @@ func TestKilledAtAnyWrite(t *testing.T) {
 		}
 	}
 	write("state", after["state"], b)
+	for cut := 0; cut <= len(after["state.copy"]); cut += 1 + len(after["state.copy"])/40 {
+		crashed["state.copy.tmp"] = after["state.copy"][:cut]
+		check(fmt.Sprintf("state.copy cut at %d", cut), b)
+	}
+	delete(crashed, "state.copy.tmp")
+	crashed["state.copy"] = after["state.copy"]
+	check("state.copy whole", b)
 	for name := range before {
 		if _, kept := after[name]; !kept {
 			delete(crashed, name)
@@ -174,11 +181,42 @@ func TestDamage(t *testing.T) {
 				damaged["flipped"] = flipped(good["state"], at)
 			}
 			for what, data := range damaged {
-				n, problems, log := loaded(t, with("state", data))
-				if n != 0 || problems != 1 || !strings.Contains(log, "state") {
+				n, problems, log := loaded(t, with("state", data), tree)
+				if n != partitions || problems != 1 || !strings.Contains(log, "/state:") {
 					t.Fatalf("%s at %d: %d partitions, %v problems: %s", what, at, n, problems, log)
 				}
 			}
+		}
+	})
+	t.Run("the state file and its copy", func(t *testing.T) {
+		for at := 0; at < len(good["state"]); at += 7 {
+			files := with("state", good["state"][:at])
+			files["state.copy"] = flipped(good["state"], at)
+			n, problems, log := loaded(t, files)
+			if n != 0 || problems != 2 || !strings.Contains(log, "/state:") || !strings.Contains(log, "/state.copy:") {
+				t.Fatalf("at %d: %d partitions, %v problems: %s", at, n, problems, log)
+			}
+		}
+	})
+	t.Run("the copy alone does no harm", func(t *testing.T) {
+		if n, problems, log := loaded(t, with("state.copy", nil), tree); n != partitions || problems != 0 {
+			t.Fatalf("%d partitions, %v problems: %s", n, problems, log)
+		}
+	})
+	t.Run("collections in each other's place", func(t *testing.T) {
+		one := manifestOf("p/0001", tree["p/0001"]).Root().String() + ".members"
+		other := manifestOf("shared", backends).Root().String() + ".members"
+		for name := range good {
+			if strings.HasSuffix(name, ".members") && name != one && name != other {
+				other = name
+				break
+			}
+		}
+		files := with(one, good[other])
+		files[other] = good[one]
+		n, problems, log := loaded(t, files, tree)
+		if n != partitions-2 || problems != 2 || !strings.Contains(log, one) || !strings.Contains(log, other) {
+			t.Fatalf("%d partitions, %v problems: %s", n, problems, log)
 		}
 	})
 	t.Run("one collection's file leaves the others", func(t *testing.T) {
@@ -192,7 +230,14 @@ func TestDamage(t *testing.T) {
 			}
 		}
 	})
-	t.Run("a file that is gone", func(t *testing.T) {
+	t.Run("a state file that is gone", func(t *testing.T) {
+		files := with("x", nil)
+		delete(files, "state")
+		if n, problems, log := loaded(t, files, tree); n != partitions || problems != 1 || !strings.Contains(log, "/state:") {
+			t.Fatalf("%d partitions, %v problems: %s", n, problems, log)
+		}
+	})
+	t.Run("a shared set that is gone", func(t *testing.T) {
 		files := with("x", nil)
 		delete(files, manifestOf("shared", backends).Root().String()+".members")
 		if n, problems, _ := loaded(t, files); n != 0 || problems != 1+partitions {
