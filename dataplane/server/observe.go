@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -49,10 +48,7 @@ func (s *Server) load() subscribe.Load {
 	sample := []metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
 	metrics.Read(sample)
 	l.MemoryBytes = sample[0].Value.Uint64() - sample[1].Value.Uint64()
-	var usage syscall.Rusage
-	if syscall.Getrusage(syscall.RUSAGE_SELF, &usage) == nil {
-		l.CPU = time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
-	}
+	l.CPU = cpuTime()
 	return l
 }
 
