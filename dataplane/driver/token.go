@@ -1,6 +1,8 @@
 package driver
 
 import (
+	"encoding/json"
+	"fmt"
 	"time"
 
 	"github.com/prism-gateway/prism/shared/fault"
@@ -21,4 +23,26 @@ type Token struct {
 // Reused is the fault of a nonce that stands for another request.
 func Reused() error {
 	return fault.New(fault.Invalid, fault.TokenReused, "the idempotency token was used for another request").WithOutcome(fault.NotApplied)
+}
+
+// Done is what a write with a token did, in the form in which drivers may keep it: one result for each write, and a
+// counter's sum.
+type Done struct {
+	Results []Written
+	Sum     int64
+}
+
+// Encode makes bytes of it.
+func (d Done) Encode() ([]byte, error) { return json.Marshal(d) }
+
+// DecodeDone reads what Encode made. All results are marked as those of an earlier write.
+func DecodeDone(data []byte) (Done, error) {
+	var d Done
+	if err := json.Unmarshal(data, &d); err != nil {
+		return Done{}, fault.Wrap(fmt.Errorf("a remembered result: %w", err), fault.DataLoss, fault.Checksum, "the stored result cannot be read")
+	}
+	for n := range d.Results {
+		d.Results[n].Duplicate = true
+	}
+	return d, nil
 }

@@ -43,7 +43,10 @@ var types = []BackendType{
 	},
 	{Name: "s3", Durability: durable, Consistency: strong, NeedsEndpoint: true, Address: HostPort},
 	{
-		Name: "sqlite", Offered: true, Interfaces: keyvalueAll, Durability: durable, Consistency: strong,
+		Name: "sqlite", Offered: true, Interfaces: []string{
+			"keyvalue", "keyvalue.counter", "keyvalue.idempotency", "keyvalue.large", "keyvalue.list", "keyvalue.scan",
+			"keyvalue.transact", "keyvalue.ttl", "keyvalue.version",
+		}, Durability: durable, Consistency: strong,
 		SingleMachine: true, MaxValueBytes: maxValue, TTLGranularity: time.Millisecond, NeedsEndpoint: true,
 		Address: FileAddress, MaxEndpoints: 1,
 		Settings: []Setting{

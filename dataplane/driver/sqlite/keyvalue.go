@@ -34,7 +34,10 @@ func (i *Instance) get(ctx context.Context, s *statements, space driver.Space, n
 		return nil, i.failed(ctx, err)
 	}
 	it.ID = slices.Clone(name.ID)
-	return it, nil
+	if it.large != nil && !headOnly {
+		return nil, driver.TooLarge(it.Size)
+	}
+	return &it.Item, nil
 }
 
 // failed is the fault of a read.
@@ -57,23 +60,36 @@ func blob(b []byte) []byte {
 
 type row interface{ Scan(to ...any) error }
 
-// scanItem reads key, version, expire, modified, type, metadata, value.
-func scanItem(r row, headOnly bool) (*driver.Item, int64, error) {
-	it := &driver.Item{}
-	var expire, modified int64
+// sizeColumn is the size of the value.
+const sizeColumn = "iif(large IS NULL, length(value), size)"
+
+// stored is an item as it is stored.
+type stored struct {
+	driver.Item
+	expire int64  // milliseconds since 1970; 0: never
+	large  []byte // the name of a large value; nil: the value is in Item
+}
+
+// scanItem reads key, version, expire, modified, type, metadata, large, size, value.
+func scanItem(r row, headOnly bool) (*stored, int64, error) {
+	it := &stored{}
+	var modified int64
 	var metadata []byte
-	if err := r.Scan(&it.Key, &it.Version, &expire, &modified, &it.ContentType, &metadata, &it.Value); err != nil {
+	if err := r.Scan(&it.Key, &it.Version, &it.expire, &modified, &it.ContentType, &metadata, &it.large, &it.Size, &it.Value); err != nil {
 		return nil, 0, err
 	}
-	it.ExpireAt, it.ModifiedAt = driver.ExpireTime(expire), time.UnixMicro(modified).UTC()
-	if headOnly {
+	it.ExpireAt, it.ModifiedAt = driver.ExpireTime(it.expire), time.UnixMicro(modified).UTC()
+	switch {
+	case headOnly || it.large != nil:
 		it.Value = nil
+	default:
+		it.Size = 0
 	}
 	var ok bool
 	if it.Metadata, ok = decodeMetadata(metadata); !ok {
 		return nil, 0, fault.New(fault.DataLoss, fault.Checksum, "the stored item cannot be read")
 	}
-	return it, expire, nil
+	return it, it.expire, nil
 }
 
 // encodeMetadata writes each string behind its length.
@@ -147,7 +163,7 @@ func (i *Instance) Scan(ctx context.Context, space driver.Space, r driver.Range)
 			return nil, false, i.failed(ctx, err)
 		}
 		it.ID = slices.Clone(r.ID)
-		items = append(items, *it)
+		items = append(items, it.Item)
 		size += len(it.ID) + len(it.Key) + len(it.Value)
 	}
 	if err := rows.Err(); err != nil {

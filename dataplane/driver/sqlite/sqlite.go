@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,7 +30,10 @@ type sqliteDriver struct{}
 func (sqliteDriver) Type() string { return "sqlite" }
 
 func (sqliteDriver) Interfaces() []string {
-	return []string{"keyvalue", "keyvalue.list", "keyvalue.scan", "keyvalue.ttl", "keyvalue.version"}
+	return []string{
+		"keyvalue", "keyvalue.counter", "keyvalue.idempotency", "keyvalue.large", "keyvalue.list", "keyvalue.scan",
+		"keyvalue.transact", "keyvalue.ttl", "keyvalue.version",
+	}
 }
 
 // Open needs one endpoint, the path of the file, whose directory must exist when the first call comes. Settings:
@@ -120,7 +124,7 @@ type Instance struct {
 
 // statements are the reads, prepared. Close of the pool closes them.
 type statements struct {
-	get, head, ids                           *sql.Stmt
+	get, head, ids, part                     *sql.Stmt
 	scan, scanBack, scanHeads, scanHeadsBack *sql.Stmt
 }
 
@@ -144,10 +148,10 @@ func (i *Instance) Close() error {
 	return err
 }
 
-const schemaVersion = 1
-
-// schema has the items of an id side by side in byte order of their keys, and finds what has expired.
-const schema = `
+// migrations make the schema, each from the one before; the file's user_version is how many were done.
+var migrations = []string{
+	// The items of an id are side by side in byte order of their keys, and what has expired is found by an index.
+	`
 CREATE TABLE item (
 	space BLOB NOT NULL, id BLOB NOT NULL, key BLOB NOT NULL,
 	version BLOB NOT NULL,
@@ -158,7 +162,33 @@ CREATE TABLE item (
 	PRIMARY KEY (space, id, key)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX item_expire ON item (expire) WHERE expire > 0;
-`
+`,
+	// A value that was written in parts has them in part, under a name that the item has in large. They go with it.
+	`
+ALTER TABLE item ADD COLUMN large BLOB;
+ALTER TABLE item ADD COLUMN size INTEGER NOT NULL DEFAULT 0; -- of a large value
+CREATE TABLE part (
+	large BLOB NOT NULL, number INTEGER NOT NULL,
+	sum INTEGER NOT NULL, -- xxHash64 of data
+	data BLOB NOT NULL,
+	PRIMARY KEY (large, number)
+) STRICT, WITHOUT ROWID;
+CREATE TRIGGER item_replaced AFTER UPDATE OF large ON item WHEN OLD.large IS NOT NULL AND OLD.large IS NOT NEW.large
+	BEGIN DELETE FROM part WHERE large = OLD.large; END;
+CREATE TRIGGER item_removed AFTER DELETE ON item WHEN OLD.large IS NOT NULL
+	BEGIN DELETE FROM part WHERE large = OLD.large; END;
+-- Large values that are being written; what is old here was never finished.
+CREATE TABLE unfinished (large BLOB NOT NULL PRIMARY KEY, touched INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE token (
+	space BLOB NOT NULL, id BLOB NOT NULL, nonce BLOB NOT NULL,
+	request BLOB NOT NULL,
+	until INTEGER NOT NULL, -- milliseconds since 1970
+	result BLOB NOT NULL,
+	PRIMARY KEY (space, id, nonce)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX token_until ON token (until);
+`,
+}
 
 // prepared returns the statements; the first call makes the schema. A call that fails leaves it to the next.
 func (i *Instance) prepared(ctx context.Context) (*statements, error) {
@@ -189,7 +219,7 @@ func (i *Instance) prepared(ctx context.Context) (*statements, error) {
 	}
 	s := &statements{}
 	var made []*sql.Stmt
-	const head = "SELECT key, version, expire, modified, type, metadata"
+	const head = "SELECT key, version, expire, modified, type, metadata, large, " + sizeColumn
 	const run = " FROM item WHERE space = ? AND id = ? AND key >= ? AND (? IS NULL OR key < ?) AND (expire = 0 OR expire > ?) ORDER BY key"
 	for _, p := range []struct {
 		to   **sql.Stmt
@@ -201,6 +231,7 @@ func (i *Instance) prepared(ctx context.Context) (*statements, error) {
 		{&s.scanBack, head + ", value" + run + " DESC"},
 		{&s.scanHeads, head + ", x''" + run},
 		{&s.scanHeadsBack, head + ", x''" + run + " DESC"},
+		{&s.part, "SELECT sum, data FROM part WHERE large = ? AND number = ?"},
 		{&s.ids, "SELECT id FROM item WHERE space = ? AND id > ? AND (expire = 0 OR expire > ?) ORDER BY id LIMIT 1"},
 	} {
 		stmt, err := i.read.PrepareContext(ctx, p.text)
@@ -234,7 +265,7 @@ func (i *Instance) makeSchema(ctx context.Context) error {
 	}
 	defer conn.Close()
 	version := 0
-	if err := conn.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err == nil && version == schemaVersion {
+	if err := conn.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err == nil && version == len(migrations) {
 		return nil
 	}
 	if err := insist(ctx, func() error { return exec(ctx, conn, "PRAGMA journal_mode = WAL") }); err != nil {
@@ -246,10 +277,10 @@ func (i *Instance) makeSchema(ctx context.Context) error {
 	err = conn.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version)
 	switch {
 	case err != nil:
-	case version == 0:
-		err = exec(ctx, conn, schema+fmt.Sprintf("PRAGMA user_version = %d", schemaVersion))
-	case version != schemaVersion:
-		err = fault.Newf(fault.FailedPrecondition, fault.Backend, "the backend's data has format %d, this proxy knows %d", version, schemaVersion)
+	case version > len(migrations):
+		err = fault.Newf(fault.FailedPrecondition, fault.Backend, "the backend's data has format %d, this proxy knows %d", version, len(migrations))
+	default:
+		err = exec(ctx, conn, strings.Join(migrations[version:], "")+fmt.Sprintf("PRAGMA user_version = %d", len(migrations)))
 	}
 	if err != nil {
 		return errors.Join(err, exec(context.WithoutCancel(ctx), conn, "ROLLBACK"))

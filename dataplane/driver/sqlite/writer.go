@@ -18,16 +18,14 @@ const (
 	maxSwept  = 500  // expired items that one transaction removes
 )
 
-// request is what one caller wants written, in one transaction or not at all.
+// request is what one caller wants done, in one transaction or not at all.
 type request struct {
-	space   driver.Space
-	writes  []driver.Write
-	results []driver.WriteResult
-	sweep   bool // remove expired items instead
-	swept   int
-	fault   *fault.Fault // of the transaction
-	state   atomic.Int32
-	done    chan struct{}
+	// run does it on the writer's connection, perhaps several times: what it found before counts for nothing then. Only
+	// an error of the store is an error; a condition that does not hold is a result.
+	run   func(ctx context.Context, w *connection, now time.Time) error
+	fault *fault.Fault // of the transaction
+	state atomic.Int32
+	done  chan struct{}
 }
 
 // The states of a request. Only the one who moves it out of queued may go on with it.
@@ -45,24 +43,33 @@ func (i *Instance) Write(ctx context.Context, space driver.Space, w driver.Write
 
 // BatchWrite gives the writes to the writer.
 func (i *Instance) BatchWrite(ctx context.Context, space driver.Space, writes []driver.Write) []driver.WriteResult {
-	r := &request{space: space, writes: writes, results: make([]driver.WriteResult, len(writes))}
-	if f := i.submit(ctx, r); f != nil {
-		// The writer may still be at r.results.
-		failed := make([]driver.WriteResult, len(writes))
-		for n := range failed {
-			failed[n].Err = f
+	results := make([]driver.WriteResult, len(writes))
+	f := i.submit(ctx, func(ctx context.Context, w *connection, now time.Time) error {
+		for n, write := range writes {
+			done, refused, err := i.once(ctx, w, space, write, now)
+			if err != nil {
+				return err
+			}
+			results[n] = driver.WriteResult{Written: done, Err: refused}
 		}
-		return failed
+		return nil
+	})
+	if f != nil {
+		// The writer may still be at results.
+		results = make([]driver.WriteResult, len(writes))
+		for n := range results {
+			results[n].Err = f
+		}
 	}
-	return r.results
+	return results
 }
 
-// submit waits until a request is done, or until the caller's patience ends.
-func (i *Instance) submit(ctx context.Context, r *request) *fault.Fault {
+// submit waits until a request is done, or until the caller's patience ends; then run may still be at work.
+func (i *Instance) submit(ctx context.Context, run func(context.Context, *connection, time.Time) error) *fault.Fault {
 	if _, err := i.prepared(ctx); err != nil {
 		return fault.From(err).WithOutcome(fault.NotApplied)
 	}
-	r.done = make(chan struct{})
+	r := &request{run: run, done: make(chan struct{})}
 	select {
 	case i.waiting <- r:
 	case <-ctx.Done():
@@ -127,13 +134,12 @@ func (i *Instance) group(w *connection, first *request) {
 	}
 	var err error
 	for n := 0; n < len(group) && err == nil; n++ {
-		err = i.perform(ctx, w, group[n])
+		err = group[n].run(ctx, w, i.now())
 	}
 	f := w.end(ctx, err)
 	if f != nil && len(group) > 1 && f.Outcome == fault.NotApplied {
 		// One request must not fail the others: each by itself.
 		for _, r := range group {
-			r.results = make([]driver.WriteResult, len(r.writes))
 			i.alone(ctx, w, r)
 		}
 		return
@@ -150,35 +156,34 @@ func (i *Instance) alone(ctx context.Context, w *connection, r *request) {
 	if err != nil {
 		r.fault = storeFault(err)
 	} else {
-		r.fault = w.end(ctx, i.perform(ctx, w, r))
+		r.fault = w.end(ctx, r.run(ctx, w, i.now()))
 	}
 	close(r.done)
 }
 
-// perform does a request's writes. Only an error of the store is an error; a condition that does not hold is a result.
-func (i *Instance) perform(ctx context.Context, w *connection, r *request) error {
-	now := i.now()
-	if r.sweep {
-		done, err := w.sweep.ExecContext(ctx, now.UnixMilli(), maxSwept)
-		if err != nil {
-			return err
-		}
-		n, err := done.RowsAffected()
-		r.swept = int(n)
-		return err
+// once does one write inside a transaction, unless its token says that it was done.
+func (i *Instance) once(ctx context.Context, w *connection, space driver.Space, write driver.Write, now time.Time) (done driver.Written, refused, err error) {
+	before, reused, err := w.repeated(ctx, space, write.ID, write.Token, now)
+	switch {
+	case err != nil || reused != nil:
+		return driver.Written{}, reused, err
+	case before != nil:
+		return before.Results[0], nil, nil
 	}
-	for n, write := range r.writes {
-		done, refused, err := i.one(ctx, w, r.space, write, now)
-		if err != nil {
-			return err
-		}
-		r.results[n] = driver.WriteResult{Written: done, Err: refused}
+	if done, refused, err = i.one(ctx, w, space, write, nil, now); refused != nil || err != nil {
+		return done, refused, err
 	}
-	return nil
+	return done, nil, w.remember(ctx, space, write.ID, write.Token, driver.Done{Results: []driver.Written{done}})
 }
 
-// one does one write inside a transaction.
-func (i *Instance) one(ctx context.Context, w *connection, space driver.Space, write driver.Write, now time.Time) (done driver.Written, refused, err error) {
+// large names a value that was written in parts.
+type large struct {
+	name []byte
+	size uint64
+}
+
+// one does one write inside a transaction; its value is large if that is not nil.
+func (i *Instance) one(ctx context.Context, w *connection, space driver.Space, write driver.Write, value *large, now time.Time) (done driver.Written, refused, err error) {
 	at := []any{[]byte(space), blob(write.ID), blob(write.Key)}
 	stmt := w.head
 	if write.Previous {
@@ -203,7 +208,7 @@ func (i *Instance) one(ctx context.Context, w *connection, space driver.Space, w
 	done.Existed = old != nil
 	if write.Previous && old != nil {
 		old.Name = driver.Name{ID: blob(write.ID), Key: old.Key}
-		done.Previous = old
+		done.Previous = &old.Item
 	}
 	if write.Op == driver.Delete {
 		_, err := w.delete.ExecContext(ctx, at...)
@@ -222,15 +227,22 @@ func (i *Instance) one(ctx context.Context, w *connection, space driver.Space, w
 	if old != nil {
 		modified = max(modified, old.ModifiedAt.UnixMicro())
 	}
-	_, err = w.put.ExecContext(ctx, append(at, done.Version, expire, modified, write.ContentType, encodeMetadata(write.Metadata), blob(write.Value))...)
+	if value == nil {
+		value = &large{}
+	}
+	_, err = w.put.ExecContext(ctx, append(at, done.Version, expire, modified, write.ContentType, encodeMetadata(write.Metadata), blob(write.Value), value.name, value.size)...)
 	return done, nil, err
 }
 
 // connection is the one that writes, with its statements. Only the writer uses it.
 type connection struct {
-	db                                   *sql.DB
-	conn                                 *sql.Conn // nil: none
-	get, head, put, touch, delete, sweep *sql.Stmt
+	db                            *sql.DB
+	conn                          *sql.Conn // nil: none
+	get, head, put, touch, delete *sql.Stmt
+	token, remembered             *sql.Stmt
+	start, progress, part         *sql.Stmt
+	finish, giveUp                *sql.Stmt
+	sweep, sweepTokens, abandoned *sql.Stmt
 }
 
 // begin starts a transaction, which waits for other processes a while.
@@ -253,7 +265,7 @@ func (w *connection) open(ctx context.Context) error {
 	if w.conn, err = w.db.Conn(ctx); err != nil {
 		return err
 	}
-	const head = "SELECT key, version, expire, modified, type, metadata, "
+	const head = "SELECT key, version, expire, modified, type, metadata, large, " + sizeColumn + ", "
 	const here = " WHERE space = ? AND id = ? AND key = ?"
 	for _, p := range []struct {
 		to   **sql.Stmt
@@ -261,9 +273,20 @@ func (w *connection) open(ctx context.Context) error {
 	}{
 		{&w.get, head + "value FROM item" + here},
 		{&w.head, head + "x'' FROM item" + here},
-		{&w.put, "INSERT OR REPLACE INTO item (space, id, key, version, expire, modified, type, metadata, value) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"},
+		{&w.put, "INSERT INTO item (space, id, key, version, expire, modified, type, metadata, value, large, size) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)" +
+			" ON CONFLICT DO UPDATE SET version = excluded.version, expire = excluded.expire, modified = excluded.modified, type = excluded.type," +
+			" metadata = excluded.metadata, value = excluded.value, large = excluded.large, size = excluded.size"},
 		{&w.touch, "UPDATE item SET version = ?, expire = ?" + here},
 		{&w.delete, "DELETE FROM item" + here},
+		{&w.token, "SELECT request, until, result FROM token WHERE space = ? AND id = ? AND nonce = ?"},
+		{&w.remembered, "INSERT OR REPLACE INTO token (space, id, nonce, request, until, result) VALUES (?, ?, ?, ?, ?, ?)"},
+		{&w.start, "INSERT INTO unfinished (touched, large) VALUES (?, ?)"},
+		{&w.progress, "UPDATE unfinished SET touched = ? WHERE large = ?"},
+		{&w.part, "INSERT INTO part (large, number, sum, data) VALUES (?, ?, ?, ?)"},
+		{&w.finish, "DELETE FROM unfinished WHERE large = ?"},
+		{&w.giveUp, "DELETE FROM part WHERE large = ?"},
+		{&w.sweepTokens, "DELETE FROM token WHERE (space, id, nonce) IN (SELECT space, id, nonce FROM token WHERE until <= ? LIMIT ?)"},
+		{&w.abandoned, "SELECT large FROM unfinished WHERE touched <= ? LIMIT 1"},
 		{&w.sweep, "DELETE FROM item WHERE (space, id, key) IN (SELECT space, id, key FROM item WHERE expire > 0 AND expire <= ? LIMIT ?)"},
 	} {
 		if *p.to, err = w.conn.PrepareContext(ctx, p.text); err != nil {
@@ -317,17 +340,37 @@ func (i *Instance) sweeper(ctx context.Context, every time.Duration) {
 	}
 }
 
-// Sweep removes all expired items now and says how many there were. Other writes come between its transactions.
+// Sweep removes all expired items now and says how many there were, and what else has had its time. Other writes come
+// between its transactions.
 func (i *Instance) Sweep(ctx context.Context) (int, error) {
 	n := 0
 	for {
-		r := &request{sweep: true}
-		if f := i.submit(ctx, r); f != nil {
+		var items, others int64
+		f := i.submit(ctx, func(ctx context.Context, w *connection, now time.Time) error {
+			var err error
+			if items, err = affected(w.sweep.ExecContext(ctx, now.UnixMilli(), maxSwept)); err != nil {
+				return err
+			}
+			if others, err = affected(w.sweepTokens.ExecContext(ctx, now.UnixMilli(), maxSwept)); err != nil {
+				return err
+			}
+			abandoned, err := w.sweepParts(ctx, now)
+			others += abandoned
+			return err
+		})
+		if f != nil {
 			return n, f
 		}
-		n += r.swept
-		if r.swept < maxSwept {
+		n += int(items)
+		if items+others < maxSwept {
 			return n, nil
 		}
 	}
+}
+
+func affected(r sql.Result, err error) (int64, error) {
+	if err != nil {
+		return 0, err
+	}
+	return r.RowsAffected()
 }
