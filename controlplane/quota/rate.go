@@ -24,6 +24,7 @@ type Rates struct {
 type bucket struct {
 	left float64
 	at   time.Time
+	full time.Time // from when on it is as if nothing had been counted
 }
 
 // maxIdle is how many teams are remembered before those with full buckets are forgotten.
@@ -48,7 +49,7 @@ func (r *Rates) Take(team string, b Bounds, n int, now time.Time) error {
 			With("quota", "changes_per_minute").With("team", team).With("limit", strconv.FormatUint(uint64(b.ChangesPerMinute), 10)).
 			WithRetry(wait).WithOutcome(fault.NotApplied)
 	}
-	at.left -= float64(n)
+	at.count(b, n)
 	return nil
 }
 
@@ -60,7 +61,12 @@ func (r *Rates) Count(team string, b Bounds, n int, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	at := r.bucketLocked(team, b, now)
+	at.count(b, n)
+}
+
+func (at *bucket) count(b Bounds, n int) {
 	at.left = min(at.left-float64(n), b.burst())
+	at.full = at.at.Add(time.Duration((b.burst() - at.left) / b.perSecond() * float64(time.Second)))
 }
 
 func (r *Rates) bucketLocked(team string, b Bounds, now time.Time) *bucket {
@@ -68,7 +74,7 @@ func (r *Rates) bucketLocked(team string, b Bounds, now time.Time) *bucket {
 	if at == nil {
 		if len(r.teams) >= maxIdle {
 			for name, old := range r.teams {
-				if now.Sub(old.at) > time.Minute && old.left >= 0 {
+				if now.After(old.full) {
 					delete(r.teams, name)
 				}
 			}
