@@ -42,10 +42,11 @@ type (
 type peer struct {
 	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
 	controlv1.UnimplementedFleetServiceServer
+	mu           sync.Mutex // guards installation and serve once proxies connect
 	installation string
-	listener     *bufconn.Listener
 	serve        func(discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error // in place of streams
-	serveReport  func(controlv1.FleetService_ReportServer) error                                   // in place of reports
+	listener     *bufconn.Listener
+	serveReport  func(controlv1.FleetService_ReportServer) error // in place of reports
 	streams      chan *adsStream
 	reports      chan *reportStream
 }
@@ -80,11 +81,14 @@ func newPeer(t testing.TB, installation string) *peer {
 }
 
 func (p *peer) DeltaAggregatedResources(s discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
-	if p.installation != "" {
-		s.SetHeader(metadata.Pairs("prism-installation", p.installation))
+	p.mu.Lock()
+	installation, serve := p.installation, p.serve
+	p.mu.Unlock()
+	if installation != "" {
+		s.SetHeader(metadata.Pairs("prism-installation", installation))
 	}
-	if p.serve != nil {
-		return p.serve(s)
+	if serve != nil {
+		return serve(s)
 	}
 	a := &adsStream{
 		requests: make(chan *request, 10_000), ended: s.Context().Done(),
@@ -144,6 +148,13 @@ func (p *peer) Report(s controlv1.FleetService_ReportServer) error {
 			return s.Context().Err()
 		}
 	}
+}
+
+// become changes what the control plane is, while proxies connect.
+func (p *peer) become(installation string, serve func(discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.installation, p.serve = installation, serve
 }
 
 func (p *peer) accept(t testing.TB) *adsStream {

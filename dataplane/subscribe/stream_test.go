@@ -182,7 +182,7 @@ func TestAnotherInstallationIsRefused(t *testing.T) {
 				t.Errorf("%q does not say %q", text, want)
 			}
 		}
-		time.Sleep(time.Hour)
+		time.Sleep(10 * time.Minute)
 		p.idle("it is not our control plane")
 		if got := p.client.Status(); got.Installation != "installation-1" || got.Epoch != 1 || got.Endpoint != "" || len(got.Cells) != 1 {
 			t.Errorf("the status is %+v", got)
@@ -193,20 +193,18 @@ func TestAnotherInstallationIsRefused(t *testing.T) {
 	}
 	// answering has a control plane answer every stream, as one does that knows nothing of other installations.
 	answering := func(cp *peer, id string) {
-		cp.installation = id
-		cp.serve = func(s discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+		cp.become(id, func(s discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
 			if err := s.Send(&response{TypeUrl: subscribe.AssignmentType, Nonce: "1", Resources: assignment(9)}); err != nil {
 				return err
 			}
 			<-s.Context().Done()
 			return s.Context().Err()
-		}
+		})
 	}
 	refusing := func(cp *peer, id string) {
-		answering(cp, id)
-		cp.serve = func(discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+		cp.become(id, func(discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
 			return status.Error(codes.Unavailable, "this replica is behind what the proxy has seen")
-		}
+		})
 	}
 	listen := func(told chan<- string, dir string) func(*subscribe.Config, *proxy) {
 		return func(cfg *subscribe.Config, _ *proxy) {
