@@ -81,6 +81,9 @@ func TestDriftIsNamedAndRepaired(t *testing.T) {
 	if want := "a serves something else as ns/orders"; !strings.Contains(s.GetSummary(), want) {
 		t.Errorf("summary %q; want %q in it", s.GetSummary(), want)
 	}
+	if o := s.GetOwners()[slices.IndexFunc(s.GetOwners(), func(o *configv1.OwnerStatus) bool { return o.GetProxy() == "a" })]; o.GetStage() != configv1.Stage_STAGE_SENT {
+		t.Errorf("who has drifted is %v", o.GetStage()) // a deletion waits for it
+	}
 	if p := resynced(t, here); p != at {
 		t.Errorf("%v is sent in full; want %v", p, at)
 	}

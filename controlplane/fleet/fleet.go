@@ -38,7 +38,7 @@ type store interface {
 	Head() *snapshot.Tree
 	Released() *release.State
 	Ended() []*recordv1.Release
-	Snapshot(ctx context.Context, version uint64) (*recordv1.Snapshot, error)
+	Snapshots(ctx context.Context, before uint64, limit int) ([]*recordv1.Snapshot, error)
 	Watch() (<-chan struct{}, func())
 	Manifest(ctx context.Context, root ident.Hash) (*manifest.Manifest, error)
 

@@ -176,6 +176,63 @@ func TestStatusOfANamespaceWhoseCreationWasTakenBack(t *testing.T) {
 	}
 }
 
+// TestStatusAfterACreationWasTakenBack tells why there is no namespace until something later has changed it.
+func TestStatusAfterACreationWasTakenBack(t *testing.T) {
+	put := func(t *testing.T, r *replica, text string, atOnce bool) uint64 {
+		t.Helper()
+		c, err := r.store.Commit(t.Context(), release.Order{AtOnce: atOnce}, func(*snapshot.Tree, uint64) ([]snapshot.Set, error) {
+			if text == "" {
+				return []snapshot.Set{{Name: "ns/orders"}}, nil
+			}
+			data, err := proto.Marshal(&configv1.NamespaceConfig{Namespace: "orders", Team: text})
+			return []snapshot.Set{{Name: "ns/orders", Data: data}}, err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c.Tree.Version()
+	}
+	create := func(t *testing.T, r *replica) { put(t, r, "accounts", true) }
+	remove := func(t *testing.T, r *replica) { put(t, r, "", true) }
+	takeback := func(t *testing.T, r *replica) {
+		r.step(t, release.Step{Release: put(t, r, "payments", false), Do: release.TakeBack, Reason: "it is bad"})
+	}
+	rollback := func(to uint64) func(*testing.T, *replica) {
+		return func(t *testing.T, r *replica) {
+			if _, err := r.store.Rollback(t.Context(), release.Order{AtOnce: true}, to, snapshot.Note{Author: "sre"}, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	other := func(t *testing.T, r *replica) { commit(t, r, "others") }
+	type steps []func(*testing.T, *replica)
+	for what, tc := range map[string]struct {
+		steps steps
+		want  fault.Reason
+	}{
+		"taken back":                                     {steps{takeback}, fault.TakenBack},
+		"taken back, then others changed":                {steps{takeback, other, other}, fault.TakenBack},
+		"taken back, made again and deleted":             {steps{takeback, create, remove}, fault.Namespace},
+		"taken back, made again, deleted, taken back":    {steps{takeback, create, remove, takeback}, fault.TakenBack},
+		"made, deleted and taken back":                   {steps{create, remove, takeback}, fault.TakenBack},
+		"taken back, made again, everything rolled back": {steps{takeback, create, rollback(2)}, fault.Namespace},
+		"taken back twice":                               {steps{takeback, takeback}, fault.TakenBack},
+	} {
+		t.Run(what, func(t *testing.T) {
+			config := store.Config{Partitions: partitions, Policies: release.Policies{Additive: &configv1.ReleasePolicy{}}}
+			r := startWith(t, config, etcd(t), "replica-1", long)
+			for _, step := range tc.steps {
+				step(t, r)
+			}
+			for range 2 {
+				if s, err := r.fleet.Status(t.Context(), "orders"); !fault.Is(err, tc.want) {
+					t.Errorf("status %v, %v; want the reason %v", s, err, tc.want)
+				}
+			}
+		})
+	}
+}
+
 func TestValidatorsOwnNothing(t *testing.T) {
 	r := start(t, etcd(t), "replica-1", long)
 	tree := commit(t, r, "orders")

@@ -109,7 +109,7 @@ func (a *assessment) assess(ctx context.Context, cells map[string]*controlv1.Cel
 	back := a.back.newest(state, a.fleet.store.Ended(), name)
 	object, ok := state.Head().Namespace(a.namespace)
 	if !ok {
-		if left, known := a.back.leftAs(ctx, a.fleet.store, name); back != nil && (!known || left.IsZero()) {
+		if back != nil && !a.back.outdated(ctx, a.fleet.store, name, state.Head().Version()) {
 			return nil, gone(a.namespace, back)
 		}
 		return nil, fault.Newf(fault.NotFound, fault.Namespace, "there is no namespace %q", a.namespace)
@@ -148,11 +148,9 @@ func (a *assessment) assess(ctx context.Context, cells map[string]*controlv1.Cel
 	default:
 		status.Summary = fmt.Sprintf("live on %d of %d owners: %s", len(owners)-len(wanting), len(owners), strings.Join(wanting, "; "))
 	}
-	if back != nil {
-		// What came later and is live is what the reader wants to know of.
-		if left, known := a.back.leftAs(ctx, a.fleet.store, name); !status.Live || !known || left == object.Hash {
-			status.TakenBack = back
-		}
+	// What came later and is live is what the reader wants to know of.
+	if back != nil && (!status.Live || !a.back.outdated(ctx, a.fleet.store, name, state.Head().Version())) {
+		status.TakenBack = back
 	}
 	return status, nil
 }
@@ -238,7 +236,7 @@ func (a *assessment) owner(ctx context.Context, state *release.State, pending *r
 func (a *assessment) serves(o *configv1.OwnerStatus, c *controlv1.CellState, wants map[string]ident.Hash, stage func(configv1.Stage, string)) {
 	for _, name := range c.GetDrifted() {
 		if _, needed := wants[name]; needed {
-			stage(configv1.Stage_STAGE_ACCEPTED, "serves something else as "+name+": it has drifted, and is sent again")
+			stage(configv1.Stage_STAGE_SENT, "serves something else as "+name+": it has drifted, and is sent again")
 			return
 		}
 	}

@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
@@ -9,19 +10,21 @@ import (
 
 	"github.com/prism-gateway/prism/controlplane/release"
 	"github.com/prism-gateway/prism/shared/fault"
-	"github.com/prism-gateway/prism/shared/ident"
 )
 
 // readPatience is how long a status waits for what only the store has: it is told without it when the store is gone.
 const readPatience = 300 * time.Millisecond
+
+// snapshotsAtOnce is how many snapshots are asked for together.
+const snapshotsAtOnce = 64
 
 // takenBack remembers of one object which change of it was taken back last.
 type takenBack struct {
 	state *release.State    // by which it was looked for
 	ended *recordv1.Release // the newest that had ended then
 	found *configv1.TakenBack
-	left  ident.Hash // the object as it was left by that
-	read  bool       // left is known
+	read  uint64 // the newest snapshot of those after that which has been read
+	later bool   // one of those changed the object
 }
 
 // newest returns the change of an object that was taken back last, nil when none was.
@@ -45,32 +48,29 @@ func (t *takenBack) newest(state *release.State, ended []*recordv1.Release, name
 		}
 	}
 	if found.GetBySnapshot() != t.found.GetBySnapshot() {
-		t.left, t.read = ident.Hash{}, false
+		t.read, t.later = found.GetBySnapshot(), false
 	}
 	t.found = found
 	return found
 }
 
-// leftAs returns the object as it was left when it was taken back, and whether that is known.
-func (t *takenBack) leftAs(ctx context.Context, s store, name string) (ident.Hash, bool) {
-	if t.read || t.found == nil {
-		return t.left, t.read
-	}
+// outdated reports whether the object has been changed since it was taken back, as far as the snapshots up to version
+// can be read. What sets everything back is such a change.
+func (t *takenBack) outdated(ctx context.Context, s store, name string, version uint64) bool {
 	ctx, cancel := context.WithTimeout(ctx, readPatience)
 	defer cancel()
-	record, err := s.Snapshot(ctx, t.found.GetBySnapshot())
-	if err != nil {
-		return t.left, false // asked again next time
-	}
-	for _, c := range record.GetChanges() {
-		if c.GetName() != name {
-			continue
+	for t.found != nil && !t.later && t.read < version {
+		to := min(version, t.read+snapshotsAtOnce)
+		records, err := s.Snapshots(ctx, to+1, int(to-t.read))
+		if err != nil {
+			break // goes on here next time
 		}
-		if hash, err := ident.HashFrom(c.GetAfter()); err == nil {
-			t.left, t.read = hash, true
-		}
+		t.read = to
+		t.later = slices.ContainsFunc(records, func(r *recordv1.Snapshot) bool {
+			return slices.ContainsFunc(r.GetChanges(), func(c *recordv1.Change) bool { return c.GetName() == name || c.GetName() == "" })
+		})
 	}
-	return t.left, t.read
+	return t.later
 }
 
 // gone is the error of a namespace that is not there because the change that made it was taken back.
