@@ -15,9 +15,6 @@ const (
 	strong   = configv1.Consistency_CONSISTENCY_STRONG
 )
 
-// keyvalueAll is what the key-value drivers of this build have in common.
-var keyvalueAll = []string{"keyvalue", "keyvalue.list", "keyvalue.scan", "keyvalue.ttl", "keyvalue.version"}
-
 // maxValue leaves room for the rest of a message in a frame of 4 MiB.
 const maxValue = 3 << 20
 
@@ -36,7 +33,10 @@ var types = []BackendType{
 	{Name: "postgres", Durability: durable, Consistency: strong, NeedsEndpoint: true, Address: HostPort},
 	{
 		// A Redis that syncs its log once a second, as it does by default, may lose that second.
-		Name: "redis", Offered: true, Interfaces: keyvalueAll, Durability: relaxed, Consistency: strong,
+		Name: "redis", Offered: true, Interfaces: []string{
+			"keyvalue", "keyvalue.counter", "keyvalue.idempotency", "keyvalue.list", "keyvalue.scan", "keyvalue.transact",
+			"keyvalue.ttl", "keyvalue.version",
+		}, Durability: relaxed, Consistency: strong,
 		MaxValueBytes: maxValue, TTLGranularity: time.Millisecond, NeedsEndpoint: true, Address: HostPort,
 		MaxEndpoints: 1,
 		Settings:     []Setting{{Name: "database", Form: Number, Text: "the number of the logical database; default 0"}},

@@ -88,9 +88,9 @@ func (i *Instance) Write(ctx context.Context, space driver.Space, w driver.Write
 func (i *Instance) BatchWrite(ctx context.Context, space driver.Space, writes []driver.Write) []driver.WriteResult {
 	now := i.now()
 	results := make([]driver.WriteResult, len(writes))
-	calls, versions := make([]redis.Cmder, len(writes)), make([][]byte, len(writes))
+	calls := make([]redis.Cmder, len(writes))
 	for n, w := range writes {
-		calls[n], versions[n] = i.writeCall(ctx, space, w, now)
+		calls[n] = i.writeCall(ctx, space, w, now)
 	}
 	faults := i.queue.run(ctx, writeScript, calls)
 	for n, w := range writes {
@@ -98,28 +98,36 @@ func (i *Instance) BatchWrite(ctx context.Context, space driver.Space, writes []
 			results[n].Err = faults[n]
 			continue
 		}
-		results[n].Written, results[n].Err = written(w, versions[n], calls[n])
+		results[n].Written, results[n].Err = written(w, calls[n])
 	}
 	return results
 }
 
-// writeCall is the script call that does a write, and the version that it leaves.
-func (i *Instance) writeCall(ctx context.Context, space driver.Space, w driver.Write, now time.Time) (call redis.Cmder, version []byte) {
-	op, record := "p", []byte(nil)
-	expire := driver.ExpireMillis(w.ExpireAt)
-	switch w.Op {
-	case driver.Put:
-		version = i.versions.Next()
-		record = encode(expire, now, version, w.ContentType, w.Metadata, w.Value)
-	case driver.Touch:
-		op, version = "t", i.versions.Next()
-		record = encode(expire, now, version, "", nil, nil)
-	case driver.Delete:
-		op = "d"
+// writeCall is the script call that does a write.
+func (i *Instance) writeCall(ctx context.Context, space driver.Space, w driver.Write, now time.Time) redis.Cmder {
+	keys := []string{itemKey(space, w.Name), indexKey(space, w.ID)}
+	op, record := i.record(w, now)
+	if w.Token == nil {
+		return writeScript.call(ctx, keys, op, int(w.Condition), string(w.Version), now.UnixMilli(), flag(w.KeepExpiry), flag(w.Previous), string(w.Key), record)
 	}
-	return writeScript.call(ctx, []string{itemKey(space, w.Name), indexKey(space, w.ID)},
-		op, int(w.Condition), string(w.Version), now.UnixMilli(), flag(w.KeepExpiry), flag(w.Previous), string(w.Key), record), version
+	return writeScript.call(ctx, append(keys, tokenKey(space, w.ID, w.Token)), op, int(w.Condition), string(w.Version), now.UnixMilli(),
+		flag(w.KeepExpiry), flag(w.Previous), string(w.Key), record, string(w.Token.Request[:]), life(w.Token, now))
 }
+
+// record is the script's name for a write's operation and the record that it writes.
+func (i *Instance) record(w driver.Write, now time.Time) (op string, record []byte) {
+	switch expire := driver.ExpireMillis(w.ExpireAt); w.Op {
+	case driver.Touch:
+		return "t", encode(expire, now, i.versions.Next(), "", nil, nil)
+	case driver.Delete:
+		return "d", nil
+	default:
+		return "p", encode(expire, now, i.versions.Next(), w.ContentType, w.Metadata, w.Value)
+	}
+}
+
+// life is how long a token is remembered, in milliseconds by any clock.
+func life(t *driver.Token, now time.Time) int64 { return max(1, t.Until.Sub(now).Milliseconds()) }
 
 func flag(b bool) string {
 	if b {
@@ -129,30 +137,17 @@ func flag(b bool) string {
 }
 
 // written is what a call of the write script says.
-func written(w driver.Write, version []byte, call redis.Cmder) (driver.Written, error) {
-	answer, err := call.(*redis.Cmd).Slice()
-	if err != nil || len(answer) != 4 {
-		return driver.Written{}, oddAnswer()
+func written(w driver.Write, call redis.Cmder) (driver.Written, error) {
+	status, current, result, previous, err := parse(call)
+	if err != nil {
+		return driver.Written{}, err
 	}
-	done, _ := answer[0].(int64)
-	current, _ := answer[1].(string)
-	expire, _ := answer[2].(string)
-	previous, _ := answer[3].(string)
-	if done == 0 {
-		var there []byte
-		if current != "" {
-			there = []byte(current)
-		}
-		if err := w.Refusal(there); err != nil {
+	if status == refused {
+		if err := w.Refusal(current); err != nil {
 			return driver.Written{}, err
 		}
 		return driver.Written{}, oddAnswer()
 	}
-	ms, err := strconv.ParseInt(expire, 10, 64)
-	if err != nil {
-		return driver.Written{}, oddAnswer()
-	}
-	result := driver.Written{Version: version, ExpireAt: driver.ExpireTime(ms), Existed: current != ""}
 	if previous != "" {
 		// It was visible when the script ran; that it may have expired since does not matter.
 		if result.Previous, err = decode([]byte(previous), w.Name, time.Time{}, false); err != nil {
@@ -160,6 +155,41 @@ func written(w driver.Write, version []byte, call redis.Cmder) (driver.Written, 
 		}
 	}
 	return result, nil
+}
+
+// parse reads an answer of the scripts that write one item: what became of it, the version that was there (nil for none),
+// the result, and what else it tells. The refusal of a token is the error.
+func parse(call redis.Cmder) (status string, current []byte, done driver.Written, text string, err error) {
+	answer, err := call.(*redis.Cmd).Slice()
+	if err != nil || len(answer) == 0 {
+		return "", nil, done, "", oddAnswer()
+	}
+	number, _ := answer[0].(int64)
+	if status = strconv.FormatInt(number, 10); status == reused {
+		return "", nil, done, "", driver.Reused()
+	}
+	if len(answer) != 5 {
+		return "", nil, done, "", oddAnswer()
+	}
+	there, _ := answer[1].(string)
+	expire, _ := answer[2].(string)
+	text, _ = answer[3].(string)
+	version, _ := answer[4].(string)
+	ms, err := strconv.ParseInt(expire, 10, 64)
+	if err != nil {
+		return "", nil, done, "", oddAnswer()
+	}
+	return status, bytesOf(there), driver.Written{
+		Version: bytesOf(version), ExpireAt: driver.ExpireTime(ms), Existed: there != "", Duplicate: status == duplicate,
+	}, text, nil
+}
+
+// bytesOf is a version; nil for none.
+func bytesOf(version string) []byte {
+	if version == "" {
+		return nil
+	}
+	return []byte(version)
 }
 
 func oddAnswer() *fault.Fault {

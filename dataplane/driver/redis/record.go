@@ -130,6 +130,18 @@ func indexKey(space driver.Space, id []byte) string {
 	return string(appendID(b, 'x', space, id))
 }
 
+// tokenKey is the key of a token, beside the items that it is for.
+func tokenKey(space driver.Space, id []byte, t *driver.Token) string {
+	b := make([]byte, 0, 256)
+	return string(append(appendID(b, 't', space, id), t.Nonce[:]...))
+}
+
+// scratchKey is a key that scripts use while they run.
+func scratchKey(space driver.Space, id []byte) string {
+	b := make([]byte, 0, 256)
+	return string(appendID(b, 's', space, id))
+}
+
 func appendID(b []byte, kind byte, space driver.Space, id []byte) []byte {
 	b = append(b, "{00000000}"...)
 	b = append(b, kind)

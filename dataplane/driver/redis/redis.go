@@ -30,7 +30,10 @@ type redisDriver struct{}
 func (redisDriver) Type() string { return "redis" }
 
 func (redisDriver) Interfaces() []string {
-	return []string{"keyvalue", "keyvalue.list", "keyvalue.scan", "keyvalue.ttl", "keyvalue.version"}
+	return []string{
+		"keyvalue", "keyvalue.counter", "keyvalue.idempotency", "keyvalue.list", "keyvalue.scan", "keyvalue.transact",
+		"keyvalue.ttl", "keyvalue.version",
+	}
 }
 
 // Open needs one endpoint, host:port. Settings: database, the number of the logical database (default 0).

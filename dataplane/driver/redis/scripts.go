@@ -44,67 +44,184 @@ func (q *queue) run(ctx context.Context, s script, calls []redis.Cmder) []*fault
 	return faults
 }
 
+// writeText defines what the scripts share. visible reads the header of an item, or all of it, and tells the version, empty
+// when there is no visible item. put writes a record in the place of what visible found, drop removes it; both keep the
+// index. repeated and remember are for tokens, whose keys hold the request and then the packed answer.
+const writeText = `
+local function visible(item, now, whole)
+  local old
+  if whole then old = redis.call('GET', item) or '' else old = redis.call('GETRANGE', item, 0, 36) end
+  local exp, version = 0, ''
+  if #old > 0 then
+    if #old < 37 or string.byte(old, 1) ~= 1 then error({err = 'CORRUPT record'}) end
+    exp = struct.unpack('>I8', old, 2)
+    if exp == 0 or exp > now then version = string.sub(old, 18, 33) end
+  end
+  return old, exp, version
+end
+local function drop(item, index, key, old)
+  if #old > 0 then redis.call('DEL', item) end
+  redis.call('ZREM', index, key)
+end
+local function put(item, index, key, old, exp, version, touch, keep, record)
+  if version ~= '' then
+    if touch then
+      record = string.sub(record, 1, 9) .. string.sub(old, 10, 17) .. string.sub(record, 18, 33) .. string.sub(old, 34)
+    elseif struct.unpack('>I8', old, 10) > struct.unpack('>I8', record, 10) then
+      record = string.sub(record, 1, 9) .. string.sub(old, 10, 17) .. string.sub(record, 18)
+    end
+    if keep then record = string.sub(record, 1, 1) .. string.sub(old, 2, 9) .. string.sub(record, 10) end
+  end
+  local newexp = struct.unpack('>I8', record, 2)
+  if #old == 0 then redis.call('ZADD', index, 0, key) end
+  if newexp == 0 then
+    redis.call('SET', item, record)
+    if #old == 0 or exp ~= 0 then redis.call('PERSIST', index) end
+  else
+    -- The index lives as long as the longest of its items.
+    local at = string.format('%.0f', newexp + ` + grace + `)
+    redis.call('SET', item, record, 'PXAT', at)
+    if redis.call('ZCARD', index) == 1 then
+      redis.call('PEXPIREAT', index, at)
+    else
+      local left = redis.call('PTTL', index)
+      if left >= 0 then
+        local t = redis.call('TIME')
+        if newexp + ` + grace + ` > t[1] * 1000 + t[2] / 1000 + left then redis.call('PEXPIREAT', index, at) end
+      end
+      -- Keys of items that Redis removed leave the index here: two are looked at for each that may have come.
+      local prefix = string.sub(item, 1, #item - #key)
+      for _, k in ipairs(redis.call('ZRANDMEMBER', index, 2)) do
+        if redis.call('EXISTS', prefix .. k) == 0 then redis.call('ZREM', index, k) end
+      end
+    end
+  end
+  return string.format('%.0f', newexp)
+end
+local function fails(cond, want, version)
+  return (cond == '1' and version ~= '') or (cond == '2' and version == '') or (cond == '3' and (version == '' or version ~= want))
+end
+local function repeated(token, request)
+  local before = token and redis.call('GET', token)
+  if not before then return nil end
+  if string.sub(before, 1, 16) ~= request then return {` + reused + `} end
+  local answer = cmsgpack.unpack(string.sub(before, 17))
+  answer[1] = ` + duplicate + `
+  return answer
+end
+local function remember(token, request, life, answer)
+  if token then redis.call('SET', token, request .. cmsgpack.pack(answer), 'PX', life) end
+  return answer
+end
+`
+
+// What an answer of a script that writes begins with.
+const (
+	refused   = "0"
+	applied   = "1"
+	reused    = "2"
+	duplicate = "3"
+)
+
 // writeScript does one write.
 //
-// KEYS: item, index. ARGV: operation (p, d, t), condition (driver.Condition), version of the condition, now in
-// milliseconds, 1 to keep the expiry, 1 to return the previous item, the item's key, the new record (its header only for
-// t). It returns whether it was done, the version that was there, the expiry now, and the previous record.
-var writeScript = newScript(`
-local item, index = KEYS[1], KEYS[2]
-local op, cond, now, key, record = ARGV[1], ARGV[2], tonumber(ARGV[4]), ARGV[7], ARGV[8]
-local old
-if op == 't' or ARGV[6] == '1' then old = redis.call('GET', item) or '' else old = redis.call('GETRANGE', item, 0, 36) end
-local there, exp, version = #old > 0, 0, ''
-if there then
-  if #old < 37 or string.byte(old, 1) ~= 1 then return redis.error_reply('CORRUPT record') end
-  exp = struct.unpack('>I8', old, 2)
-  if exp == 0 or exp > now then version = string.sub(old, 18, 33) end
-end
-local visible = version ~= ''
-if (cond == '1' and visible) or (cond == '2' and not visible) or (cond == '3' and (not visible or version ~= ARGV[3]))
-  or (op == 't' and not visible) then
-  return {0, version, '0', ''}
-end
+// KEYS: item, index, and the token's if there is one. ARGV: operation (p, d, t), condition (driver.Condition), version of the
+// condition, now in milliseconds, 1 to keep the expiry, 1 to return the previous item, the item's key, the new record (its
+// header only for t), the token's request and its life in milliseconds. It returns what became of it, the version that was
+// there, the expiry now, the previous record, and the version now.
+var writeScript = newScript(writeText + `
+local item, index, token = KEYS[1], KEYS[2], KEYS[3]
+local op, cond, want, now, key, record = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[7], ARGV[8]
+local before = repeated(token, ARGV[9])
+if before then return before end
+local old, exp, version = visible(item, now, op == 't' or ARGV[6] == '1')
+if fails(cond, want, version) or (op == 't' and version == '') then return {` + refused + `, version, '0', '', ''} end
 local previous = ''
-if visible and ARGV[6] == '1' then previous = old end
+if version ~= '' and ARGV[6] == '1' then previous = old end
 if op == 'd' then
-  if there then redis.call('DEL', item) end
-  redis.call('ZREM', index, key)
-  return {1, version, '0', previous}
+  drop(item, index, key, old)
+  return remember(token, ARGV[9], ARGV[10], {` + applied + `, version, '0', previous, ''})
 end
-if visible then
-  if op == 't' then
-    record = string.sub(record, 1, 9) .. string.sub(old, 10, 17) .. string.sub(record, 18, 33) .. string.sub(old, 34)
-  elseif struct.unpack('>I8', old, 10) > struct.unpack('>I8', record, 10) then
-    record = string.sub(record, 1, 9) .. string.sub(old, 10, 17) .. string.sub(record, 18)
+local newexp = put(item, index, key, old, exp, version, op == 't', ARGV[5] == '1', record)
+return remember(token, ARGV[9], ARGV[10], {` + applied + `, version, newexp, previous, string.sub(record, 18, 33)})
+`)
+
+// incrementScript adds to a counter. Redis adds for it, in a key of its own: its numbers have 64 bits and Lua's 53.
+//
+// KEYS: item, index, scratch, and the token's if there is one. ARGV: delta, initial, now in milliseconds, 1 to keep the expiry,
+// the item's key, the header of the new record, the token's request and its life. It returns what became of it, the version that was there, the
+// expiry now, the sum, and the version now; where it is refused, the sum is N for a value that is no number and O for one too large.
+var incrementScript = newScript(writeText + `
+local item, index, scratch, token = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local now, record = tonumber(ARGV[3]), ARGV[6]
+local before = repeated(token, ARGV[7])
+if before then return before end
+local old, exp, version = visible(item, now, true)
+local number, meta = ARGV[2], string.sub(record, 34)
+if version ~= '' then
+  local head = 37 + struct.unpack('>I4', old, 34)
+  meta, number = string.sub(old, 34, head), string.sub(old, head + 1)
+  if #number > 20 or not (number == '0' or string.match(number, '^%-?[1-9]%d*$')) then return {` + refused + `, version, '0', 'N', ''} end
+end
+redis.call('SET', scratch, number, 'PX', 1000)
+local function add(n)
+  local sum = redis.pcall('INCRBY', scratch, n)
+  return type(sum) ~= 'table'
+end
+local why
+if not add('0') then why = 'N' elseif not add(ARGV[1]) then why = 'O' end
+local sum = redis.call('GET', scratch)
+redis.call('DEL', scratch)
+if why then return {` + refused + `, version, '0', why, ''} end
+local newexp = put(item, index, ARGV[5], old, exp, version, false, ARGV[4] == '1', string.sub(record, 1, 33) .. meta .. sum)
+return remember(token, ARGV[7], ARGV[8], {` + applied + `, version, newexp, sum, string.sub(record, 18, 33)})
+`)
+
+// transactScript does checks and writes of one id. All that can fail is looked at before anything is written.
+//
+// KEYS: index, the items of the checks and of the writes in order, and the token's if there is one. ARGV: now in milliseconds,
+// how many checks and how many writes, the token's request and its life, then for each check condition and version, and for
+// each write operation, condition, version, 1 to keep the expiry, key, record. It returns what became of it; for a refusal
+// then the place and the version there; else for each write 1 if there was an item, the expiry now, and the version now.
+var transactScript = newScript(writeText + `
+local index, now, checks, writes = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local token = KEYS[2 + checks + writes]
+local before = repeated(token, ARGV[4])
+if before then return before end
+local at = {}
+local function current(item)
+  if at[item] == nil then
+    local _, _, version = visible(item, now, false)
+    at[item] = version
   end
-  if ARGV[5] == '1' then record = string.sub(record, 1, 1) .. string.sub(old, 2, 9) .. string.sub(record, 10) end
+  return at[item]
 end
-local newexp = struct.unpack('>I8', record, 2)
-if not there then redis.call('ZADD', index, 0, key) end
-if newexp == 0 then
-  redis.call('SET', item, record)
-  if not there or exp ~= 0 then redis.call('PERSIST', index) end
-else
-  -- The index lives as long as the longest of its items.
-  local at = string.format('%.0f', newexp + ` + grace + `)
-  redis.call('SET', item, record, 'PXAT', at)
-  if redis.call('ZCARD', index) == 1 then
-    redis.call('PEXPIREAT', index, at)
+for n = 1, checks do
+  local version = current(KEYS[1 + n])
+  if fails(ARGV[4 + 2 * n], ARGV[5 + 2 * n], version) then return {` + refused + `, n - 1, version} end
+end
+local base = 5 + 2 * checks
+for n = 1, writes do
+  local item, a = KEYS[1 + checks + n], base + 6 * (n - 1)
+  local version = current(item)
+  if fails(ARGV[a + 2], ARGV[a + 3], version) then return {` + refused + `, checks + n - 1, version} end
+  if ARGV[a + 1] == 'd' then at[item] = '' else at[item] = string.sub(ARGV[a + 6], 18, 33) end
+end
+local answer = {` + applied + `}
+for n = 1, writes do
+  local item, a = KEYS[1 + checks + n], base + 6 * (n - 1)
+  local old, exp, version = visible(item, now, false)
+  local newexp, now = '0', ''
+  if ARGV[a + 1] == 'd' then drop(item, index, ARGV[a + 5], old)
   else
-    local left = redis.call('PTTL', index)
-    if left >= 0 then
-      local t = redis.call('TIME')
-      if newexp + ` + grace + ` > t[1] * 1000 + t[2] / 1000 + left then redis.call('PEXPIREAT', index, at) end
-    end
-    -- Keys of items that Redis removed leave the index here: two are looked at for each that may have come.
-    local prefix = string.sub(item, 1, #item - #key)
-    for _, k in ipairs(redis.call('ZRANDMEMBER', index, 2)) do
-      if redis.call('EXISTS', prefix .. k) == 0 then redis.call('ZREM', index, k) end
-    end
+    newexp = put(item, index, ARGV[a + 5], old, exp, version, false, ARGV[a + 4] == '1', ARGV[a + 6])
+    now = string.sub(ARGV[a + 6], 18, 33)
   end
+  answer[#answer + 1] = version ~= '' and 1 or 0
+  answer[#answer + 1] = newexp
+  answer[#answer + 1] = now
 end
-return {1, version, string.format('%.0f', newexp), previous}
+return remember(token, ARGV[4], ARGV[5], answer)
 `)
 
 // grace is how long after its expiry Redis keeps an item, in milliseconds: the clocks of proxies and Redis may differ by
