@@ -111,7 +111,7 @@ func TestWhatCannotBeDoneToAReleaseIsRefused(t *testing.T) {
 		t.Error(fields(f))
 	}
 	r.control(t, first, push)
-	if f := refused(t, ask(first, pause, ""), fault.FailedPrecondition, fault.Release); !strings.Contains(f.Text, "has ended: done, because") {
+	if f := refused(t, ask(first, pause, ""), fault.FailedPrecondition, fault.Release); !strings.Contains(f.Text, "has ended: done, pushed to everybody: because") {
 		t.Error(f.Text)
 	}
 	r.control(t, 0, pause) // the second is the only one now

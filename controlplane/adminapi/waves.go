@@ -143,7 +143,7 @@ func (s *Server) waitsFor(r *recordv1.Release, cells []gate.Cell) string {
 		if left := r.GetWaveAt().AsTime().Add(r.GetPolicy().GetSoak().AsDuration()).Sub(now); left > 0 {
 			return gate.Held(left)
 		}
-		return "its gate"
+		return fmt.Sprintf("the checks of wave %d (%s)", r.GetWave(), release.WaveName(int(r.GetWave())))
 	}
 	v := gate.Judge(gate.Input{
 		Snapshot: r.GetSnapshot(), Wave: int(r.GetWave()), Policy: r.GetPolicy(), Cells: cells, Held: r.GetWaveAt().AsTime(),

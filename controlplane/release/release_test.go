@@ -306,6 +306,18 @@ func TestBackendsAreThereForWhoeverIsBoundToThem(t *testing.T) {
 	})
 }
 
+func TestAPushedReleaseSaysSo(t *testing.T) {
+	for reason, want := range map[string]string{"incident 123": "pushed to everybody: incident 123", "": "pushed to everybody"} {
+		h := begin(t)
+		h.commit(now, space("orders", 1))
+		id := h.commit(release.Order{}, space("orders", 2))
+		ended := h.step(release.Step{Release: id, Do: release.Push, Author: "sre", Reason: reason}).Ended
+		if len(ended) != 1 || ended[0].GetReason() != want {
+			t.Errorf("ended %v; want the reason %q", ended, want)
+		}
+	}
+}
+
 func TestStepsMakeSense(t *testing.T) {
 	h := begin(t)
 	id := h.commit(release.Order{}, space("orders", 1))

@@ -196,6 +196,9 @@ func (s *State) promote(n int, step Step, what string, now time.Time) (Transitio
 	}
 	done.ConfirmBy = nil
 	end(done, now, configv1.ReleaseState_RELEASE_STATE_DONE, what, step.Author, step.Reason)
+	if step.Do == Push {
+		done.Reason = short(strings.TrimSuffix("pushed to everybody: "+step.Reason, ": "))
+	}
 	return s.without(n, s.head, stable, nil, done, now)
 }
 
