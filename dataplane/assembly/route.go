@@ -110,7 +110,7 @@ func (c *change) pattern(r *routing.Route, m *configv1.NamespaceConfig, p *confi
 	r.Uses = append(r.Uses, opened)
 	r.Backends = append(r.Backends, routing.Origin{Name: resource, Hash: object.Hash})
 	store, err := keyvalue.New(keyvalue.Config{
-		Namespace: m.GetNamespace(), Space: driver.Space(m.GetStoragePrefix()), Instance: opened.Instance(),
+		Namespace: m.GetNamespace(), Space: driver.Space(m.GetStoragePrefix()), Instance: opened.Instance(), Breaker: opened.Breaker(),
 		Interfaces: p.GetInterfaces(), Consistency: consistencyOf(p.GetConsistency()), DefaultTTL: p.GetDefaultTtl().AsDuration(),
 		MaxValueBytes: maxValue(p.GetMaxValueBytes(), backend.Type), Now: c.assembler.cfg.Now,
 	})

@@ -112,7 +112,12 @@ func unary[Req any, M interface {
 			if err := f.Decode(m); err != nil {
 				return nil, undecodable(err)
 			}
-			return call(ctx, r, m)
+			for attempt := 0; ; attempt++ {
+				out, err := call(ctx, r, m)
+				if err == nil || !s.again(ctx, r, err, write, m, attempt) {
+					return out, err
+				}
+			}
 		},
 	}
 	op.info = &grpc.UnaryServerInfo{Server: s, FullMethod: op.name}

@@ -16,6 +16,7 @@ type Metrics struct {
 	seconds  *prometheus.HistogramVec
 	forwards *prometheus.CounterVec
 	unknown  prometheus.Counter
+	retries  prometheus.Counter
 	methods  []*methodMetrics
 	underWay atomic.Int64
 }
@@ -33,8 +34,10 @@ func NewMetrics(r prometheus.Registerer) (*Metrics, error) {
 			Name: "prism_proxy_forwarded_calls_total", Help: "Calls taken to another proxy, by method."}, []string{"method"}),
 		unknown: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "prism_proxy_unknown_method_calls_total", Help: "Calls of methods that do not exist."}),
+		retries: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "prism_proxy_retries_total", Help: "Calls that were tried again because the store did not answer."}),
 	}
-	for _, c := range []prometheus.Collector{m.calls, m.seconds, m.forwards, m.unknown} {
+	for _, c := range []prometheus.Collector{m.calls, m.seconds, m.forwards, m.unknown, m.retries} {
 		if err := r.Register(c); err != nil {
 			return nil, err
 		}

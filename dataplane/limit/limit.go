@@ -27,6 +27,27 @@ type Limiter struct {
 	rate     atomic.Pointer[rate.Limiter] // nil: without bound
 	most     atomic.Int64
 	underway atomic.Int64
+	retries  atomic.Int64 // in parts of retryParts
+}
+
+// The budget of retries: what a call adds, and how much may be saved up.
+const (
+	retryParts = 10 // a tenth of a retry for each call
+	maxRetries = 10 * retryParts
+)
+
+// Retry takes one retry from the namespace's budget, which holds one for each ten calls and ten at most: when a store
+// fails for everybody, the proxy asks it a tenth more than its callers do, and not a multiple.
+func (l *Limiter) Retry() bool {
+	for {
+		left := l.retries.Load()
+		if left < retryParts {
+			return false
+		}
+		if l.retries.CompareAndSwap(left, left-retryParts) {
+			return true
+		}
+	}
 }
 
 // New makes a limiter.
@@ -65,6 +86,9 @@ func (l *Limiter) Begin() error {
 		r.Cancel()
 		return fault.New(fault.Exhausted, fault.Rate, "the namespace's calls per second are used up").
 			WithOutcome(fault.NotApplied).WithRetry(max(wait, time.Millisecond))
+	}
+	if saved := l.retries.Load(); saved < maxRetries {
+		l.retries.Add(1) // a few too many at once do not matter
 	}
 	return nil
 }

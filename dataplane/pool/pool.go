@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prism-gateway/prism/dataplane/breaker"
 	"github.com/prism-gateway/prism/dataplane/driver"
 	"github.com/prism-gateway/prism/shared/fault"
 	"github.com/prism-gateway/prism/shared/secret"
@@ -158,7 +159,7 @@ func (s *Set) Acquire(spec Spec) (*Pool, error) {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	p := &Pool{owner: s, key: key, backend: spec.Backend, backendType: spec.Type, instance: instance, cancel: cancel, refs: 1}
+	p := &Pool{owner: s, key: key, backend: spec.Backend, backendType: spec.Type, instance: instance, breaker: breaker.New(s.cfg.Now), cancel: cancel, refs: 1}
 	p.status.Store(&Status{State: Opening, Reason: "backend " + spec.Backend + " has not answered yet", Since: s.cfg.Now()})
 	s.pools[key] = p
 	s.wg.Go(func() { p.run(ctx) })
@@ -194,7 +195,7 @@ func (s *Set) Snapshot() []Info {
 	defer s.mu.Unlock()
 	out := make([]Info, 0, len(s.pools))
 	for _, p := range s.pools {
-		out = append(out, Info{Backend: p.backend, Type: p.backendType, Status: p.Status(), Routes: p.refs})
+		out = append(out, Info{Backend: p.backend, Type: p.backendType, Status: p.Status(), Breaker: p.breaker.State(), Routes: p.refs})
 	}
 	return out
 }
@@ -203,6 +204,7 @@ func (s *Set) Snapshot() []Info {
 type Info struct {
 	Backend, Type string
 	Status        Status
+	Breaker       breaker.State
 	Routes        int // how many routes use it
 }
 
@@ -213,6 +215,7 @@ type Pool struct {
 	backend     string
 	backendType string
 	instance    driver.Instance
+	breaker     *breaker.Breaker
 	cancel      context.CancelFunc
 	status      atomic.Pointer[Status]
 	refs        int // guarded by owner.mu
@@ -220,6 +223,9 @@ type Pool struct {
 
 // Instance is the open backend. It may be used until the pool is released.
 func (p *Pool) Instance() driver.Instance { return p.instance }
+
+// Breaker stands before the backend's calls; all routes of the pool share it.
+func (p *Pool) Breaker() *breaker.Breaker { return p.breaker }
 
 // Backend is the backend's name.
 func (p *Pool) Backend() string { return p.backend }

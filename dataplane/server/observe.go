@@ -12,6 +12,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/prism-gateway/prism/dataplane/breaker"
 	"github.com/prism-gateway/prism/dataplane/pool"
 	"github.com/prism-gateway/prism/dataplane/subscribe"
 	"github.com/prism-gateway/prism/shared/ident"
@@ -82,6 +83,7 @@ var (
 	ageDesc       = prometheus.NewDesc("prism_proxy_table_age_seconds", "Time since the table in effect came into effect.", nil, nil)
 	undrainedDesc = prometheus.NewDesc("prism_proxy_tables_undrained", "Replaced tables that calls may still use.", nil, nil)
 	poolsDesc     = prometheus.NewDesc("prism_proxy_pools", "Open backends, by type and state.", []string{"type", "state"}, nil)
+	breakersDesc  = prometheus.NewDesc("prism_proxy_breakers_open", "Backends whose calls are refused because they do not answer, by type.", []string{"type"}, nil)
 	peersDesc     = prometheus.NewDesc("prism_proxy_peer_connections", "Connections to other proxies.", nil, nil)
 )
 
@@ -90,7 +92,7 @@ type collector struct{ server *Server }
 
 // Describe names the metrics.
 func (c *collector) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{swapsDesc, ageDesc, undrainedDesc, poolsDesc, peersDesc} {
+	for _, d := range []*prometheus.Desc{swapsDesc, ageDesc, undrainedDesc, poolsDesc, breakersDesc, peersDesc} {
 		out <- d
 	}
 }
@@ -106,9 +108,15 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		backendType string
 		state       pool.State
 	}
-	counts := map[label]int{}
+	counts, refusing := map[label]int{}, map[string]int{}
 	for _, p := range s.pools.Snapshot() {
 		counts[label{p.Type, p.Status.State}]++
+		if refusing[p.Type] += 0; p.Breaker != breaker.Closed {
+			refusing[p.Type]++
+		}
+	}
+	for backendType, n := range refusing {
+		out <- prometheus.MustNewConstMetric(breakersDesc, prometheus.GaugeValue, float64(n), backendType)
 	}
 	for l, n := range counts {
 		out <- prometheus.MustNewConstMetric(poolsDesc, prometheus.GaugeValue, float64(n), l.backendType, l.state.String())
@@ -131,6 +139,7 @@ type dumpPool struct {
 	Type    string    `json:"type"`
 	State   string    `json:"state"`
 	Reason  string    `json:"reason,omitempty"`
+	Breaker string    `json:"breaker"`
 	Since   time.Time `json:"since"`
 	Routes  int       `json:"routes"`
 }
@@ -161,7 +170,7 @@ func (s *Server) configDump(w http.ResponseWriter, _ *http.Request) {
 		StaleSeconds: s.client.Staleness().Seconds(), Pools: []dumpPool{}, Partitions: []dumpPartition{},
 	}
 	for _, p := range s.pools.Snapshot() {
-		d.Pools = append(d.Pools, dumpPool{p.Backend, p.Type, p.Status.State.String(), p.Status.Reason, p.Status.Since, p.Routes})
+		d.Pools = append(d.Pools, dumpPool{p.Backend, p.Type, p.Status.State.String(), p.Status.Reason, p.Breaker.String(), p.Status.Since, p.Routes})
 	}
 	slices.SortFunc(d.Pools, func(a, b dumpPool) int { return strings.Compare(a.Backend, b.Backend) })
 	for n := range t.Count() {

@@ -40,11 +40,12 @@ func (s *Store) Increment(ctx context.Context, i Increment) (driver.Incremented,
 	if err != nil {
 		return driver.Incremented{}, err
 	}
-	if err := notSent(ctx); err != nil {
+	if err := s.begin(ctx); err != nil {
 		return driver.Incremented{}, err
 	}
 	done, err := s.counter.Increment(ctx, s.cfg.Space, driver.Increment{
 		Name: i.Name, Delta: i.Delta, Initial: i.Initial, ExpireAt: w.ExpireAt, KeepExpiry: w.KeepExpiry, Token: token,
 	})
+	s.cfg.Breaker.End(err)
 	return done, withOutcome(err)
 }

@@ -67,7 +67,10 @@ func (s *Store) deleteItems(ctx context.Context, items []driver.Item) (gone uint
 		for i := range writes {
 			writes[i] = driver.Write{Op: driver.Delete, Name: items[i].Name}
 		}
-		for _, r := range s.base.BatchWrite(ctx, s.cfg.Space, writes) {
+		if err := s.cfg.Breaker.Begin(); err != nil {
+			return gone, err
+		}
+		for _, r := range s.writeAll(ctx, writes) {
 			switch {
 			case r.Err != nil:
 				err = cmp.Or[error](err, fault.From(r.Err))

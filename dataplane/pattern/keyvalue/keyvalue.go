@@ -12,6 +12,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/prism-gateway/prism/dataplane/breaker"
 	"github.com/prism-gateway/prism/dataplane/driver"
 	"github.com/prism-gateway/prism/shared/fault"
 )
@@ -65,6 +66,8 @@ type Config struct {
 	Space driver.Space
 	// Instance is the backend; it stays open for as long as the Store is in use.
 	Instance driver.Instance
+	// Breaker stands before the backend; nil lets every call pass.
+	Breaker *breaker.Breaker
 	// Interfaces are what the namespace asked for, sorted.
 	Interfaces []string
 	// Consistency is the strongest level that reads may ask for, and what they get when they ask for none.
@@ -197,10 +200,12 @@ func (s *Store) Get(ctx context.Context, name driver.Name, r Read) (*driver.Item
 	if err := s.checkConsistency(r.Consistency); err != nil {
 		return nil, err
 	}
-	if err := notSent(ctx); err != nil {
+	if err := s.begin(ctx); err != nil {
 		return nil, err
 	}
-	return s.base.Get(ctx, s.cfg.Space, name, r.HeadOnly)
+	item, err := s.base.Get(ctx, s.cfg.Space, name, r.HeadOnly)
+	s.cfg.Breaker.End(err)
+	return item, err
 }
 
 // BatchGet reads several items, each named once, and answers in their order. unprocessed are the places of those whose
@@ -224,9 +229,10 @@ func (s *Store) BatchGet(ctx context.Context, names []driver.Name, r Read) (resu
 	if err := s.checkConsistency(r.Consistency); err != nil {
 		return nil, nil, err
 	}
-	if err := notSent(ctx); err != nil {
+	if err := s.begin(ctx); err != nil {
 		return nil, nil, err
 	}
+	defer func() { s.cfg.Breaker.End(firstOf(results)) }()
 	results = make([]driver.GetResult, 0, len(names))
 	size, next := 0, 100
 	for len(results) < len(names) {
@@ -271,6 +277,24 @@ func (s *Store) checkConsistency(c Consistency) error {
 	if c > s.cfg.Consistency {
 		return fault.New(fault.FailedPrecondition, fault.Consistency, "the namespace does not offer so strong a consistency").
 			WithOutcome(fault.NotApplied)
+	}
+	return nil
+}
+
+// begin admits a call to the backend; its end is told to the breaker.
+func (s *Store) begin(ctx context.Context) error {
+	if err := notSent(ctx); err != nil {
+		return err
+	}
+	return s.cfg.Breaker.Begin()
+}
+
+// firstOf is the first error of a batch's entries.
+func firstOf(results []driver.GetResult) error {
+	for i := range results {
+		if results[i].Err != nil {
+			return results[i].Err
+		}
 	}
 	return nil
 }

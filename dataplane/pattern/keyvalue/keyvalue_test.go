@@ -292,7 +292,7 @@ func TestNewRefusesWhatCannotBeServed(t *testing.T) {
 		change func(*keyvalue.Config)
 	}{
 		{"no basic interface", func(c *keyvalue.Config) { c.Interfaces = []string{"keyvalue.ttl"} }},
-		{"an interface that no build has", func(c *keyvalue.Config) { c.Interfaces = []string{"keyvalue", "keyvalue.watch"} }},
+		{"an interface that no build has", func(c *keyvalue.Config) { c.Interfaces = []string{"keyvalue", "keyvalue.outbox"} }},
 		{"a scan that the driver cannot do", func(c *keyvalue.Config) { c.Instance = noScan{c.Instance, c.Instance.(driver.KeyValue)} }},
 		{"a default life without keyvalue.ttl", func(c *keyvalue.Config) { c.DefaultTTL, c.Interfaces = 1, []string{"keyvalue"} }},
 		{"no bound for values", func(c *keyvalue.Config) { c.MaxValueBytes = 0 }},

@@ -15,10 +15,12 @@ func (s *Store) ReadValue(ctx context.Context, name driver.Name, offset uint64) 
 	if v := checkName("", name); v != nil {
 		return nil, invalid(v)
 	}
-	if err := notSent(ctx); err != nil {
+	if err := s.begin(ctx); err != nil {
 		return nil, err
 	}
-	return s.large.ReadValue(ctx, s.cfg.Space, name, offset)
+	v, err := s.large.ReadValue(ctx, s.cfg.Space, name, offset)
+	s.cfg.Breaker.End(err)
+	return v, err
 }
 
 // WriteValue writes an item whose value is what r yields up to io.EOF. It is visible when it is complete; when r fails,
@@ -34,9 +36,10 @@ func (s *Store) WriteValue(ctx context.Context, w Write, r io.Reader) (driver.Wr
 	if violations != nil {
 		return driver.Written{}, invalid(violations)
 	}
-	if err := notSent(ctx); err != nil {
+	if err := s.begin(ctx); err != nil {
 		return driver.Written{}, err
 	}
 	done, err := s.large.WriteValue(ctx, s.cfg.Space, d, r)
+	s.cfg.Breaker.End(err)
 	return done, withOutcome(err)
 }

@@ -70,14 +70,15 @@ func (s *Store) Scan(ctx context.Context, q Scan) (Page, error) {
 			position = opened[1:]
 		}
 	}
-	if err := notSent(ctx); err != nil {
-		return Page{}, err
-	}
 	r, empty := q.bounds(position)
 	if empty {
 		return Page{}, nil
 	}
+	if err := s.begin(ctx); err != nil {
+		return Page{}, err
+	}
 	page, more, err := s.page(ctx, q, r)
+	s.cfg.Breaker.End(err)
 	if err != nil {
 		return Page{}, err
 	}
@@ -229,10 +230,11 @@ func (s *Store) ListIDs(ctx context.Context, limit int, token []byte) (ids [][]b
 			return nil, nil, err
 		}
 	}
-	if err := notSent(ctx); err != nil {
+	if err := s.begin(ctx); err != nil {
 		return nil, nil, err
 	}
 	ids, after, err := s.lister.ListIDs(ctx, s.cfg.Space, cursor, limit)
+	s.cfg.Breaker.End(err)
 	if err != nil || after == nil {
 		return ids, nil, err
 	}

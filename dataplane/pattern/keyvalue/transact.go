@@ -34,10 +34,11 @@ func (s *Store) Transact(ctx context.Context, t Transaction) (driver.Transacted,
 	if err != nil {
 		return driver.Transacted{}, err
 	}
-	if err := notSent(ctx); err != nil {
+	if err := s.begin(ctx); err != nil {
 		return driver.Transacted{}, err
 	}
 	done, err := s.transactor.Transact(ctx, s.cfg.Space, driver.Transaction{ID: t.ID, Checks: t.Checks, Writes: writes, Token: token})
+	s.cfg.Breaker.End(err)
 	return done, withOutcome(err)
 }
 

@@ -40,6 +40,9 @@ func (s *Store) Watch(ctx context.Context, f Following, deliver func([]driver.Ev
 	if violations != nil {
 		return invalid(violations)
 	}
+	if err := notSent(ctx); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	b := &backlog{ready: make(chan struct{}, 1)}

@@ -56,10 +56,11 @@ func (s *Store) Write(ctx context.Context, w Write) (driver.Written, error) {
 	if d.Token, err = s.token(w.Token, w.digest); err != nil {
 		return driver.Written{}, err
 	}
-	if err := notSent(ctx); err != nil {
+	if err := s.begin(ctx); err != nil {
 		return driver.Written{}, err
 	}
 	done, err := s.base.Write(ctx, s.cfg.Space, d)
+	s.cfg.Breaker.End(err)
 	return done, withOutcome(err)
 }
 
@@ -89,14 +90,24 @@ func (s *Store) BatchWrite(ctx context.Context, writes []Write, token *Token) ([
 	if violations != nil {
 		return nil, invalid(violations)
 	}
-	if err := notSent(ctx); err != nil {
+	if err := s.begin(ctx); err != nil {
 		return nil, err
 	}
-	results := s.base.BatchWrite(ctx, s.cfg.Space, prepared)
+	return s.writeAll(ctx, prepared), nil
+}
+
+// writeAll does writes that begin admitted.
+func (s *Store) writeAll(ctx context.Context, writes []driver.Write) []driver.WriteResult {
+	results := s.base.BatchWrite(ctx, s.cfg.Space, writes)
+	var first error
 	for i := range results {
 		results[i].Err = withOutcome(results[i].Err)
+		if first == nil {
+			first = results[i].Err
+		}
 	}
-	return results, nil
+	s.cfg.Breaker.End(first)
+	return results
 }
 
 // prepare checks a write and works out until when its item is visible. An error is not about a field.

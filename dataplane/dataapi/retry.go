@@ -1,0 +1,52 @@
+package dataapi
+
+import (
+	"context"
+	"math/rand/v2"
+	"time"
+
+	"github.com/prism-gateway/prism/dataplane/routing"
+	datav1 "github.com/prism-gateway/prism/protos/prism/data/v1"
+	"github.com/prism-gateway/prism/shared/fault"
+)
+
+// How often a call is tried again here, and after how long: twice as long each time, with jitter.
+const (
+	maxRetries = 2
+	firstWait  = 5 * time.Millisecond
+)
+
+// again waits and reports whether to try a call once more: one that the store did not answer, that is safe to repeat, and
+// that the namespace's budget of retries allows.
+func (s *Server) again(ctx context.Context, r *routing.Route, err error, write bool, request any, attempt int) bool {
+	f := fault.From(err)
+	switch {
+	case attempt >= maxRetries, f.Code != fault.Unavailable || f.Reason != fault.BackendDown, !repeatable(f, write, request), !r.Limits.Retry():
+		return false
+	}
+	wait := firstWait << attempt
+	wait = wait/2 + rand.N(wait)
+	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < 2*wait {
+		return false
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		s.cfg.Metrics.retries.Inc()
+		return true
+	}
+}
+
+// repeatable reports whether doing a call twice is the same as doing it once.
+func repeatable(f *fault.Fault, write bool, request any) bool {
+	if !write || f.Outcome == fault.NotApplied {
+		return true
+	}
+	with, ok := request.(interface {
+		GetToken() *datav1.IdempotencyToken
+	})
+	return ok && with.GetToken() != nil
+}
