@@ -24,6 +24,7 @@ import (
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
 	recordv1 "github.com/prism-gateway/prism/protos/prism/record/v1"
+	"github.com/prism-gateway/prism/shared/constraint"
 	"github.com/prism-gateway/prism/shared/fault"
 	"github.com/prism-gateway/prism/shared/fault/faultgrpc"
 	"github.com/prism-gateway/prism/shared/ident"
@@ -165,7 +166,7 @@ func (b by) note() snapshot.Note {
 }
 
 // check holds a message against the rules that its proto states.
-func check(m proto.Message) error { return invalid(admission.FieldRules(m)) }
+func check(m proto.Message) error { return invalid(constraint.Check(m)) }
 
 // invalid is the fault of violations, nil when there are none.
 func invalid(found []fault.Violation) error {

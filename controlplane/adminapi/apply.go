@@ -14,6 +14,7 @@ import (
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
 	recordv1 "github.com/prism-gateway/prism/protos/prism/record/v1"
+	"github.com/prism-gateway/prism/shared/constraint"
 	"github.com/prism-gateway/prism/shared/fault"
 	"github.com/prism-gateway/prism/shared/ident"
 )
@@ -52,7 +53,7 @@ var nested = regexp.MustCompile(`^(request|requests\[\d+\]|changes\[\d+\]\.reque
 // admit checks a message with the requests in it: all violations at once, or else all that is not offered at once.
 func admit(m proto.Message, wants []want) error {
 	var found, missing []fault.Violation
-	for _, v := range admission.FieldRules(m) {
+	for _, v := range constraint.Check(m) {
 		inside := nested.FindString(v.Field)
 		if inside == "" || inside == v.Field && v.Rule == "required" {
 			found = append(found, v)

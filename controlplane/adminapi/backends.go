@@ -13,6 +13,7 @@ import (
 	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	"github.com/prism-gateway/prism/shared/catalog"
+	"github.com/prism-gateway/prism/shared/constraint"
 	"github.com/prism-gateway/prism/shared/fault"
 )
 
@@ -132,7 +133,7 @@ func (s *Server) ApplyBackends(ctx context.Context, in *adminv1.ApplyBackendsReq
 // admitBackends checks all backends of a change: every violation at once, or else all that is not offered.
 func admitBackends(in *adminv1.ApplyBackendsRequest) error {
 	var found, missing []fault.Violation
-	for _, v := range admission.FieldRules(in) {
+	for _, v := range constraint.Check(in) {
 		if !strings.Contains(v.Field, "].backend.") {
 			found = append(found, v)
 		}

@@ -14,6 +14,7 @@ import (
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
 	recordv1 "github.com/prism-gateway/prism/protos/prism/record/v1"
+	"github.com/prism-gateway/prism/shared/constraint"
 	"github.com/prism-gateway/prism/shared/fault"
 	"github.com/prism-gateway/prism/shared/fault/faultgrpc"
 	"github.com/prism-gateway/prism/shared/ident"
@@ -24,7 +25,7 @@ const defaultLease = 24 * time.Hour
 
 // ReserveName keeps a name for whoever has the token that it returns.
 func (s *Server) ReserveName(ctx context.Context, in *controlv1.ReserveNameRequest) (*controlv1.ReserveNameResponse, error) {
-	found := admission.FieldRules(in)
+	found := constraint.Check(in)
 	for _, v := range admission.Validate(&configv1.NamespaceRequest{Namespace: in.GetNamespace(), Team: in.GetTeam()}) {
 		if v.Field == "namespace" || v.Field == "team" {
 			found = append(found, v)
@@ -91,7 +92,7 @@ func (s *Server) RenewName(ctx context.Context, in *controlv1.RenewNameRequest) 
 
 // ReleaseName frees a name, for its holder or, with a note that says why, for an operator.
 func (s *Server) ReleaseName(ctx context.Context, in *controlv1.ReleaseNameRequest) (*controlv1.ReleaseNameResponse, error) {
-	found := admission.FieldRules(in)
+	found := constraint.Check(in)
 	if in.GetToken() == "" && in.GetNote().GetMessage() == "" {
 		found = append(found, fault.Violation{
 			Field: "note.message", Rule: "release_name.why", Text: "say why: without its token the name is taken away from whoever reserved it",

@@ -10,6 +10,7 @@ import (
 
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	"github.com/prism-gateway/prism/shared/catalog"
+	"github.com/prism-gateway/prism/shared/constraint"
 	"github.com/prism-gateway/prism/shared/fault"
 	"github.com/prism-gateway/prism/shared/strictyaml"
 )
@@ -27,11 +28,11 @@ var backendRules = []struct {
 
 // ValidateBackend holds a backend against every rule, as Validate does a request.
 func ValidateBackend(b *configv1.Backend) []fault.Violation {
-	found := FieldRules(b)
+	found := constraint.Check(b)
 	t, ok := catalog.Type(b.GetType())
 	if !ok {
 		return append(found, fault.Violation{Field: "type", Rule: "backend.type",
-			Text: fmt.Sprintf("unknown backend type %q%s", clip(b.GetType()), strictyaml.Suggest(b.GetType(), backendTypes()))})
+			Text: fmt.Sprintf("unknown backend type %q%s", constraint.Clip(b.GetType()), strictyaml.Suggest(b.GetType(), backendTypes()))})
 	}
 	for _, r := range backendRules {
 		r.check(b, t, func(field, format string, args ...any) {
@@ -71,9 +72,9 @@ func backendEndpoints(b *configv1.Backend, t catalog.BackendType, report report)
 		case strings.Contains(e, "://") || userInfo.MatchString(e):
 			report(at, "want %s, not a URL, so that no credential can hide in it", addressForm(t))
 		case t.Address == catalog.HostPort && !hostPort(e):
-			report(at, "%q: want %s", clip(e), addressForm(t))
+			report(at, "%q: want %s", constraint.Clip(e), addressForm(t))
 		case t.Address == catalog.FileAddress && (strings.ContainsAny(e, "?#\x00") || strings.HasPrefix(e, ":") || strings.HasPrefix(e, "file:")):
-			report(at, "%q: want %s", clip(e), addressForm(t))
+			report(at, "%q: want %s", constraint.Clip(e), addressForm(t))
 		}
 	}
 }
@@ -105,14 +106,14 @@ func backendConfig(b *configv1.Backend, t catalog.BackendType, report report) {
 			report(at, "a %s backend has no such setting%s", t.Name, strictyaml.Suggest(key, names))
 		case setting.Form == catalog.Number:
 			if _, err := strconv.ParseUint(b.GetConfig()[key], 10, 31); err != nil {
-				report(at, "%q: want a whole number from 0", clip(b.GetConfig()[key]))
+				report(at, "%q: want a whole number from 0", constraint.Clip(b.GetConfig()[key]))
 			}
 		case setting.Form == catalog.Duration:
 			if d, err := time.ParseDuration(b.GetConfig()[key]); err != nil || d <= 0 {
-				report(at, "%q: want a duration such as 10s", clip(b.GetConfig()[key]))
+				report(at, "%q: want a duration such as 10s", constraint.Clip(b.GetConfig()[key]))
 			}
 		case setting.Form == catalog.OneOf && !slices.Contains(setting.Values, b.GetConfig()[key]):
-			report(at, "%q: want one of %s", clip(b.GetConfig()[key]), strings.Join(setting.Values, ", "))
+			report(at, "%q: want one of %s", constraint.Clip(b.GetConfig()[key]), strings.Join(setting.Values, ", "))
 		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	"github.com/prism-gateway/prism/shared/catalog"
+	"github.com/prism-gateway/prism/shared/constraint"
 	"github.com/prism-gateway/prism/shared/ident"
 	"github.com/prism-gateway/prism/shared/strictyaml"
 )
@@ -53,7 +54,7 @@ var rules = []rule{
 func patternKnown(req *configv1.NamespaceRequest, report report) {
 	for _, p := range parts(req) {
 		if _, ok := catalog.PatternByType(p.pattern.GetType()); !ok {
-			report(p.name, "unknown pattern %q%s", clip(p.pattern.GetType()), strictyaml.Suggest(p.pattern.GetType(), patternTypes()))
+			report(p.name, "unknown pattern %q%s", constraint.Clip(p.pattern.GetType()), strictyaml.Suggest(p.pattern.GetType(), patternTypes()))
 		}
 	}
 }
@@ -100,7 +101,7 @@ func patternNameUnique(req *configv1.NamespaceRequest, report report) {
 	first := map[string]int{}
 	for i, p := range req.GetPatterns() {
 		if before, twice := first[p.GetName()]; twice {
-			report("patterns["+strconv.Itoa(i)+"].name", "patterns[%d] is named %q too; give each pattern a name of its own", before, clip(p.GetName()))
+			report("patterns["+strconv.Itoa(i)+"].name", "patterns[%d] is named %q too; give each pattern a name of its own", before, constraint.Clip(p.GetName()))
 			continue
 		}
 		first[p.GetName()] = i
@@ -111,7 +112,7 @@ func patternTypeOnce(req *configv1.NamespaceRequest, report report) {
 	first := map[string]int{}
 	for i, p := range req.GetPatterns() {
 		if before, twice := first[p.GetType()]; twice {
-			report("patterns["+strconv.Itoa(i)+"].type", "patterns[%d] is a %s too; a namespace has at most one of a type, because calls name only the namespace", before, clip(p.GetType()))
+			report("patterns["+strconv.Itoa(i)+"].type", "patterns[%d] is a %s too; a namespace has at most one of a type, because calls name only the namespace", before, constraint.Clip(p.GetType()))
 			continue
 		}
 		first[p.GetType()] = i
@@ -146,7 +147,7 @@ func sessionManagerNeedsAuth(req *configv1.NamespaceRequest, report report) {
 func idleWithinTTL(req *configv1.NamespaceRequest, report report) {
 	s := req.GetAuth().GetSession()
 	if s.GetIdleTimeout() != nil && s.GetTtl() != nil && s.GetIdleTimeout().AsDuration() > s.GetTtl().AsDuration() {
-		report("auth.session.idle_timeout", "%s is longer than auth.session.ttl (%s); want at most that", duration(s.GetIdleTimeout()), duration(s.GetTtl()))
+		report("auth.session.idle_timeout", "%s is longer than auth.session.ttl (%s); want at most that", constraint.Duration(s.GetIdleTimeout()), constraint.Duration(s.GetTtl()))
 	}
 }
 
@@ -238,7 +239,7 @@ func slotType(req *configv1.NamespaceRequest, report report) {
 			return // the field's own rule tells
 		}
 		if _, ok := catalog.Type(slot.BackendType()); !ok {
-			report(at+"name", "unknown backend type %q%s", clip(slot.BackendType()), strictyaml.Suggest(slot.BackendType(), backendTypes()))
+			report(at+"name", "unknown backend type %q%s", constraint.Clip(slot.BackendType()), strictyaml.Suggest(slot.BackendType(), backendTypes()))
 		}
 	})
 }
@@ -257,7 +258,7 @@ func slotPurposeOnce(req *configv1.NamespaceRequest, report report) {
 		purpose, _, _ := strings.Cut(s.GetName(), "-")
 		key := p.at + purpose
 		if before, twice := first[key]; twice {
-			report(at+"name", "the pattern has a slot for %q already, %s; want one for each purpose", clip(purpose), clip(before))
+			report(at+"name", "the pattern has a slot for %q already, %s; want one for each purpose", constraint.Clip(purpose), constraint.Clip(before))
 			return
 		}
 		first[key] = s.GetName()
@@ -308,7 +309,7 @@ func interfaceKnown(req *configv1.NamespaceRequest, report report) {
 			for _, f := range catalog.Interfaces() {
 				known = append(known, f.Name)
 			}
-			report(at, "unknown interface %q%s", clip(name), strictyaml.Suggest(name, known))
+			report(at, "unknown interface %q%s", constraint.Clip(name), strictyaml.Suggest(name, known))
 		}
 	})
 }
@@ -369,7 +370,7 @@ func deadlines(req *configv1.NamespaceRequest, report report) {
 		if l.GetDefaultDeadline() == nil {
 			at = where[1]
 		}
-		report(at, "default_deadline (%s%s) is longer than max_deadline (%s%s); set both so that it is not", duration(def), says[0], duration(most), says[1])
+		report(at, "default_deadline (%s%s) is longer than max_deadline (%s%s); set both so that it is not", constraint.Duration(def), says[0], constraint.Duration(most), says[1])
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"github.com/prism-gateway/prism/controlplane/admission"
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
+	"github.com/prism-gateway/prism/shared/constraint"
 )
 
 // The ids of rules are part of the API: programs may tell violations apart by them.
@@ -97,7 +98,7 @@ func TestEveryFormIsExplainedInWords(t *testing.T) {
 				m.Set(fd, protoreflect.ValueOfString("!"))
 			}
 		}
-		for _, v := range admission.FieldRules(message) {
+		for _, v := range constraint.Check(message) {
 			if strings.Contains(v.Text, "regex") {
 				t.Errorf("%s.%s: %s", name, v.Field, v.Text)
 			}

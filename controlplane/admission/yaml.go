@@ -77,11 +77,8 @@ type Source struct {
 	doc  *strictyaml.Document
 }
 
-// Position returns the line of a field, such as patterns[1].slots[0].name. A field that the file leaves out has the line
+// Problems returns violations with their places in the file, in its order. A field that the file leaves out has the place
 // of the nearest one that would hold it.
-func (s Source) Position(field string) (line int, ok bool) { return s.doc.Position(field) }
-
-// Problems returns violations with their places in the file, in its order.
 func (s Source) Problems(violations []fault.Violation) Problems {
 	var found Problems
 	for _, v := range violations {
@@ -134,9 +131,6 @@ func ParseBackendsYAML(name string, data []byte) ([]BackendDocument, error) {
 // FormatYAML writes a request as a document that ParseYAML reads back to an equal one. A request that no file can say,
 // such as one with a duration out of range, is an error.
 func FormatYAML(req *configv1.NamespaceRequest) ([]byte, error) { return strictyaml.Format(req) }
-
-// FormatBackendYAML is FormatYAML for a backend.
-func FormatBackendYAML(b *configv1.Backend) ([]byte, error) { return strictyaml.Format(b) }
 
 type parsed[M proto.Message] struct {
 	message M

@@ -19,6 +19,8 @@ import (
 
 	"github.com/prism-gateway/prism/controlplane/admission"
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
+	"github.com/prism-gateway/prism/shared/fault"
+	"github.com/prism-gateway/prism/shared/strictyaml"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -172,8 +174,8 @@ func TestPositions(t *testing.T) {
 		"": 2, "namespace": 2, "patterns": 4, "patterns[0]": 5, "patterns[0].type": 6, "patterns[0].needs.ttl": 8,
 		"patterns[0].needs.data_size": 7, "limits.rps": 2,
 	} {
-		if line, ok := docs[0].Position(field); line != want || !ok {
-			t.Errorf("%q is on line %d (%v), want %d", field, line, ok, want)
+		if found := docs[0].Problems([]fault.Violation{{Field: field, Text: "is wrong"}}); len(found) != 1 || found[0].Line != want {
+			t.Errorf("%q: %v, want line %d", field, found, want)
 		}
 	}
 }
@@ -208,7 +210,7 @@ type: memory
 		if v := admission.ValidateBackend(d.Backend); len(v) > 0 {
 			t.Error(v)
 		}
-		text, err := admission.FormatBackendYAML(d.Backend)
+		text, err := strictyaml.Format(d.Backend)
 		if err != nil {
 			t.Fatal(err)
 		}

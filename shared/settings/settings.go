@@ -9,9 +9,9 @@ import (
 	"strconv"
 	"strings"
 
-	"buf.build/go/protovalidate"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/prism-gateway/prism/shared/constraint"
 	"github.com/prism-gateway/prism/shared/strictyaml"
 )
 
@@ -158,17 +158,9 @@ func (s *source) problem(field, text string) *strictyaml.Error {
 }
 
 func (s *source) validate(message proto.Message) strictyaml.Errors {
-	err := protovalidate.Validate(message)
-	if err == nil {
-		return nil
-	}
-	invalid, ok := errors.AsType[*protovalidate.ValidationError](err)
-	if !ok {
-		return strictyaml.Errors{{File: s.path, Text: err.Error()}} // a rule that does not compile: a defect of ours
-	}
 	var problems strictyaml.Errors
-	for _, v := range invalid.Violations {
-		problems = append(problems, s.problem(protovalidate.FieldPathString(v.Proto.GetField()), v.Proto.GetMessage()))
+	for _, v := range constraint.Check(message) {
+		problems = append(problems, s.problem(v.Field, v.Text))
 	}
 	return problems
 }

@@ -84,7 +84,7 @@ func TestSaysWhatIsWrongAndWhere(t *testing.T) {
 		"an unknown key":               {"listn: x", nil, []string{`a.yaml:1: unknown field "listn"; did you mean "listen"?`}},
 		"a repeated key":               {"id: a\nid: b", nil, []string{`a.yaml:2: key "id" is there twice, first on line 1`}},
 		"a bad duration":               {"id: a\ndrain_timeout: 5", nil, []string{`a.yaml:2: drain_timeout: "5": want a duration`}},
-		"a duration out of range":      {"drain_timeout: 2h", nil, []string{"a.yaml:1: drain_timeout: must be "}},
+		"a duration out of range":      {"drain_timeout: 2h", nil, []string{"a.yaml:1: drain_timeout: 2h: want a duration from 1ms to 1h"}},
 		"no port":                      {"listen: localhost", nil, []string{`a.yaml:1: listen: address "localhost": want host:port`}},
 		"a port too high":              {"listen: 127.0.0.1:70000", nil, []string{`a.yaml:1: listen: address "127.0.0.1:70000": the port must be from 0 to 65535`}},
 		"a port by name":               {"listen: 127.0.0.1:http", nil, []string{"a.yaml:1: listen: "}},
@@ -137,6 +137,14 @@ func TestPartitionsFillTheirGroups(t *testing.T) {
 	}
 }
 
+func TestANameIsExplainedInWords(t *testing.T) {
+	path := write(t, "replica_id: a\ninitial_backends:\n- name: Redis_A\n  type: redis\n")
+	_, err := settings.LoadAdmin(path, none)
+	if want := `a.yaml:3: initial_backends[0].name: "Redis_A": want a lower-case letter, then 2 to 62 of a-z, 0-9 and '-'`; err == nil || !strings.HasSuffix(err.Error(), want) {
+		t.Errorf("got %v, want %s", err, want)
+	}
+}
+
 func TestReleasePoliciesAreChecked(t *testing.T) {
 	for name, tc := range map[string]struct {
 		file string
@@ -149,7 +157,7 @@ func TestReleasePoliciesAreChecked(t *testing.T) {
 		"an unknown class":          {"release:\n  scope: {}", `a.yaml:2: release: unknown field "scope"; did you mean "scoped"?`},
 		"an unknown field":          {"release:\n  scoped:\n    soaked: 1m", `a.yaml:3: release.scoped: unknown field "soaked"; did you mean "soak"?`},
 		"more than all":             {"release:\n  scoped:\n    first_percent: 101", "a.yaml:3: release.scoped.first_percent: must be less than or equal to 100"},
-		"no time to answer":         {"release:\n  rollback:\n    silence: 0s", "a.yaml:3: release.rollback.silence: must be "},
+		"no time to answer":         {"release:\n  rollback:\n    silence: 0s", "a.yaml:3: release.rollback.silence: 0s: want a duration from 1s to 1h"},
 		"a soak without a unit":     {"release:\n  shared:\n    soak: 30", `a.yaml:3: release.shared.soak: "30": want a duration`},
 		"at once and in waves":      {"release:\n  scoped:\n    at_once: true\n    soak: 30s", "a.yaml:2: release.scoped: at_once passes the waves by"},
 		"a share that is no number": {"release: {scoped: {max_failed_points: .nan}}", "a.yaml:1: release.scoped.max_failed_points: "},
