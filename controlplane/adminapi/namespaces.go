@@ -42,6 +42,13 @@ func (s *Server) PlanNamespaces(ctx context.Context, in *controlv1.PlanNamespace
 		return nil, err
 	}
 	out := &controlv1.PlanNamespacesResponse{Plans: plans(tree, results), Headroom: s.headroom(tree, sets)}
+	if err := s.bounds(tree, sets, false); err != nil {
+		f := fault.From(err)
+		if f.Code == fault.Internal {
+			return nil, err
+		}
+		out.Refusal = f.Text
+	}
 	if len(sets) > 0 {
 		out.Class = release.Classify(tree, sets)
 		out.Policy = s.cfg.Policies.Of(out.Class)
@@ -309,7 +316,7 @@ func (s *Server) drain(ctx context.Context, in *controlv1.DeleteNamespaceRequest
 		}
 		config, version = present, ident.HashOf(data).String()
 		set := note.set(o.Name, data, nil)
-		set.Kind = recordv1.ChangeKind_CHANGE_KIND_UPDATE
+		set.Kind = recordv1.ChangeKind_CHANGE_KIND_DRAIN
 		return []snapshot.Set{set}, nil
 	})
 	if err != nil {

@@ -20,6 +20,7 @@ import (
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
 	"github.com/prism-gateway/prism/shared/fault"
+	"github.com/prism-gateway/prism/shared/ident"
 )
 
 func TestCreate(t *testing.T) {
@@ -406,6 +407,10 @@ func TestDelete(t *testing.T) {
 	}
 	_, err = r.GetNamespace(t.Context(), &controlv1.GetNamespaceRequest{Namespace: "orders"})
 	refused(t, err, fault.NotFound, fault.Namespace)
+	list, err := r.ListSnapshots(t.Context(), &adminv1.ListSnapshotsRequest{PageSize: 2})
+	if err != nil || list.Snapshots[0].Changes[0].Kind != "delete" || list.Snapshots[1].Changes[0].Kind != "drain" {
+		t.Errorf("a deletion is told as %v, %v", list, err)
+	}
 
 	again := r.create(t, request("orders"))
 	if c := r.config(t, "orders"); c.StoragePrefix != "orders.5" {
@@ -528,6 +533,10 @@ func TestWatchStatusUntilLive(t *testing.T) {
 	one, err := r.GetProxy(t.Context(), &adminv1.GetProxyRequest{Id: "proxy-1"})
 	if err != nil || len(one.Partitions) != partitions {
 		t.Errorf("%v, %v", one, err)
+	}
+	one, err = r.GetProxy(t.Context(), &adminv1.GetProxyRequest{Id: "proxy-1", Namespace: "orders"})
+	if want := uint32(ident.PartitionOf("orders", partitions)); err != nil || len(one.Partitions) != 1 || one.Partitions[0].Partition != want {
+		t.Errorf("%v, %v, want only partition %d", one, err, want)
 	}
 	_, err = r.GetProxy(t.Context(), &adminv1.GetProxyRequest{Id: "proxy-2"})
 	refused(t, err, fault.NotFound, fault.Object)

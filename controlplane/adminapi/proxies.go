@@ -2,6 +2,7 @@ package adminapi
 
 import (
 	"context"
+	"slices"
 
 	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
@@ -42,12 +43,17 @@ func (s *Server) GetProxy(ctx context.Context, in *adminv1.GetProxyRequest) (*ad
 		return nil, err
 	}
 	if in.GetAt() == nil {
-		if in.GetNamespace() != "" {
-			return nil, fault.New(fault.Invalid, fault.Field, "namespace: it goes with at")
-		}
 		proxy, partitions, ok := s.cfg.Fleet.Proxy(ctx, in.GetId())
 		if !ok {
 			return nil, fault.Newf(fault.NotFound, fault.Object, "there is no proxy %q", in.GetId())
+		}
+		if in.GetNamespace() != "" {
+			tree, err := s.head()
+			if err != nil {
+				return nil, err
+			}
+			only := uint32(ident.PartitionOf(in.GetNamespace(), tree.Partitions()))
+			partitions = slices.DeleteFunc(partitions, func(p *adminv1.ProxyPartition) bool { return p.GetPartition() != only })
 		}
 		return &adminv1.GetProxyResponse{Proxy: proxy, Partitions: partitions}, nil
 	}

@@ -28,14 +28,7 @@ func (s *Server) allowance(shrink bool) *allowance {
 
 // admit refuses sets that are more than their teams may have or do, that make a piece too large, or that remove too much.
 func (a *allowance) admit(base *snapshot.Tree, sets []snapshot.Set) error {
-	s := a.server
-	if err := quota.CheckSizes(base, sets); err != nil {
-		return err
-	}
-	if err := s.cfg.Quotas.Check(base, sets, s.cfg.Store.ReservedBy); err != nil {
-		return err
-	}
-	if err := guard(base, lossOf(base, sets), a.shrink); err != nil {
+	if err := a.server.bounds(base, sets, a.shrink); err != nil {
 		return err
 	}
 	counts := map[string]int{}
@@ -45,6 +38,17 @@ func (a *allowance) admit(base *snapshot.Tree, sets []snapshot.Set) error {
 		}
 	}
 	return a.count(counts)
+}
+
+// bounds refuses sets that are more than their teams may have, that make a piece too large, or that remove too much.
+func (s *Server) bounds(base *snapshot.Tree, sets []snapshot.Set, shrink bool) error {
+	if err := quota.CheckSizes(base, sets); err != nil {
+		return err
+	}
+	if err := s.cfg.Quotas.Check(base, sets, s.cfg.Store.ReservedBy); err != nil {
+		return err
+	}
+	return guard(base, lossOf(base, sets), shrink)
 }
 
 // count makes what is counted be counts, or refuses what is more and leaves what was counted.

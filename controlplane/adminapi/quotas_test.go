@@ -155,3 +155,20 @@ func TestPlanTellsHeadroom(t *testing.T) {
 		t.Errorf("%q, %v", plan.GetHeadroom(), err)
 	}
 }
+
+func TestAPlanSaysThatTheChangeWouldBeRefused(t *testing.T) {
+	r := seeded(t, bounded(quota.Bounds{Namespaces: 2}))
+	r.create(t, request("one"))
+	for _, tc := range []struct {
+		plan []*configv1.NamespaceRequest
+		want string
+	}{
+		{[]*configv1.NamespaceRequest{request("two")}, ""},
+		{[]*configv1.NamespaceRequest{request("two"), request("three")}, "team payments"},
+	} {
+		plan, err := r.PlanNamespaces(t.Context(), &controlv1.PlanNamespacesRequest{Requests: tc.plan})
+		if got := plan.GetRefusal(); err != nil || (got == "") != (tc.want == "") || !strings.Contains(got, tc.want) {
+			t.Errorf("%d namespaces: refusal %q, %v, want %q", len(tc.plan), got, err, tc.want)
+		}
+	}
+}

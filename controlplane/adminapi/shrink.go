@@ -65,7 +65,7 @@ func guard(base *snapshot.Tree, l loss, allowed bool) error {
 	}
 	refuse := func(lost, of uint64, what string) error {
 		return fault.Newf(fault.FailedPrecondition, fault.CheckFailed,
-			"this change removes %d of %d %s; say allow_shrink if that is meant", lost, of, what).
+			"this change removes %d of %d %s: more than half, which must be allowed by itself", lost, of, what).
 			With("guard", "allow_shrink").WithOutcome(fault.NotApplied)
 	}
 	switch {

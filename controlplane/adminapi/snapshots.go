@@ -96,7 +96,7 @@ func changeOf(c *recordv1.Change) *adminv1.SnapshotChange {
 	}
 }
 
-// kindName is create, update, delete or rollback.
+// kindName is create, update, drain, delete or rollback.
 func kindName(k recordv1.ChangeKind) string {
 	return strings.ToLower(strings.TrimPrefix(k.String(), "CHANGE_KIND_"))
 }

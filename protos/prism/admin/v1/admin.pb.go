@@ -901,7 +901,7 @@ func (x *Snapshot) GetHead() bool {
 // SnapshotChange is one thing that a snapshot did.
 type SnapshotChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// create, update, delete or rollback.
+	// create, update, drain, delete or rollback. A deletion drains a namespace first, by a snapshot of its own.
 	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
 	// To what: ns/user-profiles, backend/redis-main; empty for a rollback of everything.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
@@ -1863,7 +1863,7 @@ type GetProxyRequest struct {
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// Tell what it served at this time; absent means now.
 	At *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`
-	// With at: only of this namespace's partition, and which version of the namespace it served; empty means all partitions.
+	// Only this namespace's partition, and with at which version of the namespace it served; empty means all partitions.
 	Namespace     string `protobuf:"bytes,3,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -259,7 +259,10 @@ type PlanNamespacesResponse struct {
 	// How it would go.
 	Policy *v1.ReleasePolicy `protobuf:"bytes,3,opt,name=policy,proto3" json:"policy,omitempty"`
 	// What is left of the bounds that it comes near, one line each, for people.
-	Headroom      []string `protobuf:"bytes,4,rep,name=headroom,proto3" json:"headroom,omitempty"`
+	Headroom []string `protobuf:"bytes,4,rep,name=headroom,proto3" json:"headroom,omitempty"`
+	// Why the change would be refused as things stand, for people: a quota, a size, or that it removes much. Empty when it would be
+	// made, unless the team's rate of changes is used up then.
+	Refusal       string `protobuf:"bytes,5,opt,name=refusal,proto3" json:"refusal,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -320,6 +323,13 @@ func (x *PlanNamespacesResponse) GetHeadroom() []string {
 		return x.Headroom
 	}
 	return nil
+}
+
+func (x *PlanNamespacesResponse) GetRefusal() string {
+	if x != nil {
+		return x.Refusal
+	}
+	return ""
 }
 
 // NamespacePlan is what would become of one request.
@@ -1965,12 +1975,13 @@ const file_prism_control_v1_control_proto_rawDesc = "" +
 	"\"\x04\b\x80\xf5$2\x02\b\x01R\rconfirmWithin\x12!\n" +
 	"\fallow_shrink\x18\x03 \x01(\bR\vallowShrink\"c\n" +
 	"\x15PlanNamespacesRequest\x12J\n" +
-	"\brequests\x18\x01 \x03(\v2!.prism.config.v1.NamespaceRequestB\v\xbaH\b\x92\x01\x05\b\x01\x10\x90NR\brequests\"\xd8\x01\n" +
+	"\brequests\x18\x01 \x03(\v2!.prism.config.v1.NamespaceRequestB\v\xbaH\b\x92\x01\x05\b\x01\x10\x90NR\brequests\"\xf2\x01\n" +
 	"\x16PlanNamespacesResponse\x125\n" +
 	"\x05plans\x18\x01 \x03(\v2\x1f.prism.control.v1.NamespacePlanR\x05plans\x123\n" +
 	"\x05class\x18\x02 \x01(\x0e2\x1d.prism.config.v1.ReleaseClassR\x05class\x126\n" +
 	"\x06policy\x18\x03 \x01(\v2\x1e.prism.config.v1.ReleasePolicyR\x06policy\x12\x1a\n" +
-	"\bheadroom\x18\x04 \x03(\tR\bheadroom\"\xa9\x01\n" +
+	"\bheadroom\x18\x04 \x03(\tR\bheadroom\x12\x18\n" +
+	"\arefusal\x18\x05 \x01(\tR\arefusal\"\xa9\x01\n" +
 	"\rNamespacePlan\x124\n" +
 	"\x06action\x18\x01 \x01(\x0e2\x1c.prism.control.v1.PlanActionR\x06action\x12@\n" +
 	"\tnamespace\x18\x02 \x01(\v2\".prism.config.v1.NamespaceResponseR\tnamespace\x12 \n" +

@@ -39,6 +39,8 @@ const (
 	ChangeKind_CHANGE_KIND_DELETE ChangeKind = 3
 	// Taken back to what an earlier snapshot had.
 	ChangeKind_CHANGE_KIND_ROLLBACK ChangeKind = 4
+	// Made to take no new work, which is how the deletion of a namespace begins.
+	ChangeKind_CHANGE_KIND_DRAIN ChangeKind = 5
 )
 
 // Enum value maps for ChangeKind.
@@ -49,6 +51,7 @@ var (
 		2: "CHANGE_KIND_UPDATE",
 		3: "CHANGE_KIND_DELETE",
 		4: "CHANGE_KIND_ROLLBACK",
+		5: "CHANGE_KIND_DRAIN",
 	}
 	ChangeKind_value = map[string]int32{
 		"CHANGE_KIND_UNSPECIFIED": 0,
@@ -56,6 +59,7 @@ var (
 		"CHANGE_KIND_UPDATE":      2,
 		"CHANGE_KIND_DELETE":      3,
 		"CHANGE_KIND_ROLLBACK":    4,
+		"CHANGE_KIND_DRAIN":       5,
 	}
 )
 
@@ -1464,14 +1468,15 @@ const file_prism_record_v1_record_proto_rawDesc = "" +
 	"\x06member\x18\x01 \x01(\v2\x17.prism.config.v1.MemberR\x06member\x12\x14\n" +
 	"\x05build\x18\x02 \x01(\tR\x05build\x12\x18\n" +
 	"\areplica\x18\x03 \x01(\tR\areplica\x120\n" +
-	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since*\x8b\x01\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since*\xa2\x01\n" +
 	"\n" +
 	"ChangeKind\x12\x1b\n" +
 	"\x17CHANGE_KIND_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12CHANGE_KIND_CREATE\x10\x01\x12\x16\n" +
 	"\x12CHANGE_KIND_UPDATE\x10\x02\x12\x16\n" +
 	"\x12CHANGE_KIND_DELETE\x10\x03\x12\x18\n" +
-	"\x14CHANGE_KIND_ROLLBACK\x10\x04B\xc0\x01\n" +
+	"\x14CHANGE_KIND_ROLLBACK\x10\x04\x12\x15\n" +
+	"\x11CHANGE_KIND_DRAIN\x10\x05B\xc0\x01\n" +
 	"\x13com.prism.record.v1B\vRecordProtoP\x01Z>github.com/prism-gateway/prism/protos/prism/record/v1;recordv1\xa2\x02\x03PRX\xaa\x02\x0fPrism.Record.V1\xca\x02\x0fPrism\\Record\\V1\xe2\x02\x1bPrism\\Record\\V1\\GPBMetadata\xea\x02\x11Prism::Record::V1b\x06proto3"
 
 var (
