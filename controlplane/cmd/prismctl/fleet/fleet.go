@@ -95,10 +95,10 @@ func state(p *adminv1.Proxy) string {
 	switch {
 	case p.GetMember().GetDraining():
 		return "draining"
+	case p.GetMember().GetValidator():
+		return "validator" // it takes no calls, so that it is never ready for them
 	case !p.GetReady():
 		return "not ready"
-	case p.GetMember().GetValidator():
-		return "validator"
 	}
 	return "ready"
 }

@@ -20,21 +20,18 @@ func (c *Commands) show() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show PROXY",
 		Short: "Show one proxy with its partitions, now or as it was",
-		Example: "  prismctl fleet show proxy-1\n  prismctl fleet show proxy-1 --at 2026-11-22T12:00:00Z\n" +
+		Example: "  prismctl fleet show proxy-1\n  prismctl fleet show proxy-1 --namespace user-profiles\n  prismctl fleet show proxy-1 --at 2026-11-22T12:00:00Z\n" +
 			"  prismctl fleet show proxy-1 --at 10m --namespace user-profiles",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: c.proxies,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			request := &adminv1.GetProxyRequest{Id: args[0], Namespace: name}
-			switch {
-			case at != "":
+			if at != "" {
 				then, err := moment(at, time.Now())
 				if err != nil {
 					return terminal.Misusef("--at %w", err)
 				}
 				request.At = timestamppb.New(then)
-			case name != "":
-				return terminal.Misusef("--namespace goes with --at; see how a namespace is now with: prismctl namespace status %s", name)
 			}
 			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
 				resp, err := control.Admin.GetProxy(ctx, request)
@@ -52,7 +49,7 @@ func (c *Commands) show() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&at, "at", "", "show what it served at this time: as in 2026-11-22T12:00:00Z, or how long ago, as in 10m")
-	cmd.Flags().StringVarP(&name, "namespace", "n", "", "with --at: only the partition of this namespace, and which version of it was served")
+	cmd.Flags().StringVarP(&name, "namespace", "n", "", "only the partition of this namespace, and with --at which version of it was served")
 	return cmd
 }
 

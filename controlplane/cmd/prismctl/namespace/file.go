@@ -25,8 +25,11 @@ import (
 func (c *Commands) plan() *cobra.Command {
 	var file string
 	cmd := &cobra.Command{
-		Use:     "plan -f FILE",
-		Short:   "Say what would be chosen, where and why, and what would change; record nothing",
+		Use:   "plan -f FILE",
+		Short: "Say what would be chosen, where and why, and what would change; record nothing",
+		Long: `Say what would be chosen, where and why, and what would change; record nothing.
+
+It fails where apply would be refused as things stand: by a quota, by a size, because nothing fits.`,
 		Example: "  prismctl namespace plan -f user-profiles.yaml",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -43,7 +46,7 @@ func (c *Commands) plan() *cobra.Command {
 				if err != nil {
 					return locate(docs, err)
 				}
-				return c.term.Print(resp, func(w io.Writer) {
+				err = c.term.Print(resp, func(w io.Writer) {
 					for i, p := range resp.GetPlans() {
 						if i > 0 {
 							io.WriteString(w, "\n")
@@ -52,6 +55,10 @@ func (c *Commands) plan() *cobra.Command {
 					}
 					writeRelease(w, resp)
 				})
+				if err == nil && resp.GetRefusal() != "" {
+					return fmt.Errorf("apply would be refused: %s", terminal.Clean(resp.GetRefusal()))
+				}
+				return err
 			})
 		},
 	}

@@ -25,8 +25,11 @@ import (
 func (c *Commands) status() *cobra.Command {
 	var watch bool
 	cmd := &cobra.Command{
-		Use:               "status NAME",
-		Short:             "Show how far a namespace is live on each owner",
+		Use:   "status NAME",
+		Short: "Show how far a namespace is live on each owner",
+		Long: `Show how far a namespace is live on each owner.
+
+The exit code is 0 when it is live, which is when every owner serves it, and 3 when it is not.`,
 		Example:           "  prismctl namespace status user-profiles\n  prismctl namespace status user-profiles --watch",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: c.names,
@@ -42,7 +45,14 @@ func (c *Commands) status() *cobra.Command {
 					return err
 				}
 				status := resp.GetNamespace().GetStatus()
-				return c.term.Print(status, func(w io.Writer) { owners(w, status, resp.GetNamespace().GetDraining()) })
+				draining := resp.GetNamespace().GetDraining()
+				if err := c.term.Print(status, func(w io.Writer) { owners(w, status, draining) }); err != nil {
+					return err
+				}
+				if draining || !status.GetLive() {
+					return terminal.NotLivef("%s is %s", args[0], liveness(status, draining))
+				}
+				return nil
 			})
 		},
 	}
@@ -159,7 +169,10 @@ func (c *Commands) waitLive(ctx context.Context, limit waitLimit, snapshot uint6
 		return nil
 	})
 	if context.Cause(ctx) == errTooLong {
-		return fmt.Errorf("the change is recorded, but not every owner of %s served it within %v (--wait-for)\n  see what is in the way with: prismctl namespace status %s", waiting, limit.duration, names[0])
+		return terminal.NotLivef("the change is recorded, but not every owner of %s served it within %v (--wait-for)\n  see what is in the way with: prismctl namespace status %s", waiting, limit.duration, names[0])
+	}
+	if err == nil && ctx.Err() != nil {
+		return terminal.NotLivef("the change is recorded; it was not waited until every owner of %s served it", waiting)
 	}
 	return err
 }
@@ -218,7 +231,7 @@ func takenBack(what string, t *configv1.TakenBack) error {
 	if t.GetBuild() != "" {
 		text += " (build " + t.GetBuild() + ")"
 	}
-	return fmt.Errorf("%s\n  see all of it with: prismctl release status %d", terminal.Clean(text), t.GetSnapshot())
+	return terminal.NotLivef("%s\n  see all of it with: prismctl release status %d", terminal.Clean(text), t.GetSnapshot())
 }
 
 // follow shows a namespace's status until the server ends the stream: when the snapshot is served by every owner.
@@ -303,18 +316,19 @@ func stage(s configv1.Stage) string {
 	return "unknown"
 }
 
-func owners(w io.Writer, s *configv1.NamespaceStatus, draining bool) {
-	live := "live"
+// liveness says in a few words whether a namespace is live, and else why not.
+func liveness(s *configv1.NamespaceStatus, draining bool) string {
 	switch {
 	case draining:
-		live = "being deleted: its owners refuse calls"
-	case !s.GetLive():
-		live = "not live"
-		if s.GetSummary() != "" {
-			live += ": " + s.GetSummary()
-		}
+		return "being deleted: its owners refuse calls"
+	case s.GetLive():
+		return "live"
 	}
-	fmt.Fprintf(w, "%s, snapshot %d: %s\n", terminal.Clean(s.GetNamespace()), s.GetSnapshotVersion(), terminal.Clean(live))
+	return terminal.Clean(strings.TrimSuffix("not live: "+s.GetSummary(), ": "))
+}
+
+func owners(w io.Writer, s *configv1.NamespaceStatus, draining bool) {
+	fmt.Fprintf(w, "%s, snapshot %d: %s\n", terminal.Clean(s.GetNamespace()), s.GetSnapshotVersion(), liveness(s, draining))
 	if r := s.GetRelease(); r != nil {
 		fmt.Fprintf(w, "release %d: %s; %s\n", r.GetSnapshot(), terminal.State(r.GetState()), terminal.Clean(r.GetWaitsFor()))
 	}

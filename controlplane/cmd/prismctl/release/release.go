@@ -177,7 +177,7 @@ func (c *Commands) watch() *cobra.Command {
 		Short: "Show a release at each change until it has ended; without a snapshot the newest",
 		Long: `Show a release at each change until it has ended; without a snapshot the newest.
 
-The exit code is 0 only when every owner was given it.`,
+The exit code is 0 only when every owner was given all of it, and 3 when the release ended otherwise or was not watched to its end.`,
 		Example:           "  prismctl release watch 42",
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: c.active,
@@ -208,7 +208,7 @@ func (c *Commands) follow(ctx context.Context, control *client.Control, snapshot
 		}
 		if f := faultgrpc.FromStatus(err); f != nil {
 			if f.Code == fault.Cancelled && ctx.Err() != nil {
-				return nil // the person ended it
+				return terminal.NotLivef("release %d was not watched to its end", last.GetSnapshot())
 			}
 			return err
 		}
@@ -230,9 +230,9 @@ func (c *Commands) end(r *adminv1.Release) error {
 	case back == 0:
 		return nil
 	default:
-		return fmt.Errorf("release %d came to every owner, but not all of it: %d taken back", r.GetSnapshot(), back)
+		return terminal.NotLivef("release %d came to every owner, but not all of it: %d taken back", r.GetSnapshot(), back)
 	}
-	return fmt.Errorf("release %d did not come to every owner: %s", r.GetSnapshot(), strings.TrimSuffix(terminal.State(r.GetState())+": "+r.GetReason(), ": "))
+	return terminal.NotLivef("release %d did not come to every owner: %s", r.GetSnapshot(), strings.TrimSuffix(terminal.State(r.GetState())+": "+r.GetReason(), ": "))
 }
 
 // control makes a command that does something to a release.

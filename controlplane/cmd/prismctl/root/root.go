@@ -28,9 +28,19 @@ const (
 	succeeded = 0
 	failed    = 1
 	misused   = 2 // the command line itself is wrong
+	notLive   = 3 // what was asked about, or recorded, is not served by every owner
 )
 
-// Run runs one command line and returns the exit code: 0 only on success. Errors go to term.Err, in one message.
+const exitCodes = `prismctl works with Prism, the data gateway.
+
+It exits with
+  0  when all of it was done: with --wait and release watch, also that every owner serves it
+  1  when it was refused, or failed
+  2  when the command line is wrong
+  3  when the answer is there and what it is about is not live: namespace status of what some owner does not serve; a change that
+     is recorded, but was taken back or not served in time (--wait, release watch)`
+
+// Run runs one command line and returns the exit code, one of those that the help of prismctl lists. Errors go to term.Err, in one message.
 func Run(ctx context.Context, term *terminal.Terminal, args []string) int {
 	cmd := New(term)
 	cmd.SetArgs(args)
@@ -46,6 +56,9 @@ func Run(ctx context.Context, term *terminal.Terminal, args []string) int {
 		fmt.Fprintf(term.Err, "see: %s --help\n", ran.CommandPath())
 		return misused
 	}
+	if _, found := errors.AsType[terminal.NotLive](err); found {
+		return notLive
+	}
 	return failed
 }
 
@@ -56,6 +69,7 @@ func New(term *terminal.Terminal) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:           "prismctl",
 		Short:         "prismctl works with Prism, the data gateway",
+		Long:          exitCodes,
 		Example:       "  prismctl local up\n  prismctl namespace apply -f user-profiles.yaml --wait\n  prismctl kv put user-profiles alice name Alice",
 		SilenceErrors: true,
 		SilenceUsage:  true,

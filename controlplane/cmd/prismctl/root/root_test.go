@@ -65,6 +65,10 @@ func TestOutputs(t *testing.T) {
 		tty  bool
 	}{
 		"namespace-plan":             {args: "namespace plan -f -", in: request},
+		"namespace-plan-refused":     {args: "namespace plan -f -", in: strings.Replace(request, "user-profiles", "one-too-many", 1)},
+		"namespace-apply-shrinks":    {args: "namespace apply -f -", in: strings.Replace(request, "user-profiles", "shrinks", 1)},
+		"namespace-apply-too-fast":   {args: "namespace apply -f -", in: strings.Replace(request, "user-profiles", "too-fast", 1)},
+		"help":                       {args: "--help"},
 		"namespace-plan-broken":      {args: "namespace plan -f -", in: "namespace: X\nteam: accounts\npattern: keyvalue\nneeds: {ttl: 24h, durabilty: strong}\n"},
 		"namespace-plan-invalid":     {args: "namespace plan -f -", in: "namespace: X\nteam: accounts\n"},
 		"namespace-apply":            {args: "namespace apply -f -", in: request},

@@ -92,7 +92,11 @@ func liveness(serving int) *configv1.NamespaceStatus {
 
 func (p *peer) PlanNamespaces(_ context.Context, req *controlv1.PlanNamespacesRequest) (*controlv1.PlanNamespacesResponse, error) {
 	p.note(req)
-	return &controlv1.PlanNamespacesResponse{Plans: []*controlv1.NamespacePlan{{
+	refusal := ""
+	if req.GetRequests()[0].GetNamespace() == "one-too-many" {
+		refusal = "team accounts has 3 of 3 namespaces, and this makes 1 more"
+	}
+	return &controlv1.PlanNamespacesResponse{Refusal: refusal, Plans: []*controlv1.NamespacePlan{{
 		Action: controlv1.PlanAction_PLAN_ACTION_UPDATE, Namespace: profiles(), Differences: []string{"needs.ttl: 1h -> 24h"}}},
 		Class: configv1.ReleaseClass_RELEASE_CLASS_SCOPED, Policy: waves(), Headroom: []string{"team accounts: 3 namespaces left"}}, nil
 }
@@ -102,6 +106,12 @@ func (p *peer) ApplyNamespaces(_ context.Context, req *controlv1.ApplyNamespaces
 	if req.GetChanges()[0].GetRequest().GetNamespace() == "no-backend" {
 		return nil, fault.New(fault.FailedPrecondition, fault.NoBackend, "no backend fits").WithViolations([]fault.Violation{
 			{Field: "changes[0].request.needs.write_rps", Rule: "assign.capacity", Text: "local-sqlite has 10 writes/s left"}})
+	}
+	switch req.GetChanges()[0].GetRequest().GetNamespace() {
+	case "shrinks":
+		return nil, fault.New(fault.FailedPrecondition, fault.CheckFailed, "this change removes 2 of 3 namespaces: more than half, which must be allowed by itself").With("guard", "allow_shrink")
+	case "too-fast":
+		return nil, fault.New(fault.Exhausted, fault.Quota, "team accounts may change 60 namespaces a minute: try again in 1.5s").WithRetry(1500 * time.Millisecond)
 	}
 	if resp, ok := inWaves(req.GetChanges()[0].GetRequest().GetNamespace()); ok {
 		return resp, nil
@@ -224,7 +234,7 @@ func proxyOne() *adminv1.Proxy {
 
 func (p *peer) ListProxies(_ context.Context, req *adminv1.ListProxiesRequest) (*adminv1.ListProxiesResponse, error) {
 	p.note(req)
-	return &adminv1.ListProxiesResponse{Proxies: []*adminv1.Proxy{proxyOne()}, TotalCount: 1, Epoch: 5, Moving: true}, nil
+	return &adminv1.ListProxiesResponse{Proxies: []*adminv1.Proxy{proxyOne(), {Member: &configv1.Member{Id: "validator-1", Validator: true}, Current: 8}}, TotalCount: 2, Epoch: 5, Moving: true}, nil
 }
 
 func (p *peer) GetProxy(_ context.Context, req *adminv1.GetProxyRequest) (*adminv1.GetProxyResponse, error) {

@@ -15,7 +15,6 @@ import (
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/terminal"
 	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
 	"github.com/prism-gateway/prism/shared/client"
-	"github.com/prism-gateway/prism/shared/fault"
 )
 
 // Commands are the commands and what they share.
@@ -211,7 +210,7 @@ func (c *Commands) rollback() *cobra.Command {
 			if err = errors.Join(err, release.Check(cmd, note)); err != nil {
 				return err
 			}
-			err = c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
+			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
 				resp, err := control.Admin.RollbackSnapshot(ctx, &adminv1.RollbackSnapshotRequest{ToVersion: to, AllowShrink: release.AllowShrink, Note: note.Proto(c.term), Release: release.Proto()})
 				if err != nil {
 					return err
@@ -224,10 +223,6 @@ func (c *Commands) rollback() *cobra.Command {
 					fmt.Fprintf(w, "everything is as it was in snapshot %d, by snapshot %d; namespaces and backends that changed: %d\n", to, resp.GetSnapshot().GetVersion(), resp.GetChanged())
 				})
 			})
-			if f, ok := errors.AsType[*fault.Fault](err); ok && f.Metadata["guard"] == "allow_shrink" {
-				return fmt.Errorf("%w\n  that is the flag --allow-shrink", err)
-			}
-			return err
 		},
 	}
 	note.Register(cmd)

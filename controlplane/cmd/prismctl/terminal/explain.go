@@ -40,7 +40,10 @@ func Explain(err error) string {
 	if name := f.Metadata["interface"]; f.Reason == fault.InterfaceMissing && name != "" {
 		fmt.Fprintf(&b, "\n  ask for it in the namespace's request: needs: {interfaces: [%s]}", name)
 	}
-	if f.RetryAfter > 0 {
+	if f.Metadata["guard"] == "allow_shrink" {
+		b.WriteString("\n  if that is meant, say so with --allow-shrink")
+	}
+	if f.RetryAfter > 0 && !strings.Contains(err.Error(), "try again") {
 		fmt.Fprintf(&b, "\n  try again in %v", f.RetryAfter.Round(time.Millisecond))
 	}
 	if f.Outcome == fault.OutcomeUnknown {

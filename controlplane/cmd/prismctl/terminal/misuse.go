@@ -17,6 +17,18 @@ func (m Misuse) Error() string { return m.Err.Error() }
 // Unwrap returns the mistake.
 func (m Misuse) Unwrap() error { return m.Err }
 
+// NotLive is the error of a command that did what it was asked, and found or left something that not every owner serves.
+type NotLive struct{ Err error }
+
+// NotLivef describes what is not live.
+func NotLivef(format string, args ...any) NotLive { return NotLive{fmt.Errorf(format, args...)} }
+
+// Error says what is not live, and why.
+func (n NotLive) Error() string { return n.Err.Error() }
+
+// Unwrap returns the reason.
+func (n NotLive) Unwrap() error { return n.Err }
+
 var version = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
 // CheckVersion checks the value of a flag --version: tables show only the beginning of a version, which would never be
