@@ -44,6 +44,7 @@ var rules = []rule{
 	{"needs.messages_only", messagesOnly},
 	{"needs.values_only", valuesOnly},
 	{"pubsub.consistency", pubsubNotStrong},
+	{"needs.max_staleness", staleness},
 	{"interface.known", interfaceKnown},
 	{"interface.pattern", interfaceFitsPattern},
 	{"needs.size", sizes},
@@ -291,6 +292,9 @@ func valuesOnly(req *configv1.NamespaceRequest, report report) {
 				report(p.needsAt(f.field), "a %s keeps no values; leave %s out, or say %s", p.pattern.GetType(), f.field, f.instead)
 			}
 		}
+		if has(p.pattern.GetNeeds(), "max_staleness") {
+			report(p.needsAt("max_staleness"), "a %s keeps no values; leave max_staleness out", p.pattern.GetType())
+		}
 	}
 }
 
@@ -300,6 +304,22 @@ func pubsubNotStrong(req *configv1.NamespaceRequest, report report) {
 			report(p.needsAt("consistency"), "a pubsub cannot be strong; want eventual, or a consumer where each message counts")
 		}
 	}
+}
+
+// staleness holds the age of reads against the consistency, and a cache against both.
+func staleness(req *configv1.NamespaceRequest, report report) {
+	for _, p := range parts(req) {
+		n := p.pattern.GetNeeds()
+		weak := n.GetConsistency() == configv1.Consistency_CONSISTENCY_EVENTUAL || n.GetConsistency() == configv1.Consistency_CONSISTENCY_READ_YOUR_WRITES
+		if n.GetMaxStaleness() != nil && !weak {
+			report(p.needsAt("max_staleness"), "reads may only be old where consistency is eventual or read_your_writes; say so, or leave max_staleness out")
+		}
+	}
+	eachSlot(req, func(at string, p part, s *configv1.Slot) {
+		if purpose, _, _ := strings.Cut(s.GetName(), "-"); purpose == "cache" && p.pattern.GetNeeds().GetMaxStaleness() == nil {
+			report(at+"name", "a cache needs needs.max_staleness, which says how old what it answers may be")
+		}
+	})
 }
 
 func interfaceKnown(req *configv1.NamespaceRequest, report report) {

@@ -151,7 +151,11 @@ func choose(region string, p selection.Pattern, slot selection.Slot, pool []Back
 			refusals = append(refusals, &configv1.Refusal{Name: b.GetName(), Reason: why})
 			continue
 		}
-		fits = append(fits, score(p, b, held, was))
+		c := score(p, b, held, was)
+		if copies(p, slot) {
+			c.surplus = 0 // how durable copies are does not matter
+		}
+		fits = append(fits, c)
 	}
 	subject := p.Name + "." + slot.Purpose
 	if slot.Type != "" {
@@ -281,20 +285,15 @@ func refuse(region string, p selection.Pattern, slot selection.Slot, b *configv1
 	case !known || !t.Offered:
 		return fmt.Sprintf("this build has no driver for %s", b.GetType())
 	}
-	if missing := missing(p.Interfaces, t.Interfaces); len(missing) > 0 {
+	if missing := missing(interfacesOf(p, slot), t.Interfaces); len(missing) > 0 {
 		return fmt.Sprintf("a %s does not offer %s", t.Name, strings.Join(missing, ", "))
 	}
-	if has := t.DurabilityWith(b.GetConfig()); has < p.Durability {
-		if has < t.Durability {
-			return fmt.Sprintf("by its settings it gives durability %s at most, not %s", short(has), short(p.Durability))
+	if copies(p, slot) {
+		if t.DurabilityWith(b.GetConfig()) == configv1.Durability_DURABILITY_STRONG {
+			return fmt.Sprintf("a %s keeps what it is given, and copies want a store that is fast", t.Name)
 		}
-		return fmt.Sprintf("a %s gives durability %s at most, not %s", t.Name, short(has), short(p.Durability))
-	}
-	if t.Consistency < p.Consistency {
-		return fmt.Sprintf("a %s gives consistency %s at most, not %s", t.Name, short(t.Consistency), short(p.Consistency))
-	}
-	if p.MaxValueBytes > t.MaxValueBytes {
-		return fmt.Sprintf("a %s takes values of %s at most, not %s", t.Name, FormatSize(t.MaxValueBytes), FormatSize(p.MaxValueBytes))
+	} else if why := refuseData(p, b, t); why != "" {
+		return why
 	}
 	if have := b.GetLabels()["region"]; region != "" && have != region {
 		return fmt.Sprintf("it is in region %q, not in %q", have, region)
@@ -306,6 +305,40 @@ func refuse(region string, p selection.Pattern, slot selection.Slot, b *configv1
 	}
 	if b.GetMaintenance() && !kept {
 		return "it is in maintenance and takes no new namespaces"
+	}
+	return ""
+}
+
+// interfacesOf are what a slot's backend must have.
+func interfacesOf(p selection.Pattern, slot selection.Slot) []string {
+	if of := slotOf(p, slot); len(of.Interfaces) > 0 {
+		return of.Interfaces
+	}
+	return p.Interfaces
+}
+
+// copies reports whether a slot's backend holds copies only.
+func copies(p selection.Pattern, slot selection.Slot) bool { return slotOf(p, slot).Copies }
+
+func slotOf(p selection.Pattern, slot selection.Slot) catalog.Slot {
+	known, _ := catalog.PatternByType(p.Type)
+	of, _ := known.SlotFor(slot.Purpose)
+	return of
+}
+
+// refuseData says why the pattern's data cannot be kept on a backend; empty when it can.
+func refuseData(p selection.Pattern, b *configv1.Backend, t catalog.BackendType) string {
+	if has := t.DurabilityWith(b.GetConfig()); has < p.Durability {
+		if has < t.Durability {
+			return fmt.Sprintf("by its settings it gives durability %s at most, not %s", short(has), short(p.Durability))
+		}
+		return fmt.Sprintf("a %s gives durability %s at most, not %s", t.Name, short(has), short(p.Durability))
+	}
+	if t.Consistency < p.Consistency {
+		return fmt.Sprintf("a %s gives consistency %s at most, not %s", t.Name, short(t.Consistency), short(p.Consistency))
+	}
+	if p.MaxValueBytes > t.MaxValueBytes {
+		return fmt.Sprintf("a %s takes values of %s at most, not %s", t.Name, FormatSize(t.MaxValueBytes), FormatSize(p.MaxValueBytes))
 	}
 	return ""
 }

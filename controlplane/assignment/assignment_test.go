@@ -132,6 +132,14 @@ var cases = []struct {
 	{"two patterns on one backend reserve their sum", selection.Selection{Patterns: []selection.Pattern{
 		named("one", one(func(p *selection.Pattern) { p.ReadRPS, p.DataBytes = 60, 1 })), named("two", one(func(p *selection.Pattern) { p.ReadRPS, p.WriteRPS = 60, 5 })),
 	}}, []assignment.Backend{store("a", "redis", capacity(120, 0, ""))}, assignment.Current{}},
+	{"a cache before the storage", one(func(p *selection.Pattern) {
+		p.Durability, p.Interfaces = configv1.Durability_DURABILITY_STRONG, []string{"keyvalue", "keyvalue.scan"}
+		p.Slots = append(p.Slots, selection.Slot{Purpose: "cache"})
+	}), []assignment.Backend{store("a-disk", "sqlite"), store("b-cache", "redis"), store("c-scratch", "memory")}, assignment.Current{}},
+	{"nothing is fast enough for a cache", one(func(p *selection.Pattern) {
+		p.Durability = configv1.Durability_DURABILITY_STRONG
+		p.Slots = append(p.Slots, selection.Slot{Purpose: "cache"})
+	}), []assignment.Backend{store("disk", "sqlite")}, assignment.Current{}},
 }
 
 func gold(b *assignment.Backend) { b.Labels["tier"] = "gold" }

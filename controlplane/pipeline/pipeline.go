@@ -221,6 +221,9 @@ func patternConfig(s selection.Pattern, bindings []*configv1.Binding) *configv1.
 		Name: s.Name, Type: s.Type, Version: s.Version, Interfaces: s.Interfaces, Bindings: bindings,
 		Consistency: s.Consistency, MaxValueBytes: s.MaxValueBytes,
 	}
+	if s.MaxStaleness > 0 {
+		p.MaxStaleness = durationpb.New(s.MaxStaleness)
+	}
 	if s.DefaultTTL > 0 {
 		p.DefaultTtl = durationpb.New(s.DefaultTTL)
 	}

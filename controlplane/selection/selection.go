@@ -44,6 +44,8 @@ type Pattern struct {
 	DefaultTTL time.Duration
 	// MaxValueBytes is the largest value; 0 means the backend's limit.
 	MaxValueBytes uint64
+	// MaxStaleness is how old what a read sees may be; 0 means that there is no cache.
+	MaxStaleness time.Duration
 	// What is reserved on the backend of each slot.
 	ReadRPS, WriteRPS uint32
 	DataBytes         uint64
@@ -89,8 +91,8 @@ func selectPattern(asked *configv1.Pattern) (Pattern, []*configv1.Decision, erro
 	needs := asked.GetNeeds()
 	p := Pattern{
 		Name: asked.GetName(), Type: known.Type, Version: version, SessionAware: asked.GetSessionAware(),
-		DefaultTTL: needs.GetTtl().AsDuration(),
-		ReadRPS:    needs.GetReadRps(), WriteRPS: needs.GetWriteRps(),
+		DefaultTTL: needs.GetTtl().AsDuration(), MaxStaleness: needs.GetMaxStaleness().AsDuration(),
+		ReadRPS: needs.GetReadRps(), WriteRPS: needs.GetWriteRps(),
 	}
 	var err error
 	if p.DataBytes, err = admission.ParseSize(needs.GetDataSize()); err != nil {
@@ -104,6 +106,7 @@ func selectPattern(asked *configv1.Pattern) (Pattern, []*configv1.Decision, erro
 		decisions = append(decisions, &configv1.Decision{Stage: "select", Subject: p.Name, Choice: choice, Rule: rule, Reason: reason})
 	}
 	interfaces := slices.Clone(known.Base)
+	var purposes []string // of optional slots that rules ask for
 	for _, name := range known.Base {
 		decide(name, "select.pattern", "every "+known.Type+" has it")
 	}
@@ -113,6 +116,9 @@ func selectPattern(asked *configv1.Pattern) (Pattern, []*configv1.Decision, erro
 		}
 		if r.Interface {
 			interfaces = append(interfaces, r.Choice)
+		}
+		if r.Slot {
+			purposes = append(purposes, r.Choice)
 		}
 		switch r.Need {
 		case "durability":
@@ -130,7 +136,7 @@ func selectPattern(asked *configv1.Pattern) (Pattern, []*configv1.Decision, erro
 	}
 	slices.Sort(interfaces)
 	p.Interfaces = interfaces
-	if p.Slots, err = slots(known, asked); err != nil {
+	if p.Slots, err = slots(known, asked, purposes); err != nil {
 		return Pattern{}, nil, err
 	}
 	return p, decisions, nil
@@ -167,8 +173,9 @@ func applies(r catalog.Rule, pattern string, needs *configv1.Needs) bool {
 	return m.Get(field).Enum() == strictyaml.EnumNumber(field.Enum(), r.Value)
 }
 
-// slots are the request's, and the pattern's own that the request leaves out.
-func slots(known catalog.Pattern, asked *configv1.Pattern) ([]Slot, error) {
+// slots are the request's, and the pattern's own that the request leaves out; the optional ones among these where they are
+// wanted.
+func slots(known catalog.Pattern, asked *configv1.Pattern, wanted []string) ([]Slot, error) {
 	var out []Slot
 	for _, want := range known.Slots {
 		slot, named := Slot{Purpose: want.Purpose}, false
@@ -185,7 +192,7 @@ func slots(known catalog.Pattern, asked *configv1.Pattern) ([]Slot, error) {
 				slot.CredentialPath = s.GetCredentialPath()
 			}
 		}
-		if named || !want.Optional {
+		if named || !want.Optional || slices.Contains(wanted, want.Purpose) {
 			out = append(out, slot)
 		}
 	}

@@ -94,7 +94,7 @@ func TestWhatCannotBeMadeIsRefusedWithItsPlace(t *testing.T) {
 		}, "namespace", `"invoices"`},
 		{"no storage prefix", with(func(m *configv1.NamespaceConfig) { m.StoragePrefix = "" }), "storage_prefix", "empty"},
 		{"no pattern", with(func(m *configv1.NamespaceConfig) { m.Patterns = nil }), "patterns", "empty"},
-		{"no binding", with(func(m *configv1.NamespaceConfig) { m.Patterns[0].Bindings = nil }), "patterns[0].bindings", "want 1"},
+		{"no binding", with(func(m *configv1.NamespaceConfig) { m.Patterns[0].Bindings = nil }), "patterns[0].bindings", "no backend is bound for storage"},
 		{"two key-value patterns", with(func(m *configv1.NamespaceConfig) { m.Patterns = append(m.Patterns, m.Patterns[0]) }), "patterns[1].type", "second"},
 		{"a credential that nobody brings", with(func(m *configv1.NamespaceConfig) {
 			m.Patterns[0].Bindings[0].CredentialPath = "vault://database/creds/orders"

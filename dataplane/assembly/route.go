@@ -11,6 +11,7 @@ import (
 	"github.com/prism-gateway/prism/dataplane/driver"
 	"github.com/prism-gateway/prism/dataplane/limit"
 	"github.com/prism-gateway/prism/dataplane/pattern/keyvalue"
+	"github.com/prism-gateway/prism/dataplane/pool"
 	"github.com/prism-gateway/prism/dataplane/routing"
 	"github.com/prism-gateway/prism/dataplane/subscribe"
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
@@ -78,47 +79,96 @@ func (c *change) pattern(r *routing.Route, m *configv1.NamespaceConfig, p *confi
 	if r.KeyValue != nil {
 		return refuse(path+".type", "a namespace has one pattern keyvalue, and this is the second")
 	}
-	if len(p.GetBindings()) != 1 {
-		return refuse(path+".bindings", "%d backends are bound, want 1", len(p.GetBindings()))
-	}
-	at, binding := path+".bindings[0]", p.GetBindings()[0]
-	resource := backendName + binding.GetBackend()
-	object, ok := shared[resource]
-	if !ok {
-		return refuse(at+".backend", "there is no backend %q in the shared set of this partition", binding.GetBackend())
-	}
-	backend, err := c.backend(binding.GetBackend(), object)
-	if err != nil {
-		return refuse(at+".backend", "%v", err)
-	}
-	if binding.GetCredentialPath() != "" || backend.CredentialPath != "" {
-		return refuse(at+".credential_path", "this build has no source of credentials")
-	}
-	d, ok := c.assembler.cfg.Pools.Driver(backend.Type)
-	if !ok {
-		return refuse(at+".backend", "no driver for %s in this build", backend.Type)
-	}
-	for i, name := range p.GetInterfaces() {
-		if !slices.Contains(d.Interfaces(), name) {
-			return refuse(fmt.Sprintf("%s.interfaces[%d]", path, i), "the driver for %s does not offer %s", backend.Type, name)
+	bound := map[string]*opened{}
+	for i, b := range p.GetBindings() {
+		slot, err := ident.ParseSlot(b.GetSlot())
+		at := fmt.Sprintf("%s.bindings[%d]", path, i)
+		if err != nil {
+			return refuse(at+".slot", "%v", err)
 		}
+		of, ok := known.SlotFor(slot.Purpose())
+		if !ok || bound[of.Purpose] != nil {
+			return refuse(at+".slot", "a %s has one storage, perhaps one cache, and no other slot", p.GetType())
+		}
+		needs := p.GetInterfaces()
+		if len(of.Interfaces) > 0 {
+			needs = of.Interfaces
+		}
+		o, refused := c.open(r, b, at, path, needs, of.Copies, shared)
+		if refused != nil {
+			return refused
+		}
+		bound[of.Purpose] = o
 	}
-	opened, err := c.assembler.cfg.Pools.Acquire(*backend)
-	if err != nil {
-		return refuse(at+".backend", "backend %q cannot be opened: %s", binding.GetBackend(), publicText(err))
+	storage, cache := bound["storage"], bound["cache"]
+	switch {
+	case storage == nil:
+		return refuse(path+".bindings", "no backend is bound for storage")
+	case (cache == nil) != (p.GetMaxStaleness().AsDuration() == 0):
+		return refuse(path+".max_staleness", "a cache and how old its copies may be go together")
 	}
-	r.Uses = append(r.Uses, opened)
-	r.Backends = append(r.Backends, routing.Origin{Name: resource, Hash: object.Hash})
-	store, err := keyvalue.New(keyvalue.Config{
-		Namespace: m.GetNamespace(), Space: driver.Space(m.GetStoragePrefix()), Instance: opened.Instance(), Breaker: opened.Breaker(),
+	cfg := keyvalue.Config{
+		Namespace: m.GetNamespace(), Space: driver.Space(m.GetStoragePrefix()), Instance: storage.pool.Instance(), Breaker: storage.pool.Breaker(),
 		Interfaces: p.GetInterfaces(), Consistency: consistencyOf(p.GetConsistency()), DefaultTTL: p.GetDefaultTtl().AsDuration(),
-		MaxValueBytes: maxValue(p.GetMaxValueBytes(), backend.Type), Now: c.assembler.cfg.Now,
-	})
+		MaxValueBytes: maxValue(p.GetMaxValueBytes(), storage.backendType), MaxStaleness: p.GetMaxStaleness().AsDuration(), Now: c.assembler.cfg.Now,
+	}
+	if cache != nil {
+		cfg.Cache = cache.pool.Instance()
+	}
+	store, err := keyvalue.New(cfg)
 	if err != nil {
 		return refuse(path, "%v", err)
 	}
-	r.KeyValue, r.Traits = store, traitsOf(backend.Type)
+	r.KeyValue, r.Traits = store, traitsOf(storage.backendType)
 	return nil
+}
+
+// opened is a backend that a slot is bound to.
+type opened struct {
+	pool        *pool.Pool
+	backendType string
+}
+
+// copiesIn is a backend that holds copies only: calls succeed without it.
+type copiesIn struct{ *pool.Pool }
+
+// Unready is always empty.
+func (copiesIn) Unready() string { return "" }
+
+// open opens the backend of a binding, at a path, for the pattern at path; needs are the interfaces that it must have, and
+// copies says that it holds nothing else. The route then uses it.
+func (c *change) open(r *routing.Route, binding *configv1.Binding, at, path string, needs []string, copies bool, shared map[string]subscribe.Object) (*opened, *refusal) {
+	resource := backendName + binding.GetBackend()
+	object, ok := shared[resource]
+	if !ok {
+		return nil, refuse(at+".backend", "there is no backend %q in the shared set of this partition", binding.GetBackend())
+	}
+	backend, err := c.backend(binding.GetBackend(), object)
+	if err != nil {
+		return nil, refuse(at+".backend", "%v", err)
+	}
+	if binding.GetCredentialPath() != "" || backend.CredentialPath != "" {
+		return nil, refuse(at+".credential_path", "this build has no source of credentials")
+	}
+	d, ok := c.assembler.cfg.Pools.Driver(backend.Type)
+	if !ok {
+		return nil, refuse(at+".backend", "no driver for %s in this build", backend.Type)
+	}
+	for i, name := range needs {
+		if !slices.Contains(d.Interfaces(), name) {
+			return nil, refuse(fmt.Sprintf("%s.interfaces[%d]", path, i), "the driver for %s does not offer %s", backend.Type, name)
+		}
+	}
+	p, err := c.assembler.cfg.Pools.Acquire(*backend)
+	if err != nil {
+		return nil, refuse(at+".backend", "backend %q cannot be opened: %s", binding.GetBackend(), publicText(err))
+	}
+	r.Uses = append(r.Uses, p)
+	if copies {
+		r.Uses[len(r.Uses)-1] = copiesIn{p}
+	}
+	r.Backends = append(r.Backends, routing.Origin{Name: resource, Hash: object.Hash})
+	return &opened{pool: p, backendType: backend.Type}, nil
 }
 
 // publicText is what a driver says of its configuration: its own message and that of the cause.

@@ -23,7 +23,7 @@ func readOf(c datav1.Consistency, atLeast []byte, headOnly bool) (keyvalue.Read,
 	case len(atLeast) > keyvalue.MaxCommitTokenBytes:
 		return keyvalue.Read{}, keyvalue.Invalid(fault.Violation{Field: "at_least", Rule: "bytes.max_len", Text: fmt.Sprintf("is %d bytes long, want at most %d", len(atLeast), keyvalue.MaxCommitTokenBytes)})
 	}
-	return keyvalue.Read{Consistency: keyvalue.Consistency(c), HeadOnly: headOnly}, nil
+	return keyvalue.Read{Consistency: keyvalue.Consistency(c), AtLeast: atLeast, HeadOnly: headOnly}, nil
 }
 
 // writeOf makes the part of a write that all kinds have. path is that of the write in the request, with its dot.

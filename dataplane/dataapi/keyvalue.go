@@ -281,6 +281,9 @@ func describe(_ context.Context, r *routing.Route, _ *datav1.DescribeRequest) (*
 	if kv.Offers(keyvalue.Idempotency) {
 		out.IdempotencyWindow = durationpb.New(keyvalue.TokenWindow)
 	}
+	if old := kv.MaxStaleness(); old > 0 {
+		out.MaxStaleness = durationpb.New(old)
+	}
 	if kv.Offers(keyvalue.Large) {
 		out.MaxLargeValueBytes = driver.MaxLarge
 	}

@@ -48,6 +48,7 @@ func (r *Route) digest() uint64 {
 		text(string(kv.Space()))
 		b = binary.AppendVarint(b, int64(kv.Consistency()))
 		b = binary.AppendVarint(b, int64(kv.DefaultTTL()))
+		b = binary.AppendVarint(b, int64(kv.MaxStaleness()))
 		b = binary.AppendUvarint(b, kv.MaxValueBytes())
 		for _, name := range kv.Interfaces() {
 			text(name)

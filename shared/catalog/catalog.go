@@ -111,6 +111,10 @@ type Slot struct {
 	Purpose string
 	// Optional slots are bound only when a rule or the request asks for them.
 	Optional bool
+	// Copies says that the backend holds only copies: it needs no durability and no consistency, and is to be fast.
+	Copies bool
+	// Interfaces are what the slot's backend must have, sorted; none means those of the pattern.
+	Interfaces []string
 	// Text says in one line what the backend is used for.
 	Text string
 }
@@ -128,10 +132,11 @@ type Rule struct {
 	Value string
 	// Unset matches when the need is not given.
 	Unset bool
-	// Choice is what follows: an interface that is added, or the short name of the enum value in force.
+	// Choice is what follows: an interface that is added, the purpose of an optional slot that is bound, or the short name
+	// of the enum value in force.
 	Choice string
-	// Interface says that Choice is an interface to add.
-	Interface bool
+	// Interface says that Choice is an interface to add, Slot that it is the purpose of a slot.
+	Interface, Slot bool
 	// Reason says why, for people.
 	Reason string
 }

@@ -63,8 +63,14 @@ var types = []BackendType{
 var patterns = []Pattern{
 	{
 		Type: "keyvalue", Versions: []string{"1.0.0"}, Offered: true, Base: []string{"keyvalue"}, Values: true,
-		Slots: []Slot{{Purpose: "storage", Text: "keeps the items"}},
-		Text:  "items by id and key",
+		Slots: []Slot{
+			{Purpose: "storage", Text: "keeps the items"},
+			{
+				Purpose: "cache", Optional: true, Copies: true, Interfaces: []string{"keyvalue", "keyvalue.ttl", "keyvalue.version"},
+				Text: "holds copies of items, for reads that may be a little old",
+			},
+		},
+		Text: "items by id and key",
 	},
 	{
 		Type: "producer", Versions: []string{"1.0.0"}, Base: []string{"stream.publish"}, Messages: true,
@@ -133,6 +139,7 @@ var rules = []Rule{
 	{ID: "select.consistency.read_your_writes", Need: "consistency", Value: "read_your_writes", Choice: "read_your_writes", Reason: "a caller sees its own writes"},
 	{ID: "select.consistency.strong", Need: "consistency", Value: "strong", Choice: "strong", Reason: "a read sees every write acknowledged before it"},
 	{ID: "select.ttl", Need: "ttl", Choice: "keyvalue.ttl", Interface: true, Reason: "a default life needs items that expire"},
+	{ID: "select.cache", Patterns: []string{"keyvalue"}, Need: "max_staleness", Choice: "cache", Slot: true, Reason: "reads may be that old, so copies in a faster store can answer them"},
 	{ID: "select.ordering.key", Need: "ordering", Value: "key", Choice: "stream.order", Interface: true, Reason: "messages of one key must keep their order"},
 	{ID: "select.ordering.topic", Need: "ordering", Value: "topic", Choice: "stream.order", Interface: true, Reason: "messages of a topic must keep their order"},
 	{ID: "select.retention", Need: "retention", Choice: "stream.seek", Interface: true, Reason: "messages are kept to be read again"},

@@ -43,9 +43,12 @@ func (s *Store) Increment(ctx context.Context, i Increment) (driver.Incremented,
 	if err := s.begin(ctx); err != nil {
 		return driver.Incremented{}, err
 	}
+	release := s.hold(ctx, i.Name)
 	done, err := s.counter.Increment(ctx, s.cfg.Space, driver.Increment{
 		Name: i.Name, Delta: i.Delta, Initial: i.Initial, ExpireAt: w.ExpireAt, KeepExpiry: w.KeepExpiry, Token: token,
 	})
 	s.cfg.Breaker.End(err)
-	return done, withOutcome(err)
+	err = withOutcome(err)
+	release(err)
+	return done, err
 }

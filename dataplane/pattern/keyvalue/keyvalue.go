@@ -6,6 +6,7 @@
 package keyvalue
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -66,6 +67,9 @@ type Config struct {
 	Space driver.Space
 	// Instance is the backend; it stays open for as long as the Store is in use.
 	Instance driver.Instance
+	// Cache holds copies of items, for reads that may be as old as MaxStaleness; both are set, or none.
+	Cache        driver.Instance
+	MaxStaleness time.Duration
 	// Breaker stands before the backend; nil lets every call pass.
 	Breaker *breaker.Breaker
 	// Interfaces are what the namespace asked for, sorted.
@@ -92,6 +96,7 @@ type Store struct {
 	watcher    driver.Watcher
 	large      driver.LargeValues
 
+	cache      *cache // nil: none
 	version    bool
 	ttl        bool
 	idempotent bool
@@ -110,6 +115,16 @@ func New(cfg Config) (*Store, error) {
 	var ok bool
 	if s.base, ok = cfg.Instance.(driver.KeyValue); !ok {
 		return nil, errors.New("the backend does not offer keyvalue")
+	}
+	if (cfg.Cache == nil) != (cfg.MaxStaleness == 0) {
+		return nil, errors.New("a cache and how old its copies may be go together")
+	}
+	if cfg.Cache != nil {
+		copies, ok := cfg.Cache.(driver.KeyValue)
+		if !ok {
+			return nil, errors.New("the cache does not offer keyvalue")
+		}
+		s.cache = &cache{store: copies, maxStaleness: cfg.MaxStaleness, now: cfg.Now}
 	}
 	if cfg.MaxValueBytes == 0 {
 		return nil, errors.New("the largest value is not said")
@@ -163,12 +178,20 @@ func (s *Store) Space() driver.Space { return s.cfg.Space }
 
 // SameStore reports whether the other keeps the same items in the same open backend; other may be nil.
 func (s *Store) SameStore(other *Store) bool {
-	return s != nil && other != nil && s.cfg.Space == other.cfg.Space && s.cfg.Instance == other.cfg.Instance
+	return s != nil && other != nil && s.cfg.Space == other.cfg.Space && s.cfg.Instance == other.cfg.Instance && s.cfg.Cache == other.cfg.Cache
 }
 
 // CommitToken is what a read that must see all writes that were acknowledged until now gives as at_least; nil where
 // reads see them anyway.
-func (s *Store) CommitToken() []byte { return nil }
+func (s *Store) CommitToken() []byte {
+	if s.cache == nil {
+		return nil
+	}
+	return commitToken(s.cfg.Now())
+}
+
+// MaxStaleness is how old what an eventual read sees may be; 0 where it sees the newest.
+func (s *Store) MaxStaleness() time.Duration { return s.cfg.MaxStaleness }
 
 // MaxValueBytes is the largest value.
 func (s *Store) MaxValueBytes() uint64 { return s.cfg.MaxValueBytes }
@@ -188,8 +211,28 @@ func Missing(name string) error {
 // Read says how to read.
 type Read struct {
 	Consistency Consistency
+	// AtLeast is the commit token of writes that the read must see; empty: none.
+	AtLeast []byte
 	// HeadOnly leaves out the value.
 	HeadOnly bool
+}
+
+// fromCache reports whether copies may answer a read, and what they must have seen. Who wants to read their own writes
+// says which by a commit token.
+func (s *Store) fromCache(r Read) (seen time.Time, ok bool, err error) {
+	if s.cache == nil {
+		return seen, false, nil
+	}
+	if seen, err = parseCommitToken(r.AtLeast); err != nil {
+		return seen, false, err
+	}
+	switch cmp.Or(r.Consistency, s.cfg.Consistency) {
+	case Eventual:
+		return seen, true, nil
+	case ReadYourWrites:
+		return seen, !seen.IsZero(), nil
+	}
+	return seen, false, nil
 }
 
 // Get reads one item; nil when there is none.
@@ -200,10 +243,22 @@ func (s *Store) Get(ctx context.Context, name driver.Name, r Read) (*driver.Item
 	if err := s.checkConsistency(r.Consistency); err != nil {
 		return nil, err
 	}
+	seen, cached, err := s.fromCache(r)
+	if err != nil {
+		return nil, err
+	}
+	if cached {
+		return s.cache.get(ctx, s.cfg.Space, name, r.HeadOnly, seen, func(headOnly bool) (*driver.Item, error) { return s.get(ctx, name, headOnly) })
+	}
+	return s.get(ctx, name, r.HeadOnly)
+}
+
+// get asks the backend.
+func (s *Store) get(ctx context.Context, name driver.Name, headOnly bool) (*driver.Item, error) {
 	if err := s.begin(ctx); err != nil {
 		return nil, err
 	}
-	item, err := s.base.Get(ctx, s.cfg.Space, name, r.HeadOnly)
+	item, err := s.base.Get(ctx, s.cfg.Space, name, headOnly)
 	s.cfg.Breaker.End(err)
 	return item, err
 }

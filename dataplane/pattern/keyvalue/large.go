@@ -39,7 +39,10 @@ func (s *Store) WriteValue(ctx context.Context, w Write, r io.Reader) (driver.Wr
 	if err := s.begin(ctx); err != nil {
 		return driver.Written{}, err
 	}
+	release := s.hold(ctx, w.Name)
 	done, err := s.large.WriteValue(ctx, s.cfg.Space, d, r)
 	s.cfg.Breaker.End(err)
-	return done, withOutcome(err)
+	err = withOutcome(err)
+	release(err)
+	return done, err
 }

@@ -37,9 +37,12 @@ func (s *Store) Transact(ctx context.Context, t Transaction) (driver.Transacted,
 	if err := s.begin(ctx); err != nil {
 		return driver.Transacted{}, err
 	}
+	release := s.holdAll(ctx, writes)
 	done, err := s.transactor.Transact(ctx, s.cfg.Space, driver.Transaction{ID: t.ID, Checks: t.Checks, Writes: writes, Token: token})
 	s.cfg.Breaker.End(err)
-	return done, withOutcome(err)
+	err = withOutcome(err)
+	release(err)
+	return done, err
 }
 
 // prepareAll checks a transaction and works out its writes.

@@ -59,9 +59,12 @@ func (s *Store) Write(ctx context.Context, w Write) (driver.Written, error) {
 	if err := s.begin(ctx); err != nil {
 		return driver.Written{}, err
 	}
+	release := s.hold(ctx, w.Name)
 	done, err := s.base.Write(ctx, s.cfg.Space, d)
 	s.cfg.Breaker.End(err)
-	return done, withOutcome(err)
+	err = withOutcome(err)
+	release(err)
+	return done, err
 }
 
 // BatchWrite does several writes, of each item at most one, and answers in their order. An error means that none was
@@ -98,15 +101,20 @@ func (s *Store) BatchWrite(ctx context.Context, writes []Write, token *Token) ([
 
 // writeAll does writes that begin admitted.
 func (s *Store) writeAll(ctx context.Context, writes []driver.Write) []driver.WriteResult {
+	release := s.holdAll(ctx, writes)
 	results := s.base.BatchWrite(ctx, s.cfg.Space, writes)
-	var first error
+	var first, unknown error
 	for i := range results {
 		results[i].Err = withOutcome(results[i].Err)
 		if first == nil {
 			first = results[i].Err
 		}
+		if f := fault.From(results[i].Err); f != nil && f.Outcome != fault.NotApplied {
+			unknown = f
+		}
 	}
 	s.cfg.Breaker.End(first)
+	release(unknown)
 	return results
 }
 

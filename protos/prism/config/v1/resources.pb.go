@@ -163,6 +163,8 @@ type PatternConfig struct {
 	DefaultTtl *durationpb.Duration `protobuf:"bytes,7,opt,name=default_ttl,json=defaultTtl,proto3" json:"default_ttl,omitempty"`
 	// The largest value in bytes; 0 means the backend's limit.
 	MaxValueBytes uint64 `protobuf:"varint,8,opt,name=max_value_bytes,json=maxValueBytes,proto3" json:"max_value_bytes,omitempty"`
+	// How old what a read from the cache sees may be; set exactly when a slot for a cache is bound.
+	MaxStaleness  *durationpb.Duration `protobuf:"bytes,9,opt,name=max_staleness,json=maxStaleness,proto3" json:"max_staleness,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -251,6 +253,13 @@ func (x *PatternConfig) GetMaxValueBytes() uint64 {
 		return x.MaxValueBytes
 	}
 	return 0
+}
+
+func (x *PatternConfig) GetMaxStaleness() *durationpb.Duration {
+	if x != nil {
+		return x.MaxStaleness
+	}
+	return nil
 }
 
 // Reservation is what a namespace holds on a backend.
@@ -888,7 +897,7 @@ const file_prism_config_v1_resources_proto_rawDesc = "" +
 	"\vrecord_hash\x18\a \x01(\fR\n" +
 	"recordHash\x12@\n" +
 	"\freservations\x18\b \x03(\v2\x1c.prism.config.v1.ReservationR\freservations\x12\x12\n" +
-	"\x04team\x18\t \x01(\tR\x04team\"\xcb\x02\n" +
+	"\x04team\x18\t \x01(\tR\x04team\"\x8b\x03\n" +
 	"\rPatternConfig\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x18\n" +
@@ -900,7 +909,8 @@ const file_prism_config_v1_resources_proto_rawDesc = "" +
 	"\vconsistency\x18\x06 \x01(\x0e2\x1c.prism.config.v1.ConsistencyR\vconsistency\x12:\n" +
 	"\vdefault_ttl\x18\a \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"defaultTtl\x12&\n" +
-	"\x0fmax_value_bytes\x18\b \x01(\x04R\rmaxValueBytes\"~\n" +
+	"\x0fmax_value_bytes\x18\b \x01(\x04R\rmaxValueBytes\x12>\n" +
+	"\rmax_staleness\x18\t \x01(\v2\x19.google.protobuf.DurationR\fmaxStaleness\"~\n" +
 	"\vReservation\x12\x18\n" +
 	"\abackend\x18\x01 \x01(\tR\abackend\x12\x19\n" +
 	"\bread_rps\x18\x02 \x01(\rR\areadRps\x12\x1b\n" +
@@ -1002,20 +1012,21 @@ var file_prism_config_v1_resources_proto_depIdxs = []int32{
 	14, // 3: prism.config.v1.PatternConfig.bindings:type_name -> prism.config.v1.Binding
 	15, // 4: prism.config.v1.PatternConfig.consistency:type_name -> prism.config.v1.Consistency
 	16, // 5: prism.config.v1.PatternConfig.default_ttl:type_name -> google.protobuf.Duration
-	4,  // 6: prism.config.v1.Backend.capacity:type_name -> prism.config.v1.Capacity
-	10, // 7: prism.config.v1.Backend.labels:type_name -> prism.config.v1.Backend.LabelsEntry
-	11, // 8: prism.config.v1.Backend.config:type_name -> prism.config.v1.Backend.ConfigEntry
-	5,  // 9: prism.config.v1.Backend.pool:type_name -> prism.config.v1.PoolPolicy
-	16, // 10: prism.config.v1.PoolPolicy.dial_timeout:type_name -> google.protobuf.Duration
-	7,  // 11: prism.config.v1.Assignment.members:type_name -> prism.config.v1.Member
-	8,  // 12: prism.config.v1.Assignment.partitions:type_name -> prism.config.v1.PartitionOwners
-	12, // 13: prism.config.v1.Member.labels:type_name -> prism.config.v1.Member.LabelsEntry
-	17, // 14: prism.config.v1.Sentinel.committed_at:type_name -> google.protobuf.Timestamp
-	15, // [15:15] is the sub-list for method output_type
-	15, // [15:15] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	16, // 6: prism.config.v1.PatternConfig.max_staleness:type_name -> google.protobuf.Duration
+	4,  // 7: prism.config.v1.Backend.capacity:type_name -> prism.config.v1.Capacity
+	10, // 8: prism.config.v1.Backend.labels:type_name -> prism.config.v1.Backend.LabelsEntry
+	11, // 9: prism.config.v1.Backend.config:type_name -> prism.config.v1.Backend.ConfigEntry
+	5,  // 10: prism.config.v1.Backend.pool:type_name -> prism.config.v1.PoolPolicy
+	16, // 11: prism.config.v1.PoolPolicy.dial_timeout:type_name -> google.protobuf.Duration
+	7,  // 12: prism.config.v1.Assignment.members:type_name -> prism.config.v1.Member
+	8,  // 13: prism.config.v1.Assignment.partitions:type_name -> prism.config.v1.PartitionOwners
+	12, // 14: prism.config.v1.Member.labels:type_name -> prism.config.v1.Member.LabelsEntry
+	17, // 15: prism.config.v1.Sentinel.committed_at:type_name -> google.protobuf.Timestamp
+	16, // [16:16] is the sub-list for method output_type
+	16, // [16:16] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_prism_config_v1_resources_proto_init() }
