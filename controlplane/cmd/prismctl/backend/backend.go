@@ -42,20 +42,11 @@ func New(term *terminal.Terminal, t *target.Flags) *cobra.Command {
 	return cmd
 }
 
-func (c *Commands) all(ctx context.Context, control *client.Control) (*adminv1.ListBackendsResponse, error) {
-	all := &adminv1.ListBackendsResponse{}
-	req := &adminv1.ListBackendsRequest{PageSize: 1000}
-	for {
-		page, err := control.Admin.ListBackends(ctx, req)
-		if err != nil {
-			return nil, err
-		}
-		all.Backends = append(all.Backends, page.GetBackends()...)
-		all.TotalCount = page.GetTotalCount()
-		if req.PageToken = page.GetNextPageToken(); req.PageToken == "" {
-			return all, nil
-		}
-	}
+// all lists every backend.
+func all(ctx context.Context, control *client.Control) (*adminv1.ListBackendsResponse, error) {
+	return target.Pages(0, func(token string, size uint32) (*adminv1.ListBackendsResponse, error) {
+		return control.Admin.ListBackends(ctx, &adminv1.ListBackendsRequest{PageSize: size, PageToken: token})
+	})
 }
 
 func (c *Commands) list() *cobra.Command {
@@ -65,19 +56,13 @@ func (c *Commands) list() *cobra.Command {
 		Example: "  prismctl backend list",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
-				all, err := c.all(ctx, control)
-				if err != nil {
-					return err
+			return target.Ask(c.target, cmd, all, func(w io.Writer, list *adminv1.ListBackendsResponse) {
+				g := terminal.NewGrid("BACKEND", "TYPE", "ENDPOINTS", "NAMESPACES", "VERSION", "STATE")
+				for _, b := range list.GetBackends() {
+					g.Row(b.GetBackend().GetName(), b.GetBackend().GetType(), strings.Join(b.GetBackend().GetEndpoints(), ","),
+						strconv.FormatUint(b.GetNamespaces(), 10), terminal.Short(b.GetVersion()), state(b))
 				}
-				return c.term.Print(all, func(w io.Writer) {
-					g := terminal.NewGrid("BACKEND", "TYPE", "ENDPOINTS", "NAMESPACES", "VERSION", "STATE")
-					for _, b := range all.GetBackends() {
-						g.Row(b.GetBackend().GetName(), b.GetBackend().GetType(), strings.Join(b.GetBackend().GetEndpoints(), ","),
-							strconv.FormatUint(b.GetNamespaces(), 10), terminal.Short(b.GetVersion()), state(b))
-					}
-					g.Write(w)
-				})
+				g.Write(w)
 			})
 		},
 	}
@@ -102,13 +87,10 @@ func (c *Commands) one(use, short, example string, write func(io.Writer, *adminv
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: c.names,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
+			return target.Ask(c.target, cmd, func(ctx context.Context, control *client.Control) (*adminv1.BackendView, error) {
 				resp, err := control.Admin.GetBackend(ctx, &adminv1.GetBackendRequest{Name: args[0]})
-				if err != nil {
-					return err
-				}
-				return c.term.Print(resp.GetBackend(), func(w io.Writer) { write(w, resp.GetBackend()) })
-			})
+				return resp.GetBackend(), err
+			}, write)
 		},
 	}
 }
@@ -194,23 +176,20 @@ func (c *Commands) apply() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
+			return target.Ask(c.target, cmd, func(ctx context.Context, control *client.Control) (*adminv1.ApplyBackendsResponse, error) {
 				req := &adminv1.ApplyBackendsRequest{Note: note.Proto(c.term), Release: release.Proto()}
 				for _, d := range docs {
 					req.Changes = append(req.Changes, &adminv1.BackendChange{Backend: d.Backend})
 				}
 				resp, err := control.Admin.ApplyBackends(ctx, req)
-				if err != nil {
-					return locate(docs, err)
+				return resp, locate(docs, err)
+			}, func(w io.Writer, resp *adminv1.ApplyBackendsResponse) {
+				g := terminal.NewGrid("BACKEND", "TYPE", "VERSION", "NAMESPACES")
+				for _, b := range resp.GetBackends() {
+					g.Row(b.GetBackend().GetName(), b.GetBackend().GetType(), terminal.Short(b.GetVersion()), strconv.FormatUint(b.GetNamespaces(), 10))
 				}
-				return c.term.Print(resp, func(w io.Writer) {
-					g := terminal.NewGrid("BACKEND", "TYPE", "VERSION", "NAMESPACES")
-					for _, b := range resp.GetBackends() {
-						g.Row(b.GetBackend().GetName(), b.GetBackend().GetType(), terminal.Short(b.GetVersion()), strconv.FormatUint(b.GetNamespaces(), 10))
-					}
-					g.Write(w)
-					fmt.Fprintf(w, "snapshot %d\n", resp.GetSnapshotVersion())
-				})
+				g.Write(w)
+				fmt.Fprintf(w, "snapshot %d\n", resp.GetSnapshotVersion())
 			})
 		},
 	}
@@ -281,14 +260,10 @@ func (c *Commands) delete() *cobra.Command {
 			if err := errors.Join(terminal.CheckVersion(version, "prismctl backend get"), release.Check(cmd, note)); err != nil {
 				return err
 			}
-			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
-				resp, err := control.Admin.DeleteBackend(ctx, &adminv1.DeleteBackendRequest{Name: args[0], Version: version, Note: note.Proto(c.term), Release: release.Proto()})
-				if err != nil {
-					return err
-				}
-				return c.term.Print(resp, func(w io.Writer) {
-					terminal.Fields(w, "deleted", args[0], "snapshot", strconv.FormatUint(resp.GetSnapshotVersion(), 10))
-				})
+			return target.Ask(c.target, cmd, func(ctx context.Context, control *client.Control) (*adminv1.DeleteBackendResponse, error) {
+				return control.Admin.DeleteBackend(ctx, &adminv1.DeleteBackendRequest{Name: args[0], Version: version, Note: note.Proto(c.term), Release: release.Proto()})
+			}, func(w io.Writer, resp *adminv1.DeleteBackendResponse) {
+				terminal.Fields(w, "deleted", args[0], "snapshot", strconv.FormatUint(resp.GetSnapshotVersion(), 10))
 			})
 		},
 	}
@@ -305,8 +280,8 @@ func (c *Commands) names(cmd *cobra.Command, args []string, typed string) ([]str
 		ctx, cancel := context.WithTimeout(cmd.Context(), time.Second)
 		defer cancel()
 		_ = c.target.WithoutLimit(ctx, func(ctx context.Context, control *client.Control) error { // no answer: nothing to offer
-			all, err := c.all(ctx, control)
-			for _, b := range all.GetBackends() {
+			list, err := all(ctx, control)
+			for _, b := range list.GetBackends() {
 				if name := b.GetBackend().GetName(); strings.HasPrefix(name, typed) {
 					names = append(names, name)
 				}

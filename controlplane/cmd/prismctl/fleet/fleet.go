@@ -36,20 +36,11 @@ func New(term *terminal.Terminal, t *target.Flags) *cobra.Command {
 	return cmd
 }
 
-func (c *Commands) all(ctx context.Context, control *client.Control) (*adminv1.ListProxiesResponse, error) {
-	all := &adminv1.ListProxiesResponse{}
-	req := &adminv1.ListProxiesRequest{PageSize: 1000}
-	for {
-		page, err := control.Admin.ListProxies(ctx, req)
-		if err != nil {
-			return nil, err
-		}
-		all.Proxies = append(all.Proxies, page.GetProxies()...)
-		all.TotalCount, all.Epoch, all.Moving = page.GetTotalCount(), page.GetEpoch(), page.GetMoving()
-		if req.PageToken = page.GetNextPageToken(); req.PageToken == "" {
-			return all, nil
-		}
-	}
+// all lists every proxy.
+func all(ctx context.Context, control *client.Control) (*adminv1.ListProxiesResponse, error) {
+	return target.Pages(0, func(token string, size uint32) (*adminv1.ListProxiesResponse, error) {
+		return control.Admin.ListProxies(ctx, &adminv1.ListProxiesRequest{PageSize: size, PageToken: token})
+	})
 }
 
 func (c *Commands) list() *cobra.Command {
@@ -59,25 +50,19 @@ func (c *Commands) list() *cobra.Command {
 		Example: "  prismctl fleet list",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
-				all, err := c.all(ctx, control)
-				if err != nil {
-					return err
+			return target.Ask(c.target, cmd, all, func(w io.Writer, list *adminv1.ListProxiesResponse) {
+				g := terminal.NewGrid("PROXY", "ADDRESS", "STATE", "OWNED", "CURRENT", "LOADING", "REFUSED", "DRIFTED", "STALE", "CALLS/S", "CONNS", "SESSIONS", "BUILD", "REASONS")
+				for _, p := range list.GetProxies() {
+					g.Row(p.GetMember().GetId(), p.GetMember().GetAddress(), state(p), count(p.GetOwned()), count(p.GetCurrent()), count(p.GetLoading()),
+						count(p.GetRejected()), strconv.Itoa(len(p.GetDrifted())), stale(p), strconv.FormatFloat(p.GetCallsPerSecond(), 'f', 1, 64),
+						count(p.GetLoad().GetConnections()), count(p.GetLoad().GetSessions()), version(p.GetBuild()), strings.Join(p.GetReasons(), "; "))
 				}
-				return c.term.Print(all, func(w io.Writer) {
-					g := terminal.NewGrid("PROXY", "ADDRESS", "STATE", "OWNED", "CURRENT", "LOADING", "REFUSED", "DRIFTED", "STALE", "CALLS/S", "CONNS", "SESSIONS", "BUILD", "REASONS")
-					for _, p := range all.GetProxies() {
-						g.Row(p.GetMember().GetId(), p.GetMember().GetAddress(), state(p), count(p.GetOwned()), count(p.GetCurrent()), count(p.GetLoading()),
-							count(p.GetRejected()), strconv.Itoa(len(p.GetDrifted())), stale(p), strconv.FormatFloat(p.GetCallsPerSecond(), 'f', 1, 64),
-							count(p.GetLoad().GetConnections()), count(p.GetLoad().GetSessions()), version(p.GetBuild()), strings.Join(p.GetReasons(), "; "))
-					}
-					g.Write(w)
-					moving := ""
-					if all.GetMoving() {
-						moving = ", partitions are moving"
-					}
-					fmt.Fprintf(w, "%d proxies, assignment %d%s\n", all.GetTotalCount(), all.GetEpoch(), moving)
-				})
+				g.Write(w)
+				moving := ""
+				if list.GetMoving() {
+					moving = ", partitions are moving"
+				}
+				fmt.Fprintf(w, "%d proxies, assignment %d%s\n", list.GetTotalCount(), list.GetEpoch(), moving)
 			})
 		},
 	}
@@ -124,22 +109,18 @@ func (c *Commands) owners() *cobra.Command {
 			return namespace.Complete(cmd.Context(), c.target, typed), cobra.ShellCompDirectiveNoFileComp
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
-				resp, err := control.Admin.GetOwners(ctx, &adminv1.GetOwnersRequest{Namespace: args[0]})
-				if err != nil {
-					return err
+			return target.Ask(c.target, cmd, func(ctx context.Context, control *client.Control) (*adminv1.GetOwnersResponse, error) {
+				return control.Admin.GetOwners(ctx, &adminv1.GetOwnersRequest{Namespace: args[0]})
+			}, func(w io.Writer, resp *adminv1.GetOwnersResponse) {
+				fmt.Fprintf(w, "%s is in partition %d, assignment %d\n", terminal.Clean(args[0]), resp.GetPartition(), resp.GetEpoch())
+				g := terminal.NewGrid("OWNER", "RANK", "ADDRESS")
+				for rank, m := range resp.GetOwners() {
+					g.Row(m.GetId(), strconv.Itoa(rank), m.GetAddress())
 				}
-				return c.term.Print(resp, func(w io.Writer) {
-					fmt.Fprintf(w, "%s is in partition %d, assignment %d\n", terminal.Clean(args[0]), resp.GetPartition(), resp.GetEpoch())
-					g := terminal.NewGrid("OWNER", "RANK", "ADDRESS")
-					for rank, m := range resp.GetOwners() {
-						g.Row(m.GetId(), strconv.Itoa(rank), m.GetAddress())
-					}
-					for _, m := range resp.GetLoading() {
-						g.Row(m.GetId(), "loading", m.GetAddress())
-					}
-					g.Write(w)
-				})
+				for _, m := range resp.GetLoading() {
+					g.Row(m.GetId(), "loading", m.GetAddress())
+				}
+				g.Write(w)
 			})
 		},
 	}
@@ -152,8 +133,8 @@ func (c *Commands) proxies(cmd *cobra.Command, args []string, typed string) ([]s
 		ctx, cancel := context.WithTimeout(cmd.Context(), time.Second)
 		defer cancel()
 		_ = c.target.WithoutLimit(ctx, func(ctx context.Context, control *client.Control) error { // no answer: nothing to offer
-			all, err := c.all(ctx, control)
-			for _, p := range all.GetProxies() {
+			list, err := all(ctx, control)
+			for _, p := range list.GetProxies() {
 				if id := p.GetMember().GetId(); strings.HasPrefix(id, typed) {
 					ids = append(ids, id)
 				}

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/target"
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/terminal"
 	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
 	"github.com/prism-gateway/prism/shared/client"
@@ -33,18 +34,14 @@ func (c *Commands) show() *cobra.Command {
 				}
 				request.At = timestamppb.New(then)
 			}
-			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
-				resp, err := control.Admin.GetProxy(ctx, request)
-				if err != nil {
-					return err
+			return target.Ask(c.target, cmd, func(ctx context.Context, control *client.Control) (*adminv1.GetProxyResponse, error) {
+				return control.Admin.GetProxy(ctx, request)
+			}, func(w io.Writer, resp *adminv1.GetProxyResponse) {
+				if request.GetAt() == nil {
+					describe(w, resp)
+				} else {
+					then(w, request, resp)
 				}
-				return c.term.Print(resp, func(w io.Writer) {
-					if request.GetAt() == nil {
-						describe(w, resp)
-					} else {
-						then(w, request, resp)
-					}
-				})
 			})
 		},
 	}

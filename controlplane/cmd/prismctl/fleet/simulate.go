@@ -165,12 +165,12 @@ func fleetAddresses(admins []string) (addresses []string, err error) {
 // refuseRealFleet fails where proxies serve that are not simulated.
 func (c *Commands) refuseRealFleet(ctx context.Context) error {
 	return c.target.WithControl(ctx, func(ctx context.Context, control *client.Control) error {
-		all, err := c.all(ctx, control)
+		list, err := all(ctx, control)
 		if err != nil {
 			return err
 		}
 		var real []string
-		for _, p := range all.GetProxies() {
+		for _, p := range list.GetProxies() {
 			if simulated, _ := strconv.ParseBool(p.GetMember().GetLabels()[simulatedLabel]); !simulated {
 				real = append(real, p.GetMember().GetId())
 			}

@@ -15,6 +15,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/namespace"
@@ -59,9 +60,9 @@ func (c *Commands) complete(cmd *cobra.Command, args []string, typed string) ([]
 	return namespace.Complete(cmd.Context(), c.target, typed), cobra.ShellCompDirectiveNoFileComp
 }
 
-// call runs one command's calls.
-func (c *Commands) call(cmd *cobra.Command, do func(context.Context, datav1.KeyValueClient) error) error {
-	return c.target.WithData(cmd.Context(), func(ctx context.Context, cl *client.Client) error { return do(ctx, cl.KeyValue) })
+// ask makes a command's calls and prints what they come to, as target.AskData does.
+func ask[M proto.Message](c *Commands, cmd *cobra.Command, call func(context.Context, datav1.KeyValueClient) (M, error), table func(io.Writer, M)) error {
+	return target.AskData(c.target, cmd, func(ctx context.Context, data *client.Client) (M, error) { return call(ctx, data.KeyValue) }, table)
 }
 
 // name reads ID [KEY] from the arguments after the namespace.
@@ -126,24 +127,23 @@ func (c *Commands) get() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return c.call(cmd, func(ctx context.Context, kv datav1.KeyValueClient) error {
+			return ask(c, cmd, func(ctx context.Context, kv datav1.KeyValueClient) (*datav1.Item, error) {
 				resp, err := kv.Get(ctx, &datav1.GetRequest{Namespace: args[0], Id: id, Key: key})
-				if err != nil {
-					return err
-				}
 				item := resp.GetItem()
-				if item == nil {
-					return fmt.Errorf("%s has no item %s", args[0], strings.Join(args[1:], " "))
+				switch {
+				case err != nil:
+					return nil, err
+				case item == nil:
+					return nil, fmt.Errorf("%s has no item %s", args[0], strings.Join(args[1:], " "))
+				case c.term.Format == terminal.Table && c.term.OutTTY && !printable(item.GetValue()):
+					return nil, fmt.Errorf("the value is %d bytes that a terminal cannot show; write it to a file with > FILE, or use -o json", len(item.GetValue()))
 				}
-				if c.term.Format == terminal.Table && c.term.OutTTY && !printable(item.GetValue()) {
-					return fmt.Errorf("the value is %d bytes that a terminal cannot show; write it to a file with > FILE, or use -o json", len(item.GetValue()))
+				return item, nil
+			}, func(w io.Writer, item *datav1.Item) {
+				_, _ = w.Write(item.GetValue()) // w is memory
+				if c.term.OutTTY && !strings.HasSuffix(string(item.GetValue()), "\n") {
+					io.WriteString(w, "\n")
 				}
-				return c.term.Print(item, func(w io.Writer) {
-					_, _ = w.Write(item.GetValue()) // w is memory
-					if c.term.OutTTY && !strings.HasSuffix(string(item.GetValue()), "\n") {
-						io.WriteString(w, "\n")
-					}
-				})
 			})
 		},
 	}
@@ -183,14 +183,10 @@ Text that begins with @ goes through standard input; text that begins with - fol
 				}
 				req.Expiry = &datav1.Expiry{Is: &datav1.Expiry_Ttl{Ttl: durationpb.New(ttl)}}
 			}
-			return c.call(cmd, func(ctx context.Context, kv datav1.KeyValueClient) error {
-				resp, err := kv.Put(ctx, req)
-				if err != nil {
-					return err
-				}
-				return c.term.Print(resp, func(w io.Writer) {
-					terminal.Fields(w, "version", base64.StdEncoding.EncodeToString(resp.GetVersion()), "expires", terminal.Time(resp.GetExpireAt()))
-				})
+			return ask(c, cmd, func(ctx context.Context, kv datav1.KeyValueClient) (*datav1.PutResponse, error) {
+				return kv.Put(ctx, req)
+			}, func(w io.Writer, resp *datav1.PutResponse) {
+				terminal.Fields(w, "version", base64.StdEncoding.EncodeToString(resp.GetVersion()), "expires", terminal.Time(resp.GetExpireAt()))
 			})
 		},
 	}
@@ -256,18 +252,14 @@ func (c *Commands) delete() *cobra.Command {
 			if req.Condition, err = condition(false, ifPresent, ifVersion); err != nil {
 				return err
 			}
-			return c.call(cmd, func(ctx context.Context, kv datav1.KeyValueClient) error {
-				resp, err := kv.Delete(ctx, req)
-				if err != nil {
-					return err
+			return ask(c, cmd, func(ctx context.Context, kv datav1.KeyValueClient) (*datav1.DeleteResponse, error) {
+				return kv.Delete(ctx, req)
+			}, func(w io.Writer, resp *datav1.DeleteResponse) {
+				if resp.GetExisted() {
+					io.WriteString(w, "deleted\n")
+				} else {
+					io.WriteString(w, "there was no such item\n")
 				}
-				return c.term.Print(resp, func(w io.Writer) {
-					if resp.GetExisted() {
-						io.WriteString(w, "deleted\n")
-					} else {
-						io.WriteString(w, "there was no such item\n")
-					}
-				})
 			})
 		},
 	}
@@ -279,20 +271,21 @@ func (c *Commands) delete() *cobra.Command {
 }
 
 func (c *Commands) deleteAll(cmd *cobra.Command, name string, id []byte) error {
-	return c.call(cmd, func(ctx context.Context, kv datav1.KeyValueClient) error {
+	return ask(c, cmd, func(ctx context.Context, kv datav1.KeyValueClient) (*datav1.DeleteRangeResponse, error) {
 		sum := &datav1.DeleteRangeResponse{}
 		req := &datav1.DeleteRangeRequest{Namespace: name, Id: id, All: true}
 		for {
 			resp, err := kv.DeleteRange(ctx, req)
 			if err != nil {
-				return err
+				return nil, err
 			}
 			sum.Deleted += resp.GetDeleted()
 			if req.PageToken = resp.GetNextPageToken(); len(req.PageToken) == 0 {
-				break
+				return sum, nil
 			}
 		}
-		return c.term.Print(sum, func(w io.Writer) { fmt.Fprintf(w, "deleted %d items\n", sum.GetDeleted()) })
+	}, func(w io.Writer, sum *datav1.DeleteRangeResponse) {
+		fmt.Fprintf(w, "deleted %d items\n", sum.GetDeleted())
 	})
 }
 
@@ -316,18 +309,14 @@ func (c *Commands) touch() *cobra.Command {
 			if never {
 				expiry = &datav1.Expiry{Is: &datav1.Expiry_Never{Never: true}}
 			}
-			return c.call(cmd, func(ctx context.Context, kv datav1.KeyValueClient) error {
-				resp, err := kv.Touch(ctx, &datav1.TouchRequest{Namespace: args[0], Id: id, Key: key, Expiry: expiry})
-				if err != nil {
-					return err
+			return ask(c, cmd, func(ctx context.Context, kv datav1.KeyValueClient) (*datav1.TouchResponse, error) {
+				return kv.Touch(ctx, &datav1.TouchRequest{Namespace: args[0], Id: id, Key: key, Expiry: expiry})
+			}, func(w io.Writer, resp *datav1.TouchResponse) {
+				expires := terminal.Time(resp.GetExpireAt())
+				if expires == "" {
+					expires = "never"
 				}
-				return c.term.Print(resp, func(w io.Writer) {
-					expires := terminal.Time(resp.GetExpireAt())
-					if expires == "" {
-						expires = "never"
-					}
-					terminal.Fields(w, "version", base64.StdEncoding.EncodeToString(resp.GetVersion()), "expires", expires)
-				})
+				terminal.Fields(w, "version", base64.StdEncoding.EncodeToString(resp.GetVersion()), "expires", expires)
 			})
 		},
 	}
@@ -345,13 +334,9 @@ func (c *Commands) describe() *cobra.Command {
 		Example: "  prismctl kv describe user-profiles",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.call(cmd, func(ctx context.Context, kv datav1.KeyValueClient) error {
-				d, err := kv.Describe(ctx, &datav1.DescribeRequest{Namespace: args[0]})
-				if err != nil {
-					return err
-				}
-				return c.term.Print(d, func(w io.Writer) { describe(w, d) })
-			})
+			return ask(c, cmd, func(ctx context.Context, kv datav1.KeyValueClient) (*datav1.DescribeResponse, error) {
+				return kv.Describe(ctx, &datav1.DescribeRequest{Namespace: args[0]})
+			}, describe)
 		},
 	}
 }

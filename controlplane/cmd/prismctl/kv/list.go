@@ -7,12 +7,10 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/target"
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/terminal"
 	datav1 "github.com/prism-gateway/prism/protos/prism/data/v1"
 )
-
-// pageSize is the most that one call asks for.
-const pageSize = 1000
 
 func (c *Commands) scan() *cobra.Command {
 	var prefix, start, end string
@@ -32,27 +30,14 @@ func (c *Commands) scan() *cobra.Command {
 				}
 				*into = b
 			}
-			return c.call(cmd, func(ctx context.Context, kv datav1.KeyValueClient) error {
-				all := &datav1.ScanResponse{}
-				for {
-					req.Limit = page(limit, len(all.Items))
-					resp, err := kv.Scan(ctx, req)
-					if err != nil {
-						return err
-					}
-					all.Items = append(all.Items, resp.GetItems()...)
-					all.NextPageToken = resp.GetNextPageToken()
-					req.PageToken = all.NextPageToken
-					if len(req.PageToken) == 0 || limit > 0 && len(all.Items) >= int(limit) {
-						break
-					}
-				}
-				err := c.term.Print(all, func(w io.Writer) { c.items(w, all.GetItems(), keysOnly) })
-				if len(all.GetNextPageToken()) > 0 && c.term.Format == terminal.Table {
-					c.term.Note("there are more items; list them with --limit 0")
-				}
-				return err
-			})
+			return ask(c, cmd, func(ctx context.Context, kv datav1.KeyValueClient) (*datav1.ScanResponse, error) {
+				all, err := target.Pages(limit, func(token []byte, size uint32) (*datav1.ScanResponse, error) {
+					req.PageToken, req.Limit = token, size
+					return kv.Scan(ctx, req)
+				})
+				c.more(all.GetNextPageToken(), "items")
+				return all, err
+			}, func(w io.Writer, all *datav1.ScanResponse) { c.items(w, all.GetItems(), keysOnly) })
 		},
 	}
 	flags := cmd.Flags()
@@ -65,12 +50,11 @@ func (c *Commands) scan() *cobra.Command {
 	return cmd
 }
 
-// page is how many to ask for next; a limit of 0 is none.
-func page(limit uint32, have int) uint32 {
-	if limit == 0 {
-		return pageSize
+// more tells a person that a list goes on.
+func (c *Commands) more(token []byte, what string) {
+	if len(token) > 0 && c.term.Format == terminal.Table {
+		c.term.Note("there are more %s; list them with --limit 0", what)
 	}
-	return min(limit-uint32(have), pageSize)
 }
 
 func (c *Commands) items(w io.Writer, items []*datav1.Item, keysOnly bool) {
@@ -111,31 +95,16 @@ func (c *Commands) ids() *cobra.Command {
 		Example: "  prismctl kv ids user-profiles --limit 0",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.call(cmd, func(ctx context.Context, kv datav1.KeyValueClient) error {
-				all := &datav1.ListIdsResponse{}
-				req := &datav1.ListIdsRequest{Namespace: args[0]}
-				for {
-					req.Limit = page(limit, len(all.Ids))
-					resp, err := kv.ListIds(ctx, req)
-					if err != nil {
-						return err
-					}
-					all.Ids = append(all.Ids, resp.GetIds()...)
-					all.NextPageToken = resp.GetNextPageToken()
-					req.PageToken = all.NextPageToken
-					if len(req.PageToken) == 0 || limit > 0 && len(all.Ids) >= int(limit) {
-						break
-					}
-				}
-				err := c.term.Print(all, func(w io.Writer) {
-					for _, id := range all.GetIds() {
-						io.WriteString(w, terminal.Clean(c.show(id))+"\n")
-					}
+			return ask(c, cmd, func(ctx context.Context, kv datav1.KeyValueClient) (*datav1.ListIdsResponse, error) {
+				all, err := target.Pages(limit, func(token []byte, size uint32) (*datav1.ListIdsResponse, error) {
+					return kv.ListIds(ctx, &datav1.ListIdsRequest{Namespace: args[0], Limit: size, PageToken: token})
 				})
-				if len(all.GetNextPageToken()) > 0 && c.term.Format == terminal.Table {
-					c.term.Note("there are more ids; list them with --limit 0")
+				c.more(all.GetNextPageToken(), "ids")
+				return all, err
+			}, func(w io.Writer, all *datav1.ListIdsResponse) {
+				for _, id := range all.GetIds() {
+					io.WriteString(w, terminal.Clean(c.show(id))+"\n")
 				}
-				return err
 			})
 		},
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/prism-gateway/prism/controlplane/admission"
+	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/target"
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/terminal"
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
@@ -37,29 +38,20 @@ It fails where apply would be refused as things stand: by a quota, by a size, be
 			if err != nil {
 				return err
 			}
-			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
+			refusal := ""
+			err = target.Ask(c.target, cmd, func(ctx context.Context, control *client.Control) (*controlv1.PlanNamespacesResponse, error) {
 				req := &controlv1.PlanNamespacesRequest{}
 				for _, d := range docs {
 					req.Requests = append(req.Requests, d.Request)
 				}
 				resp, err := control.Namespaces.PlanNamespaces(ctx, req)
-				if err != nil {
-					return locate(docs, err)
-				}
-				err = c.term.Print(resp, func(w io.Writer) {
-					for i, p := range resp.GetPlans() {
-						if i > 0 {
-							io.WriteString(w, "\n")
-						}
-						writePlan(w, p)
-					}
-					writeRelease(w, resp)
-				})
-				if err == nil && resp.GetRefusal() != "" {
-					return fmt.Errorf("apply would be refused: %s", terminal.Clean(resp.GetRefusal()))
-				}
-				return err
-			})
+				refusal = resp.GetRefusal()
+				return resp, locate(docs, err)
+			}, writePlans)
+			if err == nil && refusal != "" {
+				return fmt.Errorf("apply would be refused: %s", terminal.Clean(refusal))
+			}
+			return err
 		},
 	}
 	fileFlag(cmd, &file)
@@ -100,19 +92,15 @@ How the change goes to the fleet is decided by what it can hurt (prismctl namesp
 				return err
 			}
 			var resp *controlv1.ApplyNamespacesResponse
-			err = c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
+			err = target.Ask(c.target, cmd, func(ctx context.Context, control *client.Control) (*controlv1.ApplyNamespacesResponse, error) {
 				req := &controlv1.ApplyNamespacesRequest{Note: note.Proto(c.term), Release: release.Proto(), ReservationTokens: held}
 				for _, d := range docs {
 					req.Changes = append(req.Changes, &controlv1.NamespaceChange{Request: d.Request, Version: version})
 				}
 				resp, err = control.Namespaces.ApplyNamespaces(ctx, req)
-				return locate(docs, err)
-			})
-			if err != nil {
-				return err
-			}
-			// The change is recorded: say so also when waiting fails.
-			if err := c.term.Print(resp, func(w io.Writer) { writeApplied(w, resp) }); err != nil || !wait.on {
+				return resp, locate(docs, err)
+			}, writeApplied) // before waiting: the change is recorded also when that fails
+			if err != nil || !wait.on {
 				return err
 			}
 			return c.waitLive(cmd.Context(), wait.of(cmd), resp.GetSnapshotVersion(), changes(resp.GetResults()), names(resp.GetResults())...)
@@ -212,6 +200,16 @@ func names(plans []*controlv1.NamespacePlan) []string {
 		all = append(all, p.GetNamespace().GetNamespace())
 	}
 	return all
+}
+
+func writePlans(w io.Writer, resp *controlv1.PlanNamespacesResponse) {
+	for i, p := range resp.GetPlans() {
+		if i > 0 {
+			io.WriteString(w, "\n")
+		}
+		writePlan(w, p)
+	}
+	writeRelease(w, resp)
 }
 
 func writePlan(w io.Writer, p *controlv1.NamespacePlan) {

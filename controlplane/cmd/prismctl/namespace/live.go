@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/target"
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/terminal"
 	"github.com/prism-gateway/prism/controlplane/release"
 	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
@@ -39,21 +40,17 @@ The exit code is 0 when it is live, which is when every owner serves it, and 3 w
 					return c.follow(ctx, control, c.term.Progress(), args[0], 0)
 				})
 			}
-			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
+			var status *configv1.NamespaceStatus
+			var draining bool
+			err := target.Ask(c.target, cmd, func(ctx context.Context, control *client.Control) (*configv1.NamespaceStatus, error) {
 				resp, err := control.Namespaces.GetNamespace(ctx, &controlv1.GetNamespaceRequest{Namespace: args[0], WithStatus: true})
-				if err != nil {
-					return err
-				}
-				status := resp.GetNamespace().GetStatus()
-				draining := resp.GetNamespace().GetDraining()
-				if err := c.term.Print(status, func(w io.Writer) { owners(w, status, draining) }); err != nil {
-					return err
-				}
-				if draining || !status.GetLive() {
-					return terminal.NotLivef("%s is %s", args[0], liveness(status, draining))
-				}
-				return nil
-			})
+				status, draining = resp.GetNamespace().GetStatus(), resp.GetNamespace().GetDraining()
+				return status, err
+			}, func(w io.Writer, s *configv1.NamespaceStatus) { owners(w, s, draining) })
+			if err == nil && (draining || !status.GetLive()) {
+				return terminal.NotLivef("%s is %s", args[0], liveness(status, draining))
+			}
+			return err
 		},
 	}
 	cmd.Flags().BoolVar(&watch, "watch", false, "go on showing changes until interrupted")
@@ -69,28 +66,26 @@ func (c *Commands) history() *cobra.Command {
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: c.names,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
-				resp, err := control.Admin.NamespaceHistory(ctx, &adminv1.NamespaceHistoryRequest{Namespace: args[0], PageSize: limit})
-				if err != nil {
-					return err
-				}
-				return c.term.Print(resp, func(w io.Writer) {
-					g := terminal.NewGrid("SNAPSHOT", "TIME", "KIND", "AUTHOR", "VERSION", "MESSAGE")
-					for _, s := range resp.GetSnapshots() {
-						for _, ch := range s.GetChanges() {
-							kind := ch.GetKind()
-							if ch.GetToVersion() > 0 {
-								kind += " to " + strconv.FormatUint(ch.GetToVersion(), 10)
-							}
-							g.Row(strconv.FormatUint(s.GetVersion(), 10), terminal.Time(s.GetRecordedAt()), kind, ch.GetAuthor(), terminal.Short(ch.GetAfter()), ch.GetMessage())
-						}
-					}
-					g.Write(w)
+			return target.Ask(c.target, cmd, func(ctx context.Context, control *client.Control) (*adminv1.NamespaceHistoryResponse, error) {
+				return target.Pages(limit, func(token string, size uint32) (*adminv1.NamespaceHistoryResponse, error) {
+					return control.Admin.NamespaceHistory(ctx, &adminv1.NamespaceHistoryRequest{Namespace: args[0], PageSize: size, PageToken: token})
 				})
+			}, func(w io.Writer, resp *adminv1.NamespaceHistoryResponse) {
+				g := terminal.NewGrid("SNAPSHOT", "TIME", "KIND", "AUTHOR", "VERSION", "MESSAGE")
+				for _, s := range resp.GetSnapshots() {
+					for _, ch := range s.GetChanges() {
+						kind := ch.GetKind()
+						if ch.GetToVersion() > 0 {
+							kind += " to " + strconv.FormatUint(ch.GetToVersion(), 10)
+						}
+						g.Row(strconv.FormatUint(s.GetVersion(), 10), terminal.Time(s.GetRecordedAt()), kind, ch.GetAuthor(), terminal.Short(ch.GetAfter()), ch.GetMessage())
+					}
+				}
+				g.Write(w)
 			})
 		},
 	}
-	cmd.Flags().Uint32Var(&limit, "limit", limit, "the most snapshots to list, up to 1000")
+	cmd.Flags().Uint32Var(&limit, "limit", limit, "the most snapshots to list; 0 for all")
 	return cmd
 }
 
@@ -110,15 +105,10 @@ func (c *Commands) rollback() *cobra.Command {
 				return err
 			}
 			var resp *adminv1.RollbackSnapshotResponse
-			err := c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
-				var err error
+			err := target.Ask(c.target, cmd, func(ctx context.Context, control *client.Control) (_ *adminv1.RollbackSnapshotResponse, err error) {
 				resp, err = control.Admin.RollbackSnapshot(ctx, &adminv1.RollbackSnapshotRequest{ToVersion: to, Namespace: args[0], Note: note.Proto(c.term), Release: options.Proto()})
-				return err
-			})
-			if err != nil {
-				return err
-			}
-			err = c.term.Print(resp, func(w io.Writer) {
+				return resp, err
+			}, func(w io.Writer, resp *adminv1.RollbackSnapshotResponse) {
 				if resp.GetChanged() == 0 {
 					fmt.Fprintf(w, "%s is as it was in snapshot %d already\n", args[0], to)
 					return

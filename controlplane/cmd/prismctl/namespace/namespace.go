@@ -47,28 +47,17 @@ func (c *Commands) list() *cobra.Command {
 		Example: "  prismctl namespace list --team accounts",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
-				all := &controlv1.ListNamespacesResponse{}
-				req := &controlv1.ListNamespacesRequest{PageSize: 1000, Prefix: prefix, Team: team}
-				for {
-					page, err := control.Namespaces.ListNamespaces(ctx, req)
-					if err != nil {
-						return err
-					}
-					all.Namespaces = append(all.Namespaces, page.GetNamespaces()...)
-					all.TotalCount = page.GetTotalCount()
-					if req.PageToken = page.GetNextPageToken(); req.PageToken == "" {
-						break
-					}
-				}
-				return c.term.Print(all, func(w io.Writer) {
-					g := terminal.NewGrid("NAMESPACE", "TEAM", "PATTERNS", "BACKENDS", "PARTITION", "VERSION", "STATE")
-					for _, n := range all.GetNamespaces() {
-						g.Row(n.GetNamespace(), n.GetTeam(), strings.Join(n.GetPatterns(), ","), strings.Join(n.GetBackends(), ","),
-							strconv.Itoa(int(n.GetPartition())), terminal.Short(n.GetVersion()), state(n.GetDraining()))
-					}
-					g.Write(w)
+			return target.Ask(c.target, cmd, func(ctx context.Context, control *client.Control) (*controlv1.ListNamespacesResponse, error) {
+				return target.Pages(0, func(token string, size uint32) (*controlv1.ListNamespacesResponse, error) {
+					return control.Namespaces.ListNamespaces(ctx, &controlv1.ListNamespacesRequest{Prefix: prefix, Team: team, PageSize: size, PageToken: token})
 				})
+			}, func(w io.Writer, all *controlv1.ListNamespacesResponse) {
+				g := terminal.NewGrid("NAMESPACE", "TEAM", "PATTERNS", "BACKENDS", "PARTITION", "VERSION", "STATE")
+				for _, n := range all.GetNamespaces() {
+					g.Row(n.GetNamespace(), n.GetTeam(), strings.Join(n.GetPatterns(), ","), strings.Join(n.GetBackends(), ","),
+						strconv.Itoa(int(n.GetPartition())), terminal.Short(n.GetVersion()), state(n.GetDraining()))
+				}
+				g.Write(w)
 			})
 		},
 	}
@@ -93,14 +82,11 @@ func (c *Commands) get() *cobra.Command {
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: c.names,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
+			return target.Ask(c.target, cmd, func(ctx context.Context, control *client.Control) (*configv1.NamespaceResponse, error) {
 				resp, err := control.Namespaces.GetNamespace(ctx, &controlv1.GetNamespaceRequest{
 					Namespace: args[0], SnapshotVersion: snapshot, WithStatus: snapshot == 0})
-				if err != nil {
-					return err
-				}
-				return c.term.Print(resp.GetNamespace(), func(w io.Writer) { describe(w, resp.GetNamespace()) })
-			})
+				return resp.GetNamespace(), err
+			}, describe)
 		},
 	}
 	cmd.Flags().Uint64Var(&snapshot, "snapshot", 0, "as it was in this snapshot")
@@ -116,18 +102,15 @@ func (c *Commands) export() *cobra.Command {
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: c.names,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
+			var text []byte
+			return target.Ask(c.target, cmd, func(ctx context.Context, control *client.Control) (*configv1.NamespaceRequest, error) {
 				resp, err := control.Namespaces.GetNamespace(ctx, &controlv1.GetNamespaceRequest{Namespace: args[0], SnapshotVersion: snapshot})
 				if err != nil {
-					return err
+					return nil, err
 				}
-				request := resp.GetNamespace().GetRequest()
-				text, err := admission.FormatYAML(request)
-				if err != nil {
-					return err
-				}
-				return c.term.Print(request, func(w io.Writer) { _, _ = w.Write(text) }) // w is memory
-			})
+				text, err = admission.FormatYAML(resp.GetNamespace().GetRequest())
+				return resp.GetNamespace().GetRequest(), err
+			}, func(w io.Writer, _ *configv1.NamespaceRequest) { _, _ = w.Write(text) }) // w is memory
 		},
 	}
 	cmd.Flags().Uint64Var(&snapshot, "snapshot", 0, "as it was in this snapshot")
@@ -148,16 +131,12 @@ func (c *Commands) delete() *cobra.Command {
 			if err := errors.Join(terminal.CheckVersion(version, "prismctl namespace get"), release.Check(cmd, note)); err != nil {
 				return err
 			}
-			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
-				resp, err := control.Namespaces.DeleteNamespace(ctx, &controlv1.DeleteNamespaceRequest{
+			return target.Ask(c.target, cmd, func(ctx context.Context, control *client.Control) (*controlv1.DeleteNamespaceResponse, error) {
+				return control.Namespaces.DeleteNamespace(ctx, &controlv1.DeleteNamespaceRequest{
 					Namespace: args[0], Version: version, Note: note.Proto(c.term), Release: release.Proto()})
-				if err != nil {
-					return err
-				}
-				return c.term.Print(resp, func(w io.Writer) {
-					terminal.Fields(w, "deleted", args[0], "snapshot", strconv.FormatUint(resp.GetSnapshotVersion(), 10),
-						"drained first", yesNo(resp.GetDrained()), "data remains on", strings.Join(resp.GetDataRemainsOn(), ", "))
-				})
+			}, func(w io.Writer, resp *controlv1.DeleteNamespaceResponse) {
+				terminal.Fields(w, "deleted", args[0], "snapshot", strconv.FormatUint(resp.GetSnapshotVersion(), 10),
+					"drained first", yesNo(resp.GetDrained()), "data remains on", strings.Join(resp.GetDataRemainsOn(), ", "))
 			})
 		},
 	}

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/prism-gateway/prism/controlplane/admission"
+	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/target"
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/terminal"
 	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
 	"github.com/prism-gateway/prism/shared/client"
@@ -34,21 +35,17 @@ and create the namespace. Renew it at half of the lease. When the lease has run 
 		Example: "  prismctl namespace reserve user-profiles --team accounts -m 'for the move in May'",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
+			return target.Ask(c.target, cmd, func(ctx context.Context, control *client.Control) (*controlv1.ReserveNameResponse, error) {
 				req := &controlv1.ReserveNameRequest{Namespace: args[0], Team: team, Note: note.Proto(c.term)}
 				if lease != 0 {
 					req.Lease = durationpb.New(lease)
 				}
-				resp, err := control.Namespaces.ReserveName(ctx, req)
-				if err != nil {
-					return err
-				}
-				return c.term.Print(resp, func(w io.Writer) {
-					r := resp.GetReservation()
-					terminal.Fields(w, "reserved", r.GetNamespace(), "team", r.GetTeam(), "until", terminal.Time(r.GetExpiresAt()),
-						"renew at", terminal.Time(r.GetRenewAt()), "token", resp.GetToken())
-					fmt.Fprintf(w, "\nkeep the token: it is not told again\n")
-				})
+				return control.Namespaces.ReserveName(ctx, req)
+			}, func(w io.Writer, resp *controlv1.ReserveNameResponse) {
+				r := resp.GetReservation()
+				terminal.Fields(w, "reserved", r.GetNamespace(), "team", r.GetTeam(), "until", terminal.Time(r.GetExpiresAt()),
+					"renew at", terminal.Time(r.GetRenewAt()), "token", resp.GetToken())
+				fmt.Fprintf(w, "\nkeep the token: it is not told again\n")
 			})
 		},
 	}
@@ -70,15 +67,11 @@ func (c *Commands) renew() *cobra.Command {
 			if token = c.token(token); token == "" {
 				return terminal.Misusef("give the reservation's token as --token or in %s", tokenVariable)
 			}
-			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
-				resp, err := control.Namespaces.RenewName(ctx, &controlv1.RenewNameRequest{Namespace: args[0], Token: token})
-				if err != nil {
-					return err
-				}
-				return c.term.Print(resp, func(w io.Writer) {
-					r := resp.GetReservation()
-					terminal.Fields(w, "reserved", r.GetNamespace(), "until", terminal.Time(r.GetExpiresAt()), "renew at", terminal.Time(r.GetRenewAt()))
-				})
+			return target.Ask(c.target, cmd, func(ctx context.Context, control *client.Control) (*controlv1.RenewNameResponse, error) {
+				return control.Namespaces.RenewName(ctx, &controlv1.RenewNameRequest{Namespace: args[0], Token: token})
+			}, func(w io.Writer, resp *controlv1.RenewNameResponse) {
+				r := resp.GetReservation()
+				terminal.Fields(w, "reserved", r.GetNamespace(), "until", terminal.Time(r.GetExpiresAt()), "renew at", terminal.Time(r.GetRenewAt()))
 			})
 		},
 	}
@@ -108,12 +101,10 @@ func (c *Commands) unreserve() *cobra.Command {
 					return terminal.Misusef("give the reservation's token as --token or in %s, or take the name away with --take-away", tokenVariable)
 				}
 			}
-			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
-				resp, err := control.Namespaces.ReleaseName(ctx, &controlv1.ReleaseNameRequest{Namespace: args[0], Token: token, Note: note.Proto(c.term)})
-				if err != nil {
-					return err
-				}
-				return c.term.Print(resp, func(w io.Writer) { fmt.Fprintf(w, "%s is free\n", terminal.Clean(args[0])) })
+			return target.Ask(c.target, cmd, func(ctx context.Context, control *client.Control) (*controlv1.ReleaseNameResponse, error) {
+				return control.Namespaces.ReleaseName(ctx, &controlv1.ReleaseNameRequest{Namespace: args[0], Token: token, Note: note.Proto(c.term)})
+			}, func(w io.Writer, _ *controlv1.ReleaseNameResponse) {
+				fmt.Fprintf(w, "%s is free\n", terminal.Clean(args[0]))
 			})
 		},
 	}
@@ -130,27 +121,16 @@ func (c *Commands) reserved() *cobra.Command {
 		Example: "  prismctl namespace reserved",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
-				all := &controlv1.ListReservedNamesResponse{}
-				req := &controlv1.ListReservedNamesRequest{PageSize: 1000}
-				for {
-					page, err := control.Namespaces.ListReservedNames(ctx, req)
-					if err != nil {
-						return err
-					}
-					all.Reservations = append(all.Reservations, page.GetReservations()...)
-					all.TotalCount = page.GetTotalCount()
-					if req.PageToken = page.GetNextPageToken(); req.PageToken == "" {
-						break
-					}
-				}
-				return c.term.Print(all, func(w io.Writer) {
-					g := terminal.NewGrid("NAMESPACE", "TEAM", "RESERVED", "UNTIL", "AUTHOR", "MESSAGE")
-					for _, r := range all.GetReservations() {
-						g.Row(r.GetNamespace(), r.GetTeam(), terminal.Time(r.GetReservedAt()), terminal.Time(r.GetExpiresAt()), r.GetAuthor(), r.GetMessage())
-					}
-					g.Write(w)
+			return target.Ask(c.target, cmd, func(ctx context.Context, control *client.Control) (*controlv1.ListReservedNamesResponse, error) {
+				return target.Pages(0, func(token string, size uint32) (*controlv1.ListReservedNamesResponse, error) {
+					return control.Namespaces.ListReservedNames(ctx, &controlv1.ListReservedNamesRequest{PageSize: size, PageToken: token})
 				})
+			}, func(w io.Writer, all *controlv1.ListReservedNamesResponse) {
+				g := terminal.NewGrid("NAMESPACE", "TEAM", "RESERVED", "UNTIL", "AUTHOR", "MESSAGE")
+				for _, r := range all.GetReservations() {
+					g.Row(r.GetNamespace(), r.GetTeam(), terminal.Time(r.GetReservedAt()), terminal.Time(r.GetExpiresAt()), r.GetAuthor(), r.GetMessage())
+				}
+				g.Write(w)
 			})
 		},
 	}

@@ -65,24 +65,22 @@ func (c *Commands) list() *cobra.Command {
 		Example: "  prismctl release list --active",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
-				resp, err := control.Admin.ListReleases(ctx, &adminv1.ListReleasesRequest{PageSize: limit, Active: active})
-				if err != nil {
-					return err
-				}
-				return c.term.Print(resp, func(w io.Writer) {
-					g := terminal.NewGrid("SNAPSHOT", "STATE", "CLASS", "WAVE", "PENDING", "TAKEN BACK", "STARTED", "AUTHOR", "NOW")
-					for _, r := range resp.GetReleases() {
-						g.Row(strconv.FormatUint(r.GetSnapshot(), 10), terminal.State(r.GetState()), terminal.Class(r.GetClass()), terminal.Wave(r),
-							fmt.Sprintf("%d of %d", r.GetPending(), r.GetObjects()), strconv.Itoa(len(r.GetTakenBack())),
-							terminal.Time(r.GetStartedAt()), r.GetAuthor(), terminal.Now(r))
-					}
-					g.Write(w)
+			return target.Ask(c.target, cmd, func(ctx context.Context, control *client.Control) (*adminv1.ListReleasesResponse, error) {
+				return target.Pages(limit, func(token string, size uint32) (*adminv1.ListReleasesResponse, error) {
+					return control.Admin.ListReleases(ctx, &adminv1.ListReleasesRequest{PageSize: size, PageToken: token, Active: active})
 				})
+			}, func(w io.Writer, resp *adminv1.ListReleasesResponse) {
+				g := terminal.NewGrid("SNAPSHOT", "STATE", "CLASS", "WAVE", "PENDING", "TAKEN BACK", "STARTED", "AUTHOR", "NOW")
+				for _, r := range resp.GetReleases() {
+					g.Row(strconv.FormatUint(r.GetSnapshot(), 10), terminal.State(r.GetState()), terminal.Class(r.GetClass()), terminal.Wave(r),
+						fmt.Sprintf("%d of %d", r.GetPending(), r.GetObjects()), strconv.Itoa(len(r.GetTakenBack())),
+						terminal.Time(r.GetStartedAt()), r.GetAuthor(), terminal.Now(r))
+				}
+				g.Write(w)
 			})
 		},
 	}
-	cmd.Flags().Uint32Var(&limit, "limit", limit, "the most releases to list, up to 1000")
+	cmd.Flags().Uint32Var(&limit, "limit", limit, "the most releases to list; 0 for all")
 	cmd.Flags().BoolVar(&active, "active", false, "only those under way")
 	return cmd
 }
@@ -99,13 +97,10 @@ func (c *Commands) status() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
+			return target.Ask(c.target, cmd, func(ctx context.Context, control *client.Control) (*adminv1.Release, error) {
 				resp, err := control.Admin.GetRelease(ctx, &adminv1.GetReleaseRequest{Snapshot: snapshot})
-				if err != nil {
-					return err
-				}
-				return c.term.Print(resp.GetRelease(), func(w io.Writer) { describe(w, resp.GetRelease()) })
-			})
+				return resp.GetRelease(), err
+			}, describe)
 		},
 	}
 }
@@ -255,14 +250,11 @@ func (c *Commands) control(name, short string, action adminv1.ReleaseAction) *co
 			if err != nil {
 				return err
 			}
-			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
+			return target.Ask(c.target, cmd, func(ctx context.Context, control *client.Control) (*adminv1.Release, error) {
 				resp, err := control.Admin.ControlRelease(ctx, &adminv1.ControlReleaseRequest{Snapshot: snapshot, Action: action, Note: note.Proto(c.term)})
-				if err != nil {
-					return err
-				}
-				return c.term.Print(resp.GetRelease(), func(w io.Writer) {
-					fmt.Fprintf(w, "release %d: %s\n", resp.GetRelease().GetSnapshot(), terminal.Clean(terminal.ReleaseLine(resp.GetRelease())))
-				})
+				return resp.GetRelease(), err
+			}, func(w io.Writer, r *adminv1.Release) {
+				fmt.Fprintf(w, "release %d: %s\n", r.GetSnapshot(), terminal.Clean(terminal.ReleaseLine(r)))
 			})
 		},
 	}

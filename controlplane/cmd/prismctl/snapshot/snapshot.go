@@ -52,27 +52,25 @@ func (c *Commands) list() *cobra.Command {
 		Example: "  prismctl snapshot list --limit 50",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
-				resp, err := control.Admin.ListSnapshots(ctx, &adminv1.ListSnapshotsRequest{PageSize: limit})
-				if err != nil {
-					return err
-				}
-				return c.term.Print(resp, func(w io.Writer) {
-					g := terminal.NewGrid("SNAPSHOT", "TIME", "NAMESPACES", "AUTHOR", "CHANGES", "MESSAGE")
-					for _, s := range resp.GetSnapshots() {
-						author, message := "", ""
-						if len(s.GetChanges()) > 0 {
-							author, message = s.GetChanges()[0].GetAuthor(), s.GetChanges()[0].GetMessage()
-						}
-						g.Row(strconv.FormatUint(s.GetVersion(), 10), terminal.Time(s.GetRecordedAt()), strconv.FormatUint(s.GetNamespaces(), 10),
-							author, changes(s.GetChanges()), message)
-					}
-					g.Write(w)
+			return target.Ask(c.target, cmd, func(ctx context.Context, control *client.Control) (*adminv1.ListSnapshotsResponse, error) {
+				return target.Pages(limit, func(token string, size uint32) (*adminv1.ListSnapshotsResponse, error) {
+					return control.Admin.ListSnapshots(ctx, &adminv1.ListSnapshotsRequest{PageSize: size, PageToken: token})
 				})
+			}, func(w io.Writer, resp *adminv1.ListSnapshotsResponse) {
+				g := terminal.NewGrid("SNAPSHOT", "TIME", "NAMESPACES", "AUTHOR", "CHANGES", "MESSAGE")
+				for _, s := range resp.GetSnapshots() {
+					author, message := "", ""
+					if len(s.GetChanges()) > 0 {
+						author, message = s.GetChanges()[0].GetAuthor(), s.GetChanges()[0].GetMessage()
+					}
+					g.Row(strconv.FormatUint(s.GetVersion(), 10), terminal.Time(s.GetRecordedAt()), strconv.FormatUint(s.GetNamespaces(), 10),
+						author, changes(s.GetChanges()), message)
+				}
+				g.Write(w)
 			})
 		},
 	}
-	cmd.Flags().Uint32Var(&limit, "limit", limit, "the most snapshots to list, up to 1000")
+	cmd.Flags().Uint32Var(&limit, "limit", limit, "the most snapshots to list; 0 for all")
 	return cmd
 }
 
@@ -115,13 +113,10 @@ func (c *Commands) show() *cobra.Command {
 					return err
 				}
 			}
-			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
+			return target.Ask(c.target, cmd, func(ctx context.Context, control *client.Control) (*adminv1.Snapshot, error) {
 				resp, err := control.Admin.GetSnapshot(ctx, req)
-				if err != nil {
-					return err
-				}
-				return c.term.Print(resp.GetSnapshot(), func(w io.Writer) { describe(w, resp.GetSnapshot()) })
-			})
+				return resp.GetSnapshot(), err
+			}, describe)
 		},
 	}
 }
@@ -161,22 +156,11 @@ func (c *Commands) diff() *cobra.Command {
 					return err
 				}
 			}
-			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
-				all := &adminv1.DiffSnapshotsResponse{}
-				req := &adminv1.DiffSnapshotsRequest{FromVersion: versions[0], ToVersion: versions[1], PageSize: 1000}
-				for {
-					page, err := control.Admin.DiffSnapshots(ctx, req)
-					if err != nil {
-						return err
-					}
-					all.Differences = append(all.Differences, page.GetDifferences()...)
-					all.TotalCount = page.GetTotalCount()
-					if req.PageToken = page.GetNextPageToken(); req.PageToken == "" {
-						break
-					}
-				}
-				return c.term.Print(all, func(w io.Writer) { differences(w, all.GetDifferences()) })
-			})
+			return target.Ask(c.target, cmd, func(ctx context.Context, control *client.Control) (*adminv1.DiffSnapshotsResponse, error) {
+				return target.Pages(0, func(token string, size uint32) (*adminv1.DiffSnapshotsResponse, error) {
+					return control.Admin.DiffSnapshots(ctx, &adminv1.DiffSnapshotsRequest{FromVersion: versions[0], ToVersion: versions[1], PageSize: size, PageToken: token})
+				})
+			}, func(w io.Writer, all *adminv1.DiffSnapshotsResponse) { differences(w, all.GetDifferences()) })
 		},
 	}
 }
@@ -210,18 +194,14 @@ func (c *Commands) rollback() *cobra.Command {
 			if err = errors.Join(err, release.Check(cmd, note)); err != nil {
 				return err
 			}
-			return c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error {
-				resp, err := control.Admin.RollbackSnapshot(ctx, &adminv1.RollbackSnapshotRequest{ToVersion: to, AllowShrink: release.AllowShrink, Note: note.Proto(c.term), Release: release.Proto()})
-				if err != nil {
-					return err
+			return target.Ask(c.target, cmd, func(ctx context.Context, control *client.Control) (*adminv1.RollbackSnapshotResponse, error) {
+				return control.Admin.RollbackSnapshot(ctx, &adminv1.RollbackSnapshotRequest{ToVersion: to, AllowShrink: release.AllowShrink, Note: note.Proto(c.term), Release: release.Proto()})
+			}, func(w io.Writer, resp *adminv1.RollbackSnapshotResponse) {
+				if resp.GetChanged() == 0 {
+					fmt.Fprintf(w, "everything is as it was in snapshot %d already\n", to)
+					return
 				}
-				return c.term.Print(resp, func(w io.Writer) {
-					if resp.GetChanged() == 0 {
-						fmt.Fprintf(w, "everything is as it was in snapshot %d already\n", to)
-						return
-					}
-					fmt.Fprintf(w, "everything is as it was in snapshot %d, by snapshot %d; namespaces and backends that changed: %d\n", to, resp.GetSnapshot().GetVersion(), resp.GetChanged())
-				})
+				fmt.Fprintf(w, "everything is as it was in snapshot %d, by snapshot %d; namespaces and backends that changed: %d\n", to, resp.GetSnapshot().GetVersion(), resp.GetChanged())
 			})
 		},
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/target"
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/terminal"
 	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
+	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
 	"github.com/prism-gateway/prism/shared/client"
 	"github.com/prism-gateway/prism/shared/fault"
 	"github.com/prism-gateway/prism/shared/fault/faultgrpc"
@@ -85,5 +87,38 @@ func write(t *testing.T, path, text string) {
 	}
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestPagesAreJoined(t *testing.T) {
+	for name, tc := range map[string]struct {
+		limit uint32
+		sizes []uint32 // that are asked for
+		names []string
+		token string
+	}{
+		"to the end":            {limit: 0, sizes: []uint32{1000, 1000, 1000, 1000}, names: []string{"a", "b", "c"}},
+		"up to the limit":       {limit: 2, sizes: []uint32{2, 2, 1}, names: []string{"a", "b"}, token: "3"},
+		"with more than enough": {limit: 5000, sizes: []uint32{1000, 1000, 1000, 1000}, names: []string{"a", "b", "c"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var sizes []uint32
+			all, err := target.Pages(tc.limit, func(token string, size uint32) (*controlv1.ListNamespacesResponse, error) {
+				sizes = append(sizes, size)
+				return map[string]*controlv1.ListNamespacesResponse{
+					"":  {NextPageToken: "1", TotalCount: 3}, // a page may be empty
+					"1": {NextPageToken: "2", TotalCount: 3, Namespaces: []*controlv1.NamespaceSummary{{Namespace: "a"}}},
+					"2": {NextPageToken: "3", TotalCount: 3, Namespaces: []*controlv1.NamespaceSummary{{Namespace: "b"}}},
+					"3": {TotalCount: 3, Namespaces: []*controlv1.NamespaceSummary{{Namespace: "c"}}},
+				}[token], nil
+			})
+			var names []string
+			for _, n := range all.GetNamespaces() {
+				names = append(names, n.GetNamespace())
+			}
+			if err != nil || !slices.Equal(names, tc.names) || !slices.Equal(sizes, tc.sizes) || all.GetNextPageToken() != tc.token || all.GetTotalCount() != 3 {
+				t.Errorf("%v, sizes %v, token %q, %v", all, sizes, all.GetNextPageToken(), err)
+			}
+		})
 	}
 }
