@@ -85,7 +85,7 @@ func (c *Commands) one(use, short, example string, write func(io.Writer, *adminv
 		Short:             short,
 		Example:           example,
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: c.names,
+		ValidArgsFunction: c.target.Complete(names),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return target.Ask(c.target, cmd, func(ctx context.Context, control *client.Control) (*adminv1.BackendView, error) {
 				resp, err := control.Admin.GetBackend(ctx, &adminv1.GetBackendRequest{Name: args[0]})
@@ -255,7 +255,7 @@ func (c *Commands) delete() *cobra.Command {
 		Short:             "Remove a backend that no namespace is bound to",
 		Example:           "  prismctl backend delete redis-old",
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: c.names,
+		ValidArgsFunction: c.target.Complete(names),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := errors.Join(terminal.CheckVersion(version, "prismctl backend get"), release.Check(cmd, note)); err != nil {
 				return err
@@ -273,21 +273,11 @@ func (c *Commands) delete() *cobra.Command {
 	return cmd
 }
 
-// names completes the name of a backend, when the control plane answers quickly.
-func (c *Commands) names(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
-	var names []string
-	if len(args) == 0 {
-		ctx, cancel := context.WithTimeout(cmd.Context(), time.Second)
-		defer cancel()
-		_ = c.target.WithoutLimit(ctx, func(ctx context.Context, control *client.Control) error { // no answer: nothing to offer
-			list, err := all(ctx, control)
-			for _, b := range list.GetBackends() {
-				if name := b.GetBackend().GetName(); strings.HasPrefix(name, typed) {
-					names = append(names, name)
-				}
-			}
-			return err
-		})
+// names are those of the backends.
+func names(ctx context.Context, control *client.Control, _ string) (found []string, _ error) {
+	list, err := all(ctx, control)
+	for _, b := range list.GetBackends() {
+		found = append(found, b.GetBackend().GetName())
 	}
-	return names, cobra.ShellCompDirectiveNoFileComp
+	return found, err
 }

@@ -98,16 +98,11 @@ func stale(p *adminv1.Proxy) string {
 
 func (c *Commands) owners() *cobra.Command {
 	return &cobra.Command{
-		Use:     "owners NAMESPACE",
-		Short:   "Show which proxies own a namespace, or would own one of that name",
-		Example: "  prismctl fleet owners user-profiles",
-		Args:    cobra.ExactArgs(1),
-		ValidArgsFunction: func(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
-			if len(args) > 0 {
-				return nil, cobra.ShellCompDirectiveNoFileComp
-			}
-			return namespace.Complete(cmd.Context(), c.target, typed), cobra.ShellCompDirectiveNoFileComp
-		},
+		Use:               "owners NAMESPACE",
+		Short:             "Show which proxies own a namespace, or would own one of that name",
+		Example:           "  prismctl fleet owners user-profiles",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: c.target.Complete(namespace.Names),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return target.Ask(c.target, cmd, func(ctx context.Context, control *client.Control) (*adminv1.GetOwnersResponse, error) {
 				return control.Admin.GetOwners(ctx, &adminv1.GetOwnersRequest{Namespace: args[0]})
@@ -126,21 +121,11 @@ func (c *Commands) owners() *cobra.Command {
 	}
 }
 
-// proxies completes the id of a proxy, when the control plane answers quickly.
-func (c *Commands) proxies(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
-	var ids []string
-	if len(args) == 0 {
-		ctx, cancel := context.WithTimeout(cmd.Context(), time.Second)
-		defer cancel()
-		_ = c.target.WithoutLimit(ctx, func(ctx context.Context, control *client.Control) error { // no answer: nothing to offer
-			list, err := all(ctx, control)
-			for _, p := range list.GetProxies() {
-				if id := p.GetMember().GetId(); strings.HasPrefix(id, typed) {
-					ids = append(ids, id)
-				}
-			}
-			return err
-		})
+// proxies are the ids of the proxies.
+func proxies(ctx context.Context, control *client.Control, _ string) (ids []string, _ error) {
+	list, err := all(ctx, control)
+	for _, p := range list.GetProxies() {
+		ids = append(ids, p.GetMember().GetId())
 	}
-	return ids, cobra.ShellCompDirectiveNoFileComp
+	return ids, err
 }

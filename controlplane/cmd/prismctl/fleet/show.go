@@ -24,7 +24,7 @@ func (c *Commands) show() *cobra.Command {
 		Example: "  prismctl fleet show proxy-1\n  prismctl fleet show proxy-1 --namespace user-profiles\n  prismctl fleet show proxy-1 --at 2026-11-22T12:00:00Z\n" +
 			"  prismctl fleet show proxy-1 --at 10m --namespace user-profiles",
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: c.proxies,
+		ValidArgsFunction: c.target.Complete(proxies),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			request := &adminv1.GetProxyRequest{Id: args[0], Namespace: name}
 			if at != "" {

@@ -48,16 +48,9 @@ their keys. Ids and keys are text unless --encoding says otherwise.`,
 	_ = cmd.RegisterFlagCompletionFunc("encoding", cobra.FixedCompletions([]string{"text", "hex", "base64"}, cobra.ShellCompDirectiveNoFileComp)) // fails only for an unknown flag
 	cmd.AddCommand(c.get(), c.put(), c.delete(), c.scan(), c.ids(), c.touch(), c.describe())
 	for _, sub := range cmd.Commands() {
-		sub.ValidArgsFunction = c.complete
+		sub.ValidArgsFunction = t.Complete(namespace.Names)
 	}
 	return cmd
-}
-
-func (c *Commands) complete(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
-	if len(args) > 0 {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	return namespace.Complete(cmd.Context(), c.target, typed), cobra.ShellCompDirectiveNoFileComp
 }
 
 // ask makes a command's calls and prints what they come to, as target.AskData does.

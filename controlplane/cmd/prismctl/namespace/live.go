@@ -33,7 +33,7 @@ func (c *Commands) status() *cobra.Command {
 The exit code is 0 when it is live, which is when every owner serves it, and 3 when it is not.`,
 		Example:           "  prismctl namespace status user-profiles\n  prismctl namespace status user-profiles --watch",
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: c.names,
+		ValidArgsFunction: c.target.Complete(Names),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if watch {
 				return c.target.WithoutLimit(cmd.Context(), func(ctx context.Context, control *client.Control) error {
@@ -64,7 +64,7 @@ func (c *Commands) history() *cobra.Command {
 		Short:             "List the snapshots in which a namespace changed, newest first",
 		Example:           "  prismctl namespace history user-profiles",
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: c.names,
+		ValidArgsFunction: c.target.Complete(Names),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return target.Ask(c.target, cmd, func(ctx context.Context, control *client.Control) (*adminv1.NamespaceHistoryResponse, error) {
 				return target.Pages(limit, func(token string, size uint32) (*adminv1.NamespaceHistoryResponse, error) {
@@ -99,7 +99,7 @@ func (c *Commands) rollback() *cobra.Command {
 		Short:             "Take one namespace back to what it was in a snapshot",
 		Example:           "  prismctl namespace history user-profiles\n  prismctl namespace rollback user-profiles --to 17 --wait",
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: c.names,
+		ValidArgsFunction: c.target.Complete(Names),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := options.Check(cmd, note); err != nil {
 				return err

@@ -7,7 +7,6 @@ import (
 	"io"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -80,7 +79,7 @@ func (c *Commands) get() *cobra.Command {
 		Short:             "Show what was assigned to a namespace, why, and how far it is live",
 		Example:           "  prismctl namespace get user-profiles",
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: c.names,
+		ValidArgsFunction: c.target.Complete(Names),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return target.Ask(c.target, cmd, func(ctx context.Context, control *client.Control) (*configv1.NamespaceResponse, error) {
 				resp, err := control.Namespaces.GetNamespace(ctx, &controlv1.GetNamespaceRequest{
@@ -100,7 +99,7 @@ func (c *Commands) export() *cobra.Command {
 		Short:             "Write a namespace's request as a file that apply takes",
 		Example:           "  prismctl namespace export user-profiles > user-profiles.yaml",
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: c.names,
+		ValidArgsFunction: c.target.Complete(Names),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var text []byte
 			return target.Ask(c.target, cmd, func(ctx context.Context, control *client.Control) (*configv1.NamespaceRequest, error) {
@@ -126,7 +125,7 @@ func (c *Commands) delete() *cobra.Command {
 		Short:             "Drain a namespace and remove it; its data stays where it is",
 		Example:           "  prismctl namespace delete user-profiles -m 'moved to accounts'",
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: c.names,
+		ValidArgsFunction: c.target.Complete(Names),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := errors.Join(terminal.CheckVersion(version, "prismctl namespace get"), release.Check(cmd, note)); err != nil {
 				return err
@@ -153,27 +152,13 @@ func yesNo(b bool) string {
 	return "no"
 }
 
-// names completes the name of a namespace.
-func (c *Commands) names(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
-	if len(args) > 0 {
-		return nil, cobra.ShellCompDirectiveNoFileComp
+// Names are namespaces whose names begin with what was typed, for target.Flags.Complete.
+func Names(ctx context.Context, control *client.Control, typed string) (found []string, _ error) {
+	resp, err := control.Namespaces.ListNamespaces(ctx, &controlv1.ListNamespacesRequest{Prefix: typed})
+	for _, n := range resp.GetNamespaces() {
+		found = append(found, n.GetNamespace())
 	}
-	return Complete(cmd.Context(), c.target, typed), cobra.ShellCompDirectiveNoFileComp
-}
-
-// Complete lists namespaces that begin with what was typed, when the control plane answers quickly.
-func Complete(ctx context.Context, t *target.Flags, typed string) []string {
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
-	defer cancel()
-	var names []string
-	_ = t.WithoutLimit(ctx, func(ctx context.Context, control *client.Control) error { // no answer: nothing to offer
-		resp, err := control.Namespaces.ListNamespaces(ctx, &controlv1.ListNamespacesRequest{Prefix: typed})
-		for _, n := range resp.GetNamespaces() {
-			names = append(names, n.GetNamespace())
-		}
-		return err
-	})
-	return names
+	return found, err
 }
 
 // describe writes a namespace for people.

@@ -91,7 +91,7 @@ func (c *Commands) status() *cobra.Command {
 		Short:             "Show a release with its waves; without a snapshot the newest",
 		Example:           "  prismctl release status\n  prismctl release status 42",
 		Args:              cobra.MaximumNArgs(1),
-		ValidArgsFunction: c.active,
+		ValidArgsFunction: c.target.Complete(active),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			snapshot, err := number(args)
 			if err != nil {
@@ -175,7 +175,7 @@ func (c *Commands) watch() *cobra.Command {
 The exit code is 0 only when every owner was given all of it, and 3 when the release ended otherwise or was not watched to its end.`,
 		Example:           "  prismctl release watch 42",
 		Args:              cobra.MaximumNArgs(1),
-		ValidArgsFunction: c.active,
+		ValidArgsFunction: c.target.Complete(active),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			snapshot, err := number(args)
 			if err != nil {
@@ -244,7 +244,7 @@ func (c *Commands) control(name, short string, action adminv1.ReleaseAction) *co
 		Long:              short + ".\n\nThe snapshot may be left out while only one release is under way.",
 		Example:           example,
 		Args:              cobra.MaximumNArgs(1),
-		ValidArgsFunction: c.active,
+		ValidArgsFunction: c.target.Complete(active),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			snapshot, err := number(args)
 			if err != nil {
@@ -266,19 +266,11 @@ func (c *Commands) control(name, short string, action adminv1.ReleaseAction) *co
 	return cmd
 }
 
-// active completes the number of a release under way, when the control plane answers quickly.
-func (c *Commands) active(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
-	var found []string
-	if len(args) == 0 {
-		_ = c.target.WithControl(cmd.Context(), func(ctx context.Context, control *client.Control) error { // no answer: nothing to offer
-			resp, err := control.Admin.ListReleases(ctx, &adminv1.ListReleasesRequest{Active: true})
-			for _, r := range resp.GetReleases() {
-				if n := strconv.FormatUint(r.GetSnapshot(), 10); strings.HasPrefix(n, typed) {
-					found = append(found, n)
-				}
-			}
-			return err
-		})
+// active are the numbers of the releases under way.
+func active(ctx context.Context, control *client.Control, _ string) (found []string, _ error) {
+	resp, err := control.Admin.ListReleases(ctx, &adminv1.ListReleasesRequest{Active: true})
+	for _, r := range resp.GetReleases() {
+		found = append(found, strconv.FormatUint(r.GetSnapshot(), 10))
 	}
-	return found, cobra.ShellCompDirectiveNoFileComp
+	return found, err
 }

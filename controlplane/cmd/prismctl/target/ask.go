@@ -3,6 +3,9 @@ package target
 import (
 	"context"
 	"io"
+	"slices"
+	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/proto"
@@ -80,4 +83,22 @@ func entries(m proto.Message) (n int) {
 		}
 	}
 	return n
+}
+
+// Complete completes the first argument of a command with those names that begin with what was typed. A control plane that
+// does not answer quickly has nothing to offer.
+func (f *Flags) Complete(names func(ctx context.Context, control *client.Control, typed string) ([]string, error)) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, typed string) (found []string, _ cobra.ShellCompDirective) {
+		if len(args) > 0 {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		ctx, cancel := context.WithTimeout(cmd.Context(), time.Second)
+		defer cancel()
+		_ = f.WithoutLimit(ctx, func(ctx context.Context, control *client.Control) error { // no answer: nothing to offer
+			all, err := names(ctx, control, typed)
+			found = slices.DeleteFunc(all, func(name string) bool { return !strings.HasPrefix(name, typed) })
+			return err
+		})
+		return found, cobra.ShellCompDirectiveNoFileComp
+	}
 }
