@@ -36,6 +36,7 @@ const (
 type names struct {
 	mu   sync.Mutex // guards all below
 	held map[string]heldName
+	gone int64                      // the newest revision known at which a name was freed
 	team map[string]map[string]bool // names by team
 }
 
@@ -64,6 +65,7 @@ func (n *names) putLocked(name string, r *recordv1.NameReservation, revision int
 		delete(n.held, name)
 	}
 	if r == nil {
+		n.gone = max(n.gone, revision)
 		return
 	}
 	if n.held == nil {
@@ -79,6 +81,22 @@ func (n *names) putLocked(name string, r *recordv1.NameReservation, revision int
 func (n *names) replace(all map[string]heldName, revision int64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.replaceLocked(all, revision)
+}
+
+// refresh does what replace does, unless a name is known to have been freed since: all may hold that one, and no event
+// would free it again.
+func (n *names) refresh(all map[string]heldName, revision int64) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.gone > revision {
+		return false
+	}
+	n.replaceLocked(all, revision)
+	return true
+}
+
+func (n *names) replaceLocked(all map[string]heldName, revision int64) {
 	for name, old := range n.held {
 		if _, there := all[name]; !there && old.revision <= revision {
 			n.putLocked(name, nil, revision)
@@ -337,27 +355,40 @@ func (s *Store) nameEvent(event *clientv3.Event) error {
 	return nil
 }
 
-// loadNames takes over all reservations as they were at a revision.
+// loadNames takes over all reservations as they were at a revision, after which the watch goes on.
 func (s *Store) loadNames(kvs []*mvccpb.KeyValue, revision int64) error {
+	all, err := s.decodeNames(kvs)
+	if err == nil {
+		s.names.replace(all, revision)
+	}
+	return err
+}
+
+func (s *Store) decodeNames(kvs []*mvccpb.KeyValue) (map[string]heldName, error) {
 	all := make(map[string]heldName, len(kvs))
 	for _, kv := range kvs {
 		r, err := decode[recordv1.NameReservation](string(kv.Key), kv.Value)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		all[strings.TrimPrefix(string(kv.Key), s.keys.names())] = heldName{r, kv.ModRevision}
 	}
-	s.names.replace(all, revision)
-	return nil
+	return all, nil
 }
 
-// readNames reads all reservations, for a head that the watch has not brought.
+// readNames reads all reservations, for a head that the watch has not brought. It reads them again when the watch has
+// overtaken it.
 func (s *Store) readNames(ctx context.Context) error {
-	resp, err := s.readTxn(ctx, clientv3.OpGet(s.keys.names(), clientv3.WithPrefix()))
-	if err != nil {
-		return err
+	for {
+		resp, err := s.readTxn(ctx, clientv3.OpGet(s.keys.names(), clientv3.WithPrefix()))
+		if err != nil {
+			return err
+		}
+		all, err := s.decodeNames(resp.Responses[0].GetResponseRange().Kvs)
+		if err != nil || s.names.refresh(all, resp.Header.Revision) {
+			return err
+		}
 	}
-	return s.loadNames(resp.Responses[0].GetResponseRange().Kvs, resp.Header.Revision)
 }
 
 // sweepNames deletes reservations that have run out, and those of names that are namespaces: a rollback brings a
