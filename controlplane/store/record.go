@@ -10,16 +10,17 @@ import (
 // Most changes of a snapshot come from few requests, each with one author, message, request id and trace. As stored, a change
 // leaves these out where they are those of the change before, so that the largest change allowed fits into one record.
 
-// encodeRecord returns the bytes of a snapshot that consists of rec and changes.
+// encodeRecord makes changes those of rec, which nobody else has yet, and returns its bytes.
 func encodeRecord(rec *recordv1.Snapshot, changes []*recordv1.Change) (string, error) {
-	stored := proto.CloneOf(rec)
-	stored.Changes = make([]*recordv1.Change, len(changes))
+	rec.Changes = make([]*recordv1.Change, len(changes))
 	var before *recordv1.Change
 	for i, c := range changes {
-		stored.Changes[i] = shortened(before, c)
+		rec.Changes[i] = shortened(before, c)
 		before = c
 	}
-	return encode(stored)
+	data, err := encode(rec)
+	rec.Changes = changes
+	return data, err
 }
 
 // decodeRecord reads what encodeRecord wrote.

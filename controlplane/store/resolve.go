@@ -82,15 +82,25 @@ func (s *Store) resolve(ctx context.Context, st, next *state, headData string, c
 	}
 	short, cancel := context.WithTimeout(ctx, s.cfg.Timeout/3)
 	defer cancel()
-	resp, err := s.etcd.Txn(short).If(clientv3.Compare(clientv3.ModRevision(s.keys.head()), "=", st.revision)).
-		Then(clientv3.OpPut(s.keys.head(), head)).
-		Else(clientv3.OpGet(s.keys.head()), clientv3.OpGet(s.keys.snapshot(next.tree.Version()))).Commit()
+	look := []clientv3.Op{clientv3.OpGet(s.keys.head()), clientv3.OpGet(s.keys.snapshot(next.tree.Version()))}
+	txn := s.etcd.Txn(short)
+	if full(cause) {
+		txn = txn.Then(look...) // etcd has answered, so it is enough to look, and it would not write
+	} else {
+		txn = txn.If(clientv3.Compare(clientv3.ModRevision(s.keys.head()), "=", st.revision)).
+			Then(clientv3.OpPut(s.keys.head(), head)).Else(look...)
+	}
+	resp, err := txn.Commit()
 	if err != nil {
 		return 0, fault.Wrap(errors.Join(cause, err), fault.Unavailable, fault.StoreDown,
 			"the store of the control plane does not answer, and it is not known whether the change was made: read before trying again").
 			WithRetry(time.Second).WithOutcome(fault.OutcomeUnknown)
 	}
-	if resp.Succeeded {
+	if full(cause) {
+		if kvs := resp.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 && kvs[0].ModRevision == st.revision {
+			return 0, notWritten(cause)
+		}
+	} else if resp.Succeeded {
 		s.publish(st.at(resp.Header.Revision))
 		return 0, errLost
 	}
@@ -110,8 +120,26 @@ func (s *Store) resolve(ctx context.Context, st, next *state, headData string, c
 	return 0, s.lost(ctx, resp.Responses[0].GetResponseRange().Kvs)
 }
 
+// send makes a request again while etcd says that it has too many, which it says before it does anything. Other errors
+// are the caller's.
+func send(ctx context.Context, txn clientv3.Txn) (*clientv3.TxnResponse, error) {
+	for attempt := 0; ; attempt++ {
+		resp, err := txn.Commit()
+		if !errors.Is(err, rpctypes.ErrTooManyRequests) || !pause(ctx, attempt) {
+			return resp, err
+		}
+	}
+}
+
+// full reports whether etcd answered that its space is used up. It may have done the request all the same: the one that
+// fills it is done, and answered so.
+func full(err error) bool { return errors.Is(err, rpctypes.ErrNoSpace) }
+
 // refused reports whether etcd answered that it did not do a request.
 func refused(err error) bool {
+	if full(err) {
+		return false
+	}
 	code := status.Code(err)
 	if own, ok := errors.AsType[rpctypes.EtcdError](err); ok {
 		code = own.Code()
@@ -126,7 +154,14 @@ func refused(err error) bool {
 // notWritten is a fault for a write that did not change the configuration, whatever etcd did with it.
 func notWritten(err error) error {
 	text := "the store of the control plane does not answer; nothing was changed: try again in a moment"
-	if refused(err) {
+	switch {
+	case full(err):
+		return fault.Wrap(err, fault.Exhausted, fault.StoreDown,
+			"the space of the control plane's etcd is used up (NOSPACE); nothing was changed: an operator makes room as docs/operating.md says").
+			WithOutcome(fault.NotApplied)
+	case errors.Is(err, rpctypes.ErrTooManyRequests):
+		text = "the store of the control plane has more requests than it can do; nothing was changed: try again in a moment"
+	case refused(err):
 		text = "the store of the control plane refuses to write; nothing was changed: see the log of this replica"
 	}
 	return fault.Wrap(err, fault.Unavailable, fault.StoreDown, text).WithRetry(time.Second).WithOutcome(fault.NotApplied)

@@ -45,7 +45,6 @@ func (s *Store) record(ctx context.Context, st *state, p *plan, written map[iden
 		if recData, err = encodeRecord(rec, p.changes); err != nil {
 			return nil, fault.From(err)
 		}
-		rec.Changes = p.changes
 		next.record = rec
 	}
 	headData, err := s.headOf(next)
@@ -102,7 +101,7 @@ func (s *Store) record(ctx context.Context, st *state, p *plan, written map[iden
 	}
 	bounded, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	resp, err := s.etcd.Txn(bounded).If(conditions...).Then(puts...).Else(clientv3.OpGet(s.keys.head())).Commit()
+	resp, err := send(bounded, s.etcd.Txn(bounded).If(conditions...).Then(puts...).Else(clientv3.OpGet(s.keys.head())))
 	switch {
 	case err != nil:
 		revision, err := s.resolve(ctx, st, next, headData, err)
@@ -128,19 +127,20 @@ func (s *Store) puts(st *state, p *plan, written map[ident.Hash]bool) ([]clientv
 	for _, g := range p.guards {
 		stored = append(stored, g.tree)
 	}
-	var puts []clientv3.Op
-	var hashes []ident.Hash
-	planned := map[ident.Hash]bool{}
+	missing := head.Missing(stored...)
+	if stable != head {
+		missing = append(missing, stable.Missing(append(stored, head)...)...)
+	}
+	// A namespace brings its record; what goes with them to head makes a few more.
+	puts := make([]clientv3.Op, 0, len(missing)+len(p.records)+4)
+	hashes := make([]ident.Hash, 0, cap(puts))
+	planned := make(map[ident.Hash]bool, cap(puts))
 	put := func(kind snapshot.NodeKind, h ident.Hash, data []byte) {
 		if !written[h] && !planned[h] {
 			planned[h] = true
 			hashes = append(hashes, h)
 			puts = append(puts, clientv3.OpPut(s.keys.node(kind, h), string(data)))
 		}
-	}
-	missing := head.Missing(stored...)
-	if stable != head {
-		missing = append(missing, stable.Missing(append(stored, head)...)...)
 	}
 	for _, n := range missing {
 		if n.Kind == snapshot.ObjectNode && n.Namespace {
@@ -172,7 +172,7 @@ func (s *Store) write(ctx context.Context, puts []clientv3.Op) error {
 		work.Go(func() error {
 			long, cancel := context.WithTimeout(ctx, longFactor*s.cfg.Timeout)
 			defer cancel()
-			_, err := s.etcd.Txn(long).Then(part...).Commit()
+			_, err := send(long, s.etcd.Txn(long).Then(part...))
 			return err
 		})
 	}
