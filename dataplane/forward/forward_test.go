@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/mem"
 
 	"github.com/prism-gateway/prism/dataplane/forward"
 	"github.com/prism-gateway/prism/dataplane/frame"
@@ -32,10 +33,14 @@ func TestAnOwnerThatFallsSilent(t *testing.T) {
 			}),
 		}})
 		defer f.Close()
+		var request frame.Frame
+		if err := frame.NewCodec().Unmarshal(mem.BufferSlice{mem.SliceBuffer{0x0a, 0x00}}, &request); err != nil {
+			t.Fatal(err)
+		}
 		begun := time.Now()
 		_, err := f.Unary(t.Context(), forward.Call{
 			Method: "/prism.data.v1.KeyValue/Put", Write: true, Owners: []routing.Peer{{ID: "gone", Address: "gone:1"}},
-		}, frame.New([]byte{0x0a, 0x00}))
+		}, &request)
 		if got := fault.From(err); got == nil || got.Code != fault.Unavailable || got.Outcome != fault.OutcomeUnknown {
 			t.Errorf("got %+v", got)
 		}

@@ -19,9 +19,6 @@ type Frame struct {
 	give   bool
 }
 
-// New makes a frame of encoded bytes, which it then owns.
-func New(data []byte) *Frame { return &Frame{buffer: mem.SliceBuffer(data)} }
-
 // Bytes are the encoded message; they may be read until Free.
 func (f *Frame) Bytes() []byte {
 	if f.buffer == nil {

@@ -38,9 +38,6 @@ type Table struct {
 	owners [][]int
 }
 
-// Partitions is the number of partitions.
-func (t Table) Partitions() uint32 { return uint32(len(t.owners)) }
-
 // Owners returns the owners of a partition by rank, as indices into the members sorted by ID. The caller must not change
 // the slice.
 func (t Table) Owners(p ident.Partition) []int { return t.owners[p] }
