@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"hash/fnv"
+	"strconv"
 	"strings"
 
 	"github.com/prism-gateway/prism/shared/fault"
@@ -45,4 +46,26 @@ func queryHash(query []string) uint64 {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(strings.Join(query, "\x00"))) // never fails
 	return h.Sum64()
+}
+
+// versionToken is pageToken where a number names the last entry.
+func versionToken(last uint64, query ...string) string {
+	return pageToken(strconv.FormatUint(last, 10), query...)
+}
+
+// versionAfter returns the version that the page before ended with; 0 at the beginning.
+func versionAfter(token string, query ...string) (uint64, error) {
+	after, err := pageAfter(token, query...)
+	if err != nil || after == "" {
+		return 0, err
+	}
+	v, err := strconv.ParseUint(after, 10, 64)
+	if err != nil {
+		return 0, badToken()
+	}
+	return v, nil
+}
+
+func badToken() error {
+	return fault.New(fault.Invalid, fault.PageToken, "this page token is not one of ours; begin again without one")
 }

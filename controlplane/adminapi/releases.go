@@ -46,7 +46,7 @@ func (s *Server) ListReleases(ctx context.Context, in *adminv1.ListReleasesReque
 	ended, number := strings.CutPrefix(after, endedMark)
 	last, err := strconv.ParseUint(cmp.Or(ended, "0"), 10, 64)
 	if err != nil {
-		return nil, fault.New(fault.Invalid, fault.PageToken, "this page token is not one of ours; begin again without one")
+		return nil, badToken()
 	}
 	if !number {
 		for _, r := range slices.Backward(state.Active()) {

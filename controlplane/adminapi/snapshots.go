@@ -56,23 +56,6 @@ func (s *Server) ListSnapshots(ctx context.Context, in *adminv1.ListSnapshotsReq
 	}
 }
 
-func versionToken(last uint64, query ...string) string {
-	return pageToken(strconv.FormatUint(last, 10), query...)
-}
-
-// versionAfter returns the version that the page before ended with; 0 at the beginning.
-func versionAfter(token string, query ...string) (uint64, error) {
-	after, err := pageAfter(token, query...)
-	if err != nil || after == "" {
-		return 0, err
-	}
-	v, err := strconv.ParseUint(after, 10, 64)
-	if err != nil {
-		return 0, fault.New(fault.Invalid, fault.PageToken, "this page token is not one of ours; begin again without one")
-	}
-	return v, nil
-}
-
 func snapshotOf(r *recordv1.Snapshot, head *snapshot.Tree) *adminv1.Snapshot {
 	out := &adminv1.Snapshot{
 		Version: r.GetVersion(), Root: hexOf(r.GetRoot()), Parent: r.GetParent(), RecordedAt: r.GetRecordedAt(),
@@ -158,7 +141,7 @@ func (s *Server) DiffSnapshots(ctx context.Context, in *adminv1.DiffSnapshotsReq
 	if place != "" {
 		version, name, _ := strings.Cut(place, " ")
 		if to, err = strconv.ParseUint(version, 10, 64); err != nil {
-			return nil, fault.New(fault.Invalid, fault.PageToken, "this page token is not one of ours; begin again without one")
+			return nil, badToken()
 		}
 		after = name
 	}
@@ -276,11 +259,14 @@ func refuseDraining(target *snapshot.Tree, name string, version uint64) error {
 		return err
 	}
 	if config.GetDraining() {
-		return fault.Newf(fault.FailedPrecondition, fault.NamespaceDraining,
-			"in snapshot %d namespace %q was being deleted; name an earlier one, such as %d", version, then.ShortName(), version-1).
-			WithOutcome(fault.NotApplied)
+		return wasDraining(then.ShortName(), version)
 	}
 	return nil
+}
+
+func wasDraining(name string, version uint64) error {
+	return fault.Newf(fault.FailedPrecondition, fault.NamespaceDraining,
+		"in snapshot %d namespace %q was being deleted; name an earlier one, such as %d", version, name, version-1).WithOutcome(fault.NotApplied)
 }
 
 // rollbackOne brings one namespace back, with the record that it had. Its backends must still be there: unlike the
@@ -305,8 +291,7 @@ func (s *Server) rollbackOne(ctx context.Context, in *adminv1.RollbackSnapshotRe
 		return snapshot.Commit{}, 0, err
 	}
 	if config.GetDraining() {
-		return snapshot.Commit{}, 0, fault.Newf(fault.FailedPrecondition, fault.NamespaceDraining,
-			"in snapshot %d namespace %q was being deleted; name an earlier one", in.GetToVersion(), in.GetNamespace()).WithOutcome(fault.NotApplied)
+		return snapshot.Commit{}, 0, wasDraining(in.GetNamespace(), in.GetToVersion())
 	}
 	hash, err := ident.HashFrom(config.GetRecordHash())
 	if err != nil {

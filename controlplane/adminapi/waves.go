@@ -87,6 +87,7 @@ func (w *waves) cells(state *release.State, r *recordv1.Release) []gate.Cell {
 		c.Observe(known[c.Partition][c.Proxy], pending)
 		c.Since = r.GetWaveAt().AsTime()
 	}
+	gate.Excuse(state, r, cells)
 	return cells
 }
 
