@@ -36,6 +36,7 @@ type follower struct {
 	observed observed
 	hold     *hold // the wave that is held; nil before it is judged
 	lost     lost
+	ejected  int // how much has gone back because namespaces could not serve
 }
 
 // follow brings a release forward until it has ended or ctx does.
@@ -108,6 +109,7 @@ func (f *follower) bring(ctx context.Context, state *release.State, r *recordv1.
 		f.hold = newHold(wave, now) // somebody else began it: how the cells were before is not known any more
 	}
 	f.hold.look(cells, now)
+	gate.Excuse(state, r, cells)
 	if step := stepFor(state, f.snapshot, refusals(cells)); step.Do == release.Eject {
 		return f.step(ctx, r, step, func(result release.Result) { // the replica that heard of it has not come to it
 			f.log.Warn("release takes back what is refused", "snapshot", f.snapshot, "by_snapshot", result.Snapshot.GetVersion(),
@@ -121,6 +123,8 @@ func (f *follower) bring(ctx context.Context, state *release.State, r *recordv1.
 	switch verdict.Outcome {
 	case gate.Fail:
 		return f.takeBack(ctx, r, fmt.Sprintf("wave %d (%s): %s", f.hold.wave, release.WaveName(f.hold.wave), verdict.Reason))
+	case gate.Part:
+		return f.eject(ctx, state, r, cells, verdict)
 	case gate.Pass:
 		if wave < release.WaveAll {
 			return f.advance(ctx, r, cells, now)
@@ -159,6 +163,21 @@ func (f *follower) finish(ctx context.Context, r *recordv1.Release, wait time.Du
 func (f *follower) takeBack(ctx context.Context, r *recordv1.Release, reason string) time.Duration {
 	return f.step(ctx, r, release.Step{Do: release.TakeBack, Reason: reason}, func(result release.Result) {
 		f.log.Warn("release taken back", "snapshot", f.snapshot, "by_snapshot", result.Snapshot.GetVersion(), telemetry.KeyReason, reason)
+	})
+}
+
+// eject takes back what keeps namespaces from being served, and holds the wave anew without it.
+func (f *follower) eject(ctx context.Context, state *release.State, r *recordv1.Release, cells []gate.Cell, v gate.Verdict) time.Duration {
+	objects, more := gate.Cure(state, f.snapshot, cells, v.Unready, f.ejected)
+	if len(objects) == 0 {
+		return f.takeBack(ctx, r, fmt.Sprintf("wave %d (%s): %s", f.hold.wave, release.WaveName(f.hold.wave), v.Reason))
+	}
+	step := release.Step{Do: release.Eject, Objects: objects, Reason: v.Reason}
+	return f.step(ctx, r, step, func(result release.Result) {
+		f.ejected += more
+		f.hold.anew()
+		f.log.Warn("release takes back what cannot serve", "snapshot", f.snapshot, "by_snapshot", result.Snapshot.GetVersion(),
+			"objects", len(objects), telemetry.KeyReason, v.Reason)
 	})
 }
 

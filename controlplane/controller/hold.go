@@ -74,6 +74,15 @@ func (h *hold) begin() {
 	}
 }
 
+// anew lets the wave be held from its beginning again, and calls be counted from now on: those that failed because of
+// what went back do not tell against the rest.
+func (h *hold) anew() {
+	h.held = time.Time{}
+	for _, m := range h.cells {
+		m.then = nil
+	}
+}
+
 func keys(m map[string]time.Time) map[string]bool {
 	out := map[string]bool{}
 	for k := range m {

@@ -66,12 +66,17 @@ func prefix(t *testing.T) string { return fmt.Sprintf("%s-%d", t.Name(), runs.Ad
 
 func start(t *testing.T, prefix, name string) *replica {
 	t.Helper()
+	return startUnder(t, prefix, name, quick())
+}
+
+func startUnder(t *testing.T, prefix, name string, policies release.Policies) *replica {
+	t.Helper()
 	client, err := etcd.Client()
 	if err != nil {
 		t.Fatal(err)
 	}
 	s, err := store.New(store.Config{
-		Client: client, Prefix: prefix, Name: name, Partitions: partitions, LeaderTTL: time.Second, Policies: quick(), Log: quiet(),
+		Client: client, Prefix: prefix, Name: name, Partitions: partitions, LeaderTTL: time.Second, Policies: policies, Log: quiet(),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -111,13 +111,13 @@ func TestWhatIsWrongWithAWaveTakesTheReleaseBack(t *testing.T) {
 				c.ServingRoot, c.AcceptedRoot, c.SentRoot, c.SnapshotVersion = v.Partition.Root().Bytes(), v.Partition.Root().Bytes(), v.Partition.Root().Bytes(), v.Snapshot
 			}
 		}, "waits for it to be sent (given 20 s)"},
-		"a namespace cannot serve": {func(*kept) func(*controlv1.CellState, release.View) {
+		"a namespace that it does not change cannot serve": {func(*kept) func(*controlv1.CellState, release.View) {
 			return func(c *controlv1.CellState, v release.View) {
 				if v.Partition.Root() != old[ident.Partition(c.GetPartition())].Partition.Root() {
-					c.Unready = []*controlv1.Unready{{Namespace: "orders", Reason: "no connection to spare"}}
+					c.Unready = []*controlv1.Unready{{Namespace: "quiet", Reason: "no connection to spare"}}
 				}
 			}
-		}, "cannot serve namespace orders: no connection to spare"},
+		}, "namespace quiet not ready at proxy-"},
 		"calls fail": {func(*kept) func(*controlv1.CellState, release.View) {
 			boot := timestamppb.Now()
 			return func(c *controlv1.CellState, v release.View) {

@@ -1,6 +1,7 @@
 package release
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -70,6 +71,8 @@ type Ejected struct {
 	Rejection *configv1.Rejection
 	Proxy     string
 	Build     string
+	// Reason is why, for people; empty when the step says it.
+	Reason string
 }
 
 // Result is what became of a step.
@@ -280,7 +283,7 @@ func (s *State) back(n int, step Step, now time.Time) (Transition, error) {
 			}
 			o := known[d.Name]
 			next.TakenBack = append(next.TakenBack, &recordv1.TakenBack{Name: d.Name, Why: &configv1.TakenBack{
-				Snapshot: r.Snapshot, BySnapshot: version, Reason: short(step.Reason),
+				Snapshot: r.Snapshot, BySnapshot: version, Reason: short(cmp.Or(o.Reason, step.Reason)),
 				Rejection: o.Rejection, Proxy: o.Proxy, Build: o.Build, At: timestamppb.New(now),
 			}})
 		}

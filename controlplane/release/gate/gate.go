@@ -117,17 +117,31 @@ type Outcome int
 const (
 	Wait Outcome = iota
 	Pass
+	// Part is that some namespaces cannot serve, and that nothing else is wrong.
+	Part
 	Fail
 )
 
 // String returns the outcome in lower case.
-func (o Outcome) String() string { return [...]string{"wait", "pass", "fail"}[o] }
+func (o Outcome) String() string { return [...]string{"wait", "pass", "part", "fail"}[o] }
+
+// Outage is a namespace that cannot serve where a release has come to it, and could before.
+type Outage struct {
+	Namespace, Proxy, Build, Reason string
+	// Over is whether there is no patience with it any more.
+	Over bool
+}
+
+// Text says what is the matter, for people.
+func (o Outage) Text() string { return "not ready at " + o.Proxy + ": " + o.Reason }
 
 // Verdict is the judgement of a wave.
 type Verdict struct {
 	Outcome Outcome
 	// Reason is why it waits or has failed, for people; empty for Pass.
 	Reason string
+	// Unready are, for Part, the namespaces that cannot serve, each once, by name.
+	Unready []Outage
 	// Until is when a Wait is to be judged again if nothing changes before.
 	Until time.Time
 	// Serving is whether every cell that the release has reached serves it.
@@ -164,6 +178,8 @@ func Judge(in Input) Verdict {
 		return Verdict{Outcome: Fail, Reason: fmt.Sprintf("died after it had reached them: %s", some(in.Lost)), Serving: serving}
 	case len(j.failed) > 0:
 		return Verdict{Outcome: Fail, Reason: first(j.failed), Serving: serving}
+	case j.over(traffic != ""):
+		return Verdict{Outcome: Part, Reason: j.outages(), Unready: j.unready, Serving: serving}
 	case traffic != "":
 		return Verdict{Outcome: Fail, Reason: traffic, Serving: serving}
 	case len(j.late) > 0:
@@ -184,6 +200,7 @@ type judgement struct {
 	in                Input
 	silence, patience time.Duration
 	failed, late      []string // failed for good, and not yet as they ought to be
+	unready           []Outage // by name
 	behind            int      // cells that do not serve it
 	until             time.Time
 }
@@ -220,8 +237,46 @@ func (j *judgement) cell(c *Cell) {
 		if since.Before(c.Since) {
 			since = c.Since
 		}
-		j.expect(since, fmt.Sprintf("%s cannot serve namespace %s: %s", at, u.Namespace, u.Reason))
+		o := Outage{Namespace: u.Namespace, Proxy: c.Proxy, Build: c.Build, Reason: u.Reason, Over: true}
+		if due := since.Add(j.patience); j.in.Now.Before(due) {
+			o.Over = false
+			j.late = append(j.late, fmt.Sprintf("%s cannot serve namespace %s: %s", at, u.Namespace, u.Reason))
+			j.again(due)
+		}
+		j.out(o)
 	}
+}
+
+// out notes an outage. Of those of one namespace the first with which there is no patience counts.
+func (j *judgement) out(o Outage) {
+	i, known := slices.BinarySearchFunc(j.unready, o.Namespace, func(o Outage, name string) int { return strings.Compare(o.Namespace, name) })
+	switch {
+	case !known:
+		j.unready = slices.Insert(j.unready, i, o)
+	case o.Over && !j.unready[i].Over:
+		j.unready[i] = o
+	}
+}
+
+// over reports whether there is no patience with a namespace any more. While calls fail there is none with any.
+func (j *judgement) over(failing bool) bool {
+	over := false
+	for i := range j.unready {
+		j.unready[i].Over = j.unready[i].Over || failing
+		over = over || j.unready[i].Over
+	}
+	return over
+}
+
+// outages tells with which namespaces there is no patience any more.
+func (j *judgement) outages() string {
+	var all []string
+	for _, o := range j.unready {
+		if o.Over {
+			all = append(all, fmt.Sprintf("namespace %s %s", o.Namespace, o.Text()))
+		}
+	}
+	return first(all)
 }
 
 // expect allows something for as long as the policy has patience.

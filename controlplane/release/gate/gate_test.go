@@ -124,8 +124,16 @@ func TestJudge(t *testing.T) {
 		"a namespace cannot serve, for a moment": {at: 30 * time.Second, want: gate.Wait, reason: "proxy-1 in p/0007 cannot serve namespace orders: pool closed", until: 45 * time.Second, change: func(c, _ *gate.Cell) {
 			c.Unready = []gate.Unready{{Namespace: "orders", Reason: "pool closed", Since: start.Add(25 * time.Second)}}
 		}},
-		"a namespace cannot serve, for good": {at: 45 * time.Second, want: gate.Fail, reason: "cannot serve namespace orders: pool closed (given 20 s)", change: func(c, _ *gate.Cell) {
+		"a namespace cannot serve, for good": {at: 45 * time.Second, want: gate.Part, reason: "namespace orders not ready at proxy-1: pool closed", change: func(c, _ *gate.Cell) {
 			c.Unready = []gate.Unready{{Namespace: "orders", Reason: "pool closed", Since: start.Add(25 * time.Second)}}
+		}},
+		"a namespace cannot serve, and a proxy is silent": {at: 45 * time.Second, want: gate.Fail, reason: "has not been heard of for 45 s", change: func(c, _ *gate.Cell) {
+			c.Unready, c.Seen = []gate.Unready{{Namespace: "orders", Reason: "pool closed", Since: start}}, start
+		}},
+		"a namespace cannot serve, and calls fail": {at: 3 * time.Second, want: gate.Part, reason: "namespace orders not ready at proxy-1: pool closed", change: func(c, o *gate.Cell) {
+			c.Unready = []gate.Unready{{Namespace: "orders", Reason: "pool closed", Since: start}}
+			c.Then, c.Now = calls(gate.Traffic{}, gate.Traffic{Calls: 200, Failed: 100})
+			o.Then, o.Now = calls(gate.Traffic{}, gate.Traffic{Calls: 3000, Failed: 3})
 		}},
 		"a namespace could not serve before either": {at: 45 * time.Second, want: gate.Pass, change: func(c, _ *gate.Cell) {
 			c.Unready = []gate.Unready{{Namespace: "orders", Before: true}}
