@@ -46,7 +46,10 @@ type NamespaceConfig struct {
 	// What the team reserved on its backends; proxies do not use it.
 	Reservations []*Reservation `protobuf:"bytes,8,rep,name=reservations,proto3" json:"reservations,omitempty"`
 	// The team that asked for it.
-	Team          string `protobuf:"bytes,9,opt,name=team,proto3" json:"team,omitempty"`
+	Team string `protobuf:"bytes,9,opt,name=team,proto3" json:"team,omitempty"`
+	// Set while a deletion drains the namespace in waves: who asked for its removal, which follows when all of its owners
+	// have drained it. Proxies do not use it.
+	Removal       *Removal `protobuf:"bytes,10,opt,name=removal,proto3" json:"removal,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -144,6 +147,77 @@ func (x *NamespaceConfig) GetTeam() string {
 	return ""
 }
 
+func (x *NamespaceConfig) GetRemoval() *Removal {
+	if x != nil {
+		return x.Removal
+	}
+	return nil
+}
+
+// Removal is that a namespace is to be removed once it is drained.
+type Removal struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Who asked for it.
+	Author string `protobuf:"bytes,1,opt,name=author,proto3" json:"author,omitempty"`
+	// Why.
+	Message string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	// The request's id.
+	RequestId     string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Removal) Reset() {
+	*x = Removal{}
+	mi := &file_prism_config_v1_resources_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Removal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Removal) ProtoMessage() {}
+
+func (x *Removal) ProtoReflect() protoreflect.Message {
+	mi := &file_prism_config_v1_resources_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Removal.ProtoReflect.Descriptor instead.
+func (*Removal) Descriptor() ([]byte, []int) {
+	return file_prism_config_v1_resources_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Removal) GetAuthor() string {
+	if x != nil {
+		return x.Author
+	}
+	return ""
+}
+
+func (x *Removal) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *Removal) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
 // PatternConfig is a pattern as a proxy runs it.
 type PatternConfig struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -171,7 +245,7 @@ type PatternConfig struct {
 
 func (x *PatternConfig) Reset() {
 	*x = PatternConfig{}
-	mi := &file_prism_config_v1_resources_proto_msgTypes[1]
+	mi := &file_prism_config_v1_resources_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -183,7 +257,7 @@ func (x *PatternConfig) String() string {
 func (*PatternConfig) ProtoMessage() {}
 
 func (x *PatternConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_config_v1_resources_proto_msgTypes[1]
+	mi := &file_prism_config_v1_resources_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -196,7 +270,7 @@ func (x *PatternConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PatternConfig.ProtoReflect.Descriptor instead.
 func (*PatternConfig) Descriptor() ([]byte, []int) {
-	return file_prism_config_v1_resources_proto_rawDescGZIP(), []int{1}
+	return file_prism_config_v1_resources_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *PatternConfig) GetName() string {
@@ -279,7 +353,7 @@ type Reservation struct {
 
 func (x *Reservation) Reset() {
 	*x = Reservation{}
-	mi := &file_prism_config_v1_resources_proto_msgTypes[2]
+	mi := &file_prism_config_v1_resources_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -291,7 +365,7 @@ func (x *Reservation) String() string {
 func (*Reservation) ProtoMessage() {}
 
 func (x *Reservation) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_config_v1_resources_proto_msgTypes[2]
+	mi := &file_prism_config_v1_resources_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -304,7 +378,7 @@ func (x *Reservation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reservation.ProtoReflect.Descriptor instead.
 func (*Reservation) Descriptor() ([]byte, []int) {
-	return file_prism_config_v1_resources_proto_rawDescGZIP(), []int{2}
+	return file_prism_config_v1_resources_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Reservation) GetBackend() string {
@@ -362,7 +436,7 @@ type Backend struct {
 
 func (x *Backend) Reset() {
 	*x = Backend{}
-	mi := &file_prism_config_v1_resources_proto_msgTypes[3]
+	mi := &file_prism_config_v1_resources_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -374,7 +448,7 @@ func (x *Backend) String() string {
 func (*Backend) ProtoMessage() {}
 
 func (x *Backend) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_config_v1_resources_proto_msgTypes[3]
+	mi := &file_prism_config_v1_resources_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -387,7 +461,7 @@ func (x *Backend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Backend.ProtoReflect.Descriptor instead.
 func (*Backend) Descriptor() ([]byte, []int) {
-	return file_prism_config_v1_resources_proto_rawDescGZIP(), []int{3}
+	return file_prism_config_v1_resources_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Backend) GetName() string {
@@ -468,7 +542,7 @@ type Capacity struct {
 
 func (x *Capacity) Reset() {
 	*x = Capacity{}
-	mi := &file_prism_config_v1_resources_proto_msgTypes[4]
+	mi := &file_prism_config_v1_resources_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -480,7 +554,7 @@ func (x *Capacity) String() string {
 func (*Capacity) ProtoMessage() {}
 
 func (x *Capacity) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_config_v1_resources_proto_msgTypes[4]
+	mi := &file_prism_config_v1_resources_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -493,7 +567,7 @@ func (x *Capacity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Capacity.ProtoReflect.Descriptor instead.
 func (*Capacity) Descriptor() ([]byte, []int) {
-	return file_prism_config_v1_resources_proto_rawDescGZIP(), []int{4}
+	return file_prism_config_v1_resources_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Capacity) GetReadRps() uint32 {
@@ -530,7 +604,7 @@ type PoolPolicy struct {
 
 func (x *PoolPolicy) Reset() {
 	*x = PoolPolicy{}
-	mi := &file_prism_config_v1_resources_proto_msgTypes[5]
+	mi := &file_prism_config_v1_resources_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -542,7 +616,7 @@ func (x *PoolPolicy) String() string {
 func (*PoolPolicy) ProtoMessage() {}
 
 func (x *PoolPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_config_v1_resources_proto_msgTypes[5]
+	mi := &file_prism_config_v1_resources_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -555,7 +629,7 @@ func (x *PoolPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolPolicy.ProtoReflect.Descriptor instead.
 func (*PoolPolicy) Descriptor() ([]byte, []int) {
-	return file_prism_config_v1_resources_proto_rawDescGZIP(), []int{5}
+	return file_prism_config_v1_resources_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *PoolPolicy) GetMaxConnections() uint32 {
@@ -587,7 +661,7 @@ type Assignment struct {
 
 func (x *Assignment) Reset() {
 	*x = Assignment{}
-	mi := &file_prism_config_v1_resources_proto_msgTypes[6]
+	mi := &file_prism_config_v1_resources_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -599,7 +673,7 @@ func (x *Assignment) String() string {
 func (*Assignment) ProtoMessage() {}
 
 func (x *Assignment) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_config_v1_resources_proto_msgTypes[6]
+	mi := &file_prism_config_v1_resources_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -612,7 +686,7 @@ func (x *Assignment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assignment.ProtoReflect.Descriptor instead.
 func (*Assignment) Descriptor() ([]byte, []int) {
-	return file_prism_config_v1_resources_proto_rawDescGZIP(), []int{6}
+	return file_prism_config_v1_resources_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Assignment) GetEpoch() uint64 {
@@ -655,7 +729,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_prism_config_v1_resources_proto_msgTypes[7]
+	mi := &file_prism_config_v1_resources_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -667,7 +741,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_config_v1_resources_proto_msgTypes[7]
+	mi := &file_prism_config_v1_resources_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -680,7 +754,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_prism_config_v1_resources_proto_rawDescGZIP(), []int{7}
+	return file_prism_config_v1_resources_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Member) GetId() string {
@@ -731,7 +805,7 @@ type PartitionOwners struct {
 
 func (x *PartitionOwners) Reset() {
 	*x = PartitionOwners{}
-	mi := &file_prism_config_v1_resources_proto_msgTypes[8]
+	mi := &file_prism_config_v1_resources_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -743,7 +817,7 @@ func (x *PartitionOwners) String() string {
 func (*PartitionOwners) ProtoMessage() {}
 
 func (x *PartitionOwners) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_config_v1_resources_proto_msgTypes[8]
+	mi := &file_prism_config_v1_resources_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -756,7 +830,7 @@ func (x *PartitionOwners) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PartitionOwners.ProtoReflect.Descriptor instead.
 func (*PartitionOwners) Descriptor() ([]byte, []int) {
-	return file_prism_config_v1_resources_proto_rawDescGZIP(), []int{8}
+	return file_prism_config_v1_resources_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *PartitionOwners) GetOwners() []uint32 {
@@ -798,7 +872,7 @@ type Sentinel struct {
 
 func (x *Sentinel) Reset() {
 	*x = Sentinel{}
-	mi := &file_prism_config_v1_resources_proto_msgTypes[9]
+	mi := &file_prism_config_v1_resources_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -810,7 +884,7 @@ func (x *Sentinel) String() string {
 func (*Sentinel) ProtoMessage() {}
 
 func (x *Sentinel) ProtoReflect() protoreflect.Message {
-	mi := &file_prism_config_v1_resources_proto_msgTypes[9]
+	mi := &file_prism_config_v1_resources_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -823,7 +897,7 @@ func (x *Sentinel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sentinel.ProtoReflect.Descriptor instead.
 func (*Sentinel) Descriptor() ([]byte, []int) {
-	return file_prism_config_v1_resources_proto_rawDescGZIP(), []int{9}
+	return file_prism_config_v1_resources_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Sentinel) GetRoot() []byte {
@@ -886,7 +960,7 @@ var File_prism_config_v1_resources_proto protoreflect.FileDescriptor
 
 const file_prism_config_v1_resources_proto_rawDesc = "" +
 	"\n" +
-	"\x1fprism/config/v1/resources.proto\x12\x0fprism.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dprism/config/v1/request.proto\"\xf9\x02\n" +
+	"\x1fprism/config/v1/resources.proto\x12\x0fprism.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dprism/config/v1/request.proto\"\xad\x03\n" +
 	"\x0fNamespaceConfig\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12:\n" +
 	"\bpatterns\x18\x02 \x03(\v2\x1e.prism.config.v1.PatternConfigR\bpatterns\x12%\n" +
@@ -897,7 +971,14 @@ const file_prism_config_v1_resources_proto_rawDesc = "" +
 	"\vrecord_hash\x18\a \x01(\fR\n" +
 	"recordHash\x12@\n" +
 	"\freservations\x18\b \x03(\v2\x1c.prism.config.v1.ReservationR\freservations\x12\x12\n" +
-	"\x04team\x18\t \x01(\tR\x04team\"\x8b\x03\n" +
+	"\x04team\x18\t \x01(\tR\x04team\x122\n" +
+	"\aremoval\x18\n" +
+	" \x01(\v2\x18.prism.config.v1.RemovalR\aremoval\"Z\n" +
+	"\aRemoval\x12\x16\n" +
+	"\x06author\x18\x01 \x01(\tR\x06author\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x03 \x01(\tR\trequestId\"\x8b\x03\n" +
 	"\rPatternConfig\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x18\n" +
@@ -984,49 +1065,51 @@ func file_prism_config_v1_resources_proto_rawDescGZIP() []byte {
 	return file_prism_config_v1_resources_proto_rawDescData
 }
 
-var file_prism_config_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_prism_config_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_prism_config_v1_resources_proto_goTypes = []any{
 	(*NamespaceConfig)(nil),       // 0: prism.config.v1.NamespaceConfig
-	(*PatternConfig)(nil),         // 1: prism.config.v1.PatternConfig
-	(*Reservation)(nil),           // 2: prism.config.v1.Reservation
-	(*Backend)(nil),               // 3: prism.config.v1.Backend
-	(*Capacity)(nil),              // 4: prism.config.v1.Capacity
-	(*PoolPolicy)(nil),            // 5: prism.config.v1.PoolPolicy
-	(*Assignment)(nil),            // 6: prism.config.v1.Assignment
-	(*Member)(nil),                // 7: prism.config.v1.Member
-	(*PartitionOwners)(nil),       // 8: prism.config.v1.PartitionOwners
-	(*Sentinel)(nil),              // 9: prism.config.v1.Sentinel
-	nil,                           // 10: prism.config.v1.Backend.LabelsEntry
-	nil,                           // 11: prism.config.v1.Backend.ConfigEntry
-	nil,                           // 12: prism.config.v1.Member.LabelsEntry
-	(*Limits)(nil),                // 13: prism.config.v1.Limits
-	(*Binding)(nil),               // 14: prism.config.v1.Binding
-	(Consistency)(0),              // 15: prism.config.v1.Consistency
-	(*durationpb.Duration)(nil),   // 16: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
+	(*Removal)(nil),               // 1: prism.config.v1.Removal
+	(*PatternConfig)(nil),         // 2: prism.config.v1.PatternConfig
+	(*Reservation)(nil),           // 3: prism.config.v1.Reservation
+	(*Backend)(nil),               // 4: prism.config.v1.Backend
+	(*Capacity)(nil),              // 5: prism.config.v1.Capacity
+	(*PoolPolicy)(nil),            // 6: prism.config.v1.PoolPolicy
+	(*Assignment)(nil),            // 7: prism.config.v1.Assignment
+	(*Member)(nil),                // 8: prism.config.v1.Member
+	(*PartitionOwners)(nil),       // 9: prism.config.v1.PartitionOwners
+	(*Sentinel)(nil),              // 10: prism.config.v1.Sentinel
+	nil,                           // 11: prism.config.v1.Backend.LabelsEntry
+	nil,                           // 12: prism.config.v1.Backend.ConfigEntry
+	nil,                           // 13: prism.config.v1.Member.LabelsEntry
+	(*Limits)(nil),                // 14: prism.config.v1.Limits
+	(*Binding)(nil),               // 15: prism.config.v1.Binding
+	(Consistency)(0),              // 16: prism.config.v1.Consistency
+	(*durationpb.Duration)(nil),   // 17: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
 }
 var file_prism_config_v1_resources_proto_depIdxs = []int32{
-	1,  // 0: prism.config.v1.NamespaceConfig.patterns:type_name -> prism.config.v1.PatternConfig
-	13, // 1: prism.config.v1.NamespaceConfig.limits:type_name -> prism.config.v1.Limits
-	2,  // 2: prism.config.v1.NamespaceConfig.reservations:type_name -> prism.config.v1.Reservation
-	14, // 3: prism.config.v1.PatternConfig.bindings:type_name -> prism.config.v1.Binding
-	15, // 4: prism.config.v1.PatternConfig.consistency:type_name -> prism.config.v1.Consistency
-	16, // 5: prism.config.v1.PatternConfig.default_ttl:type_name -> google.protobuf.Duration
-	16, // 6: prism.config.v1.PatternConfig.max_staleness:type_name -> google.protobuf.Duration
-	4,  // 7: prism.config.v1.Backend.capacity:type_name -> prism.config.v1.Capacity
-	10, // 8: prism.config.v1.Backend.labels:type_name -> prism.config.v1.Backend.LabelsEntry
-	11, // 9: prism.config.v1.Backend.config:type_name -> prism.config.v1.Backend.ConfigEntry
-	5,  // 10: prism.config.v1.Backend.pool:type_name -> prism.config.v1.PoolPolicy
-	16, // 11: prism.config.v1.PoolPolicy.dial_timeout:type_name -> google.protobuf.Duration
-	7,  // 12: prism.config.v1.Assignment.members:type_name -> prism.config.v1.Member
-	8,  // 13: prism.config.v1.Assignment.partitions:type_name -> prism.config.v1.PartitionOwners
-	12, // 14: prism.config.v1.Member.labels:type_name -> prism.config.v1.Member.LabelsEntry
-	17, // 15: prism.config.v1.Sentinel.committed_at:type_name -> google.protobuf.Timestamp
-	16, // [16:16] is the sub-list for method output_type
-	16, // [16:16] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	2,  // 0: prism.config.v1.NamespaceConfig.patterns:type_name -> prism.config.v1.PatternConfig
+	14, // 1: prism.config.v1.NamespaceConfig.limits:type_name -> prism.config.v1.Limits
+	3,  // 2: prism.config.v1.NamespaceConfig.reservations:type_name -> prism.config.v1.Reservation
+	1,  // 3: prism.config.v1.NamespaceConfig.removal:type_name -> prism.config.v1.Removal
+	15, // 4: prism.config.v1.PatternConfig.bindings:type_name -> prism.config.v1.Binding
+	16, // 5: prism.config.v1.PatternConfig.consistency:type_name -> prism.config.v1.Consistency
+	17, // 6: prism.config.v1.PatternConfig.default_ttl:type_name -> google.protobuf.Duration
+	17, // 7: prism.config.v1.PatternConfig.max_staleness:type_name -> google.protobuf.Duration
+	5,  // 8: prism.config.v1.Backend.capacity:type_name -> prism.config.v1.Capacity
+	11, // 9: prism.config.v1.Backend.labels:type_name -> prism.config.v1.Backend.LabelsEntry
+	12, // 10: prism.config.v1.Backend.config:type_name -> prism.config.v1.Backend.ConfigEntry
+	6,  // 11: prism.config.v1.Backend.pool:type_name -> prism.config.v1.PoolPolicy
+	17, // 12: prism.config.v1.PoolPolicy.dial_timeout:type_name -> google.protobuf.Duration
+	8,  // 13: prism.config.v1.Assignment.members:type_name -> prism.config.v1.Member
+	9,  // 14: prism.config.v1.Assignment.partitions:type_name -> prism.config.v1.PartitionOwners
+	13, // 15: prism.config.v1.Member.labels:type_name -> prism.config.v1.Member.LabelsEntry
+	18, // 16: prism.config.v1.Sentinel.committed_at:type_name -> google.protobuf.Timestamp
+	17, // [17:17] is the sub-list for method output_type
+	17, // [17:17] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_prism_config_v1_resources_proto_init() }
@@ -1041,7 +1124,7 @@ func file_prism_config_v1_resources_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_prism_config_v1_resources_proto_rawDesc), len(file_prism_config_v1_resources_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

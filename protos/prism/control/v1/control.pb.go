@@ -1249,12 +1249,15 @@ func (x *DeleteNamespaceRequest) GetRelease() *ReleaseOptions {
 // DeleteNamespaceResponse says what was removed.
 type DeleteNamespaceResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The snapshot without the namespace.
+	// The snapshot without the namespace; where it is drained in waves first, the one that drains it.
 	SnapshotVersion uint64 `protobuf:"varint,1,opt,name=snapshot_version,json=snapshotVersion,proto3" json:"snapshot_version,omitempty"`
 	// Where its data remains: backend names.
 	DataRemainsOn []string `protobuf:"bytes,2,rep,name=data_remains_on,json=dataRemainsOn,proto3" json:"data_remains_on,omitempty"`
 	// Whether every owner had stopped serving before it was removed.
-	Drained       bool `protobuf:"varint,3,opt,name=drained,proto3" json:"drained,omitempty"`
+	Drained bool `protobuf:"varint,3,opt,name=drained,proto3" json:"drained,omitempty"`
+	// The release that drains it in waves; 0 when it is removed already. It is removed when that is done and all owners have
+	// drained it, and not when that goes back.
+	Release       uint64 `protobuf:"varint,4,opt,name=release,proto3" json:"release,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1308,6 +1311,13 @@ func (x *DeleteNamespaceResponse) GetDrained() bool {
 		return x.Drained
 	}
 	return false
+}
+
+func (x *DeleteNamespaceResponse) GetRelease() uint64 {
+	if x != nil {
+		return x.Release
+	}
+	return 0
 }
 
 // WatchNamespaceStatusRequest asks how far a namespace is live.
@@ -2050,11 +2060,12 @@ const file_prism_control_v1_control_proto_rawDesc = "" +
 	"\aversion\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\aversion\x12\x14\n" +
 	"\x05purge\x18\x03 \x01(\bR\x05purge\x120\n" +
 	"\x04note\x18\x04 \x01(\v2\x1c.prism.control.v1.ChangeNoteR\x04note\x12:\n" +
-	"\arelease\x18\x05 \x01(\v2 .prism.control.v1.ReleaseOptionsR\arelease\"\x86\x01\n" +
+	"\arelease\x18\x05 \x01(\v2 .prism.control.v1.ReleaseOptionsR\arelease\"\xa0\x01\n" +
 	"\x17DeleteNamespaceResponse\x12)\n" +
 	"\x10snapshot_version\x18\x01 \x01(\x04R\x0fsnapshotVersion\x12&\n" +
 	"\x0fdata_remains_on\x18\x02 \x03(\tR\rdataRemainsOn\x12\x18\n" +
-	"\adrained\x18\x03 \x01(\bR\adrained\"n\n" +
+	"\adrained\x18\x03 \x01(\bR\adrained\x12\x18\n" +
+	"\arelease\x18\x04 \x01(\x04R\arelease\"n\n" +
 	"\x1bWatchNamespaceStatusRequest\x12(\n" +
 	"\tnamespace\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\tnamespace\x12%\n" +
