@@ -125,6 +125,11 @@ var rules = []rule{
 		breach: edge{"./controlplane/snapshot", "modernc.org/sqlite"}, fine: edge{"./dataplane/driver/sqlite", "modernc.org/sqlite"},
 	},
 	{
+		from: inside, exceptFrom: []string{"./dataplane/driver/nats/..."}, to: []string{"github.com/nats-io/nats.go/..."}, tests: true,
+		why:    "one SDK, one directory: NATS is dataplane/driver/nats",
+		breach: edge{"./dataplane/pool", "github.com/nats-io/nats.go"}, fine: edge{"./dataplane/driver/nats", "github.com/nats-io/nats.go"},
+	},
+	{
 		from: inside, exceptFrom: []string{"./controlplane/store/..."}, to: []string{"go.etcd.io/..."}, tests: true,
 		why:    "one SDK, one directory: etcd, client and embedded server, is controlplane/store",
 		breach: edge{"./controlplane/server", "go.etcd.io/etcd/server/v3/embed"}, fine: edge{"./controlplane/store", "go.etcd.io/etcd/client/v3"},

@@ -112,6 +112,8 @@ func backendConfig(b *configv1.Backend, t catalog.BackendType, report report) {
 			if d, err := time.ParseDuration(b.GetConfig()[key]); err != nil || d <= 0 {
 				report(at, "%q: want a duration such as 10s", constraint.Clip(b.GetConfig()[key]))
 			}
+		case setting.Form == catalog.Text && b.GetConfig()[key] == "":
+			report(at, "want a value")
 		case setting.Form == catalog.OneOf && !slices.Contains(setting.Values, b.GetConfig()[key]):
 			report(at, "%q: want one of %s", constraint.Clip(b.GetConfig()[key]), strings.Join(setting.Values, ", "))
 		}

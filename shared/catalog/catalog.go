@@ -63,6 +63,7 @@ const (
 	Number   Form = iota // a whole number from 0
 	Duration             // a positive duration such as 10s
 	OneOf                // one of Setting.Values
+	Text                 // any, but not empty
 )
 
 // Address is the form that a type's endpoints have.

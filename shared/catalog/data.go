@@ -18,6 +18,9 @@ const (
 // maxValue leaves room for the rest of a message in a frame of 4 MiB.
 const maxValue = 3 << 20
 
+// maxMessage leaves room for the headers of a message of 1 MiB, the most that a NATS server takes unless it is told otherwise.
+const maxMessage = 1000 << 10
+
 var types = []BackendType{
 	{Name: "clickhouse", Durability: relaxed, Consistency: eventual, NeedsEndpoint: true, Address: HostPort},
 	{Name: "kafka", Durability: durable, Consistency: eventual, NeedsEndpoint: true, Address: HostPort},
@@ -29,7 +32,22 @@ var types = []BackendType{
 		SingleProcess: true, MaxValueBytes: maxValue, TTLGranularity: time.Millisecond,
 		Settings: []Setting{{Name: "sweep", Form: Duration, Text: "how often expired items are removed; default 10s"}},
 	},
-	{Name: "nats", Durability: durable, Consistency: strong, NeedsEndpoint: true, Address: HostPort},
+	{
+		// One server writes to its disk at its leisure: what it acknowledged last may be lost with its power.
+		Name: "nats", Offered: true, Interfaces: []string{
+			"keyvalue", "keyvalue.counter", "keyvalue.ttl", "keyvalue.version",
+		}, Durability: durable, Consistency: strong,
+		MaxValueBytes: maxMessage, TTLGranularity: time.Millisecond, NeedsEndpoint: true, Address: HostPort,
+		Settings: []Setting{
+			{Name: "ca_file", Form: Text, Text: "a file of certificates that the servers' are verified by; asks for TLS"},
+			{
+				Name: "replicas", Form: OneOf, Values: []string{"1", "3", "5"}, Durability: map[string]configv1.Durability{"": relaxed, "1": relaxed},
+				Text: "on how many servers a stream that is made is kept; default 1",
+			},
+			{Name: "stream", Form: Text, Text: "the stream's name, made when it is missing; default prism-kv"},
+			{Name: "tls", Form: OneOf, Values: []string{"false", "true"}, Text: "whether connections are encrypted; default false"},
+		},
+	},
 	{Name: "postgres", Durability: durable, Consistency: strong, NeedsEndpoint: true, Address: HostPort},
 	{
 		// A Redis that syncs its log once a second, as it does by default, may lose that second.

@@ -43,7 +43,7 @@ func TestDriversTakeWhatTheCatalogueAdmits(t *testing.T) {
 	endpoints := map[catalog.Address][]string{
 		catalog.NoAddress: nil, catalog.HostPort: {"127.0.0.1:1"}, catalog.FileAddress: {filepath.Join(t.TempDir(), "items.db")},
 	}
-	values := map[catalog.Form][]string{catalog.Number: {"0", "3"}, catalog.Duration: {"10s"}}
+	values := map[catalog.Form][]string{catalog.Number: {"0", "3"}, catalog.Duration: {"10s"}, catalog.Text: {"items"}}
 	for _, d := range builtin.Drivers() {
 		typ, ok := catalog.Type(d.Type())
 		if !ok {
