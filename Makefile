@@ -122,7 +122,7 @@ generated:
 # Everything but e2e, which starts the real programs.
 .PHONY: unit
 unit:
-	scripts/fetch redis
+	scripts/fetch redis nats
 	@$(if $(RACE),:,echo "no C compiler: the tests run without the race detector")
 	packages=$$(go list ./... | grep -v '^github.com/prism-gateway/prism/e2e\(/\|$$\)'); \
 	go test $(RACE) $(TESTFLAGS) $$packages
