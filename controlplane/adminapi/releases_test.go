@@ -219,12 +219,60 @@ func TestAPlanSaysHowItWouldGoToTheFleet(t *testing.T) {
 	}
 }
 
-// A deletion that was begun and goes in waves does not make the next one wait for owners that it has not reached.
-func TestDeleteOfWhatDrainsInWaves(t *testing.T) {
+// drainedIn deletes a namespace, whose drain goes in waves, and returns the release.
+func (r *replica) drainedIn(t *testing.T, name string) uint64 {
+	t.Helper()
+	out, err := r.DeleteNamespace(t.Context(), &controlv1.DeleteNamespaceRequest{Namespace: name, Note: &controlv1.ChangeNote{Author: "ann", Message: "moved"}})
+	if err != nil || out.GetDrained() || out.GetRelease() == 0 || out.GetSnapshotVersion() < out.GetRelease() {
+		t.Fatalf("the deletion answers %v, %v; want the release that drains it", out, err)
+	}
+	if of, pending := r.store.Released().Of("ns/" + name); !pending || of.GetSnapshot() != out.GetRelease() {
+		t.Fatalf("it is pending in %v, want %d", of, out.GetRelease())
+	}
+	o, _ := r.store.Head().Namespace(name)
+	config := &configv1.NamespaceConfig{}
+	if err := proto.Unmarshal(o.Data, config); err != nil {
+		t.Fatal(err)
+	}
+	if !config.GetDraining() || config.GetRemoval().GetAuthor() != "ann" || config.GetRemoval().GetMessage() != "moved" {
+		t.Fatalf("it is %v, want one that drains and is to be removed then", config)
+	}
+	return out.GetRelease()
+}
+
+func TestADeletionInWavesDrainsFirst(t *testing.T) {
 	r := startUnder(t, scoped())
 	r.backends(t, &configv1.Backend{Name: "cache-a", Type: "redis", Endpoints: []string{"a.example.org:6379"}})
 	r.create(t, request("orders"))
-	_, err := r.store.Commit(t.Context(), release.Order{}, func(base *snapshot.Tree, _ uint64) ([]snapshot.Set, error) {
+	before, _ := r.store.Head().Namespace("orders")
+	first := r.drainedIn(t, "orders")
+	if again := r.drainedIn(t, "orders"); again != first {
+		t.Errorf("asked again it drains in %d, want %d", again, first)
+	}
+	if _, err := r.ControlRelease(t.Context(), &adminv1.ControlReleaseRequest{Snapshot: first, Action: adminv1.ReleaseAction_RELEASE_ACTION_ABORT}); err != nil {
+		t.Fatal(err)
+	}
+	if o, _ := r.store.Head().Namespace("orders"); o.Hash != before.Hash {
+		t.Error("it still drains after the release was aborted")
+	}
+	r.drainedIn(t, "orders")
+	out, err := r.DeleteNamespace(t.Context(), &controlv1.DeleteNamespaceRequest{
+		Namespace: "orders", Note: &controlv1.ChangeNote{Message: "now"}, Release: &controlv1.ReleaseOptions{AtOnce: true},
+	})
+	if err != nil || out.GetRelease() != 0 {
+		t.Fatalf("at once: %v, %v", out, err)
+	}
+	if _, there := r.store.Head().Namespace("orders"); there || len(r.store.Released().Active()) > 0 {
+		t.Errorf("it is still there: %v, under way: %v", there, r.store.Released().Active())
+	}
+}
+
+// One that drains since before there were waves is drained in them anew, so that its removal follows.
+func TestADeletionThatWasCutShortGoesOnInWaves(t *testing.T) {
+	r := startUnder(t, scoped())
+	r.backends(t, &configv1.Backend{Name: "cache-a", Type: "redis", Endpoints: []string{"a.example.org:6379"}})
+	r.create(t, request("orders"))
+	_, err := r.store.Commit(t.Context(), release.Order{AtOnce: true}, func(base *snapshot.Tree, _ uint64) ([]snapshot.Set, error) {
 		o, _ := base.Namespace("orders")
 		config := &configv1.NamespaceConfig{}
 		if err := proto.Unmarshal(o.Data, config); err != nil {
@@ -237,11 +285,5 @@ func TestDeleteOfWhatDrainsInWaves(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := r.DeleteNamespace(t.Context(), &controlv1.DeleteNamespaceRequest{Namespace: "orders"})
-	if err != nil || out.GetDrained() {
-		t.Fatalf("the deletion answers %v, %v; want one that has drained nobody", out, err)
-	}
-	if _, pending := r.store.Released().Of("ns/orders"); !pending {
-		t.Fatal("the deletion does not go in waves")
-	}
+	r.drainedIn(t, "orders")
 }

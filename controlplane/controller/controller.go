@@ -1,5 +1,5 @@
-// Package controller brings releases to the fleet: it begins their waves, holds each against its gate, ends them, and
-// takes back what proxies refuse.
+// Package controller brings releases to the fleet: it begins their waves, holds each against its gate, ends them, takes
+// back what proxies refuse, and removes the namespaces that releases have drained.
 //
 // All that is decided is in the head record, so any replica goes on where another stopped. What a leader knows besides,
 // such as how many calls had failed when a wave began, is lost with it: the next one holds the wave anew.
@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/prism-gateway/prism/controlplane/release"
+	"github.com/prism-gateway/prism/controlplane/snapshot"
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
 	recordv1 "github.com/prism-gateway/prism/protos/prism/record/v1"
@@ -27,14 +28,16 @@ type store interface {
 	Released() *release.State
 	Watch() (<-chan struct{}, func())
 	Step(ctx context.Context, step func(*release.State) (release.Step, error)) (release.Result, error)
+	Commit(ctx context.Context, order release.Order, edit snapshot.Edit) (snapshot.Commit, error)
 	Ended() []*recordv1.Release // newest first
 	Members() []*recordv1.MemberLease
 }
 
-// fleet is who owns what.
+// fleet is who owns what, and how far that is with what.
 type fleet interface {
 	Assignment() *configv1.Assignment
 	WatchAssignment() (<-chan struct{}, func())
+	WatchStatus(ctx context.Context, namespace string, told func(*configv1.NamespaceStatus) (done bool)) error
 }
 
 // Observation is what all replicas know of some partitions.
@@ -100,6 +103,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	defer stop()
 	var running sync.WaitGroup
 	defer running.Wait()
+	running.Go(func() { c.remove(ctx) })
 	followed := map[uint64]chan struct{}{} // closed when it is followed no more
 	for {
 		if state := c.cfg.Store.Released(); state != nil {

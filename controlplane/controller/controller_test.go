@@ -68,6 +68,7 @@ type kept struct {
 	watchers map[chan struct{}]bool
 	steps    []release.Step // that changed something
 	trouble  error          // what a step comes to
+	removed  []*recordv1.Change
 }
 
 func newKept() *kept {
@@ -171,6 +172,27 @@ func (k *kept) Step(ctx context.Context, choose func(*release.State) (release.St
 	return result, nil
 }
 
+// Commit records a change under no policies.
+func (k *kept) Commit(_ context.Context, order release.Order, edit snapshot.Edit) (snapshot.Commit, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	sets, err := edit(k.state.Head(), k.state.Head().Version()+1)
+	if err != nil || len(sets) == 0 {
+		return snapshot.Commit{Tree: k.state.Head()}, err
+	}
+	draft, changes, err := k.state.Draft(time.Now()).With(order, inWaves(), sets)
+	if err != nil {
+		return snapshot.Commit{}, err
+	}
+	done, err := draft.Done()
+	if err != nil {
+		return snapshot.Commit{}, err
+	}
+	k.removed = append(k.removed, changes...)
+	k.moveLocked(done)
+	return snapshot.Commit{Tree: done.State.Head(), Changed: true}, nil
+}
+
 // release is one, under way or ended.
 func (k *kept) release(t testing.TB, snapshot uint64) *recordv1.Release {
 	t.Helper()
@@ -256,6 +278,36 @@ func (s *script) Assignment() *configv1.Assignment {
 }
 
 func (s *script) WatchAssignment() (<-chan struct{}, func()) { return s.watch() }
+
+// WatchStatus tells the version of a namespace that each owner has.
+func (s *script) WatchStatus(ctx context.Context, namespace string, told func(*configv1.NamespaceStatus) bool) error {
+	p := ident.PartitionOf(namespace, partitions)
+	seen := s.observe(p)
+	defer seen.Close()
+	for {
+		o, ok := s.store.Released().Head().Namespace(namespace)
+		if !ok {
+			return fault.New(fault.NotFound, fault.Namespace, "no such namespace")
+		}
+		st := &configv1.NamespaceStatus{Version: o.Hash.String()}
+		cells := seen.Cells(p)
+		for _, i := range s.Assignment().GetPartitions()[p].GetOwners() {
+			owner := &configv1.OwnerStatus{Stage: configv1.Stage_STAGE_ACCEPTED}
+			if c := cells[s.Assignment().GetMembers()[i].GetId()]; len(c.GetUnready()) > 0 { // what a test says of it
+				owner.Stage = configv1.Stage_STAGE_PENDING
+			}
+			st.Owners = append(st.Owners, owner)
+		}
+		if told(st) {
+			return nil
+		}
+		select {
+		case <-seen.Changed():
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
 
 func (s *script) watch() (<-chan struct{}, func()) {
 	c := make(chan struct{}, 1)
