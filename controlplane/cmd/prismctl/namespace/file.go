@@ -108,7 +108,7 @@ How the change goes to the fleet is decided by what it can hurt (prismctl namesp
 	}
 	fileFlag(cmd, &file)
 	cmd.Flags().StringVar(&version, "version", "", "apply only if the namespace still has this version (as namespace get shows it)")
-	wait.register(cmd)
+	wait.register(cmd, untilLive)
 	cmd.Flags().StringArrayVar(&tokens, "reservation-token", nil,
 		"the token of a reserved name, or NAME=TOKEN for each when the file holds several (environment: "+tokenVariable+")")
 	note.Register(cmd)
@@ -129,8 +129,11 @@ type waitLimit struct {
 	given    bool // on the command line
 }
 
-func (w *waitLimit) register(cmd *cobra.Command) {
-	cmd.Flags().BoolVar(&w.on, "wait", false, "wait until every owner serves the change and its release has ended")
+// untilLive is what is waited for by what changes something.
+const untilLive = "wait until every owner serves the change and its release has ended"
+
+func (w *waitLimit) register(cmd *cobra.Command, until string) {
+	cmd.Flags().BoolVar(&w.on, "wait", false, until)
 	cmd.Flags().DurationVar(&w.duration, "wait-for", 2*time.Minute, "how long to wait at most; unless it is given, a release in waves is waited for as long as it takes")
 }
 

@@ -123,7 +123,7 @@ func (c *Commands) rollback() *cobra.Command {
 	}
 	cmd.Flags().Uint64Var(&to, "to", 0, "the snapshot to go back to")
 	_ = cmd.MarkFlagRequired("to") // fails only for an unknown flag
-	wait.register(cmd)
+	wait.register(cmd, untilLive)
 	note.Register(cmd)
 	options.Register(cmd)
 	return cmd
@@ -163,6 +163,37 @@ func (c *Commands) waitLive(ctx context.Context, limit waitLimit, snapshot uint6
 	}
 	if err == nil && ctx.Err() != nil {
 		return terminal.NotLivef("the change is recorded; it was not waited until every owner of %s served it", waiting)
+	}
+	return err
+}
+
+// waitRemoved shows the release that drains a namespace until that has ended, and waits until the namespace is gone.
+func (c *Commands) waitRemoved(ctx context.Context, limit waitLimit, snapshot uint64, name string) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	patience := time.AfterFunc(limit.duration, func() { cancel(errTooLong) })
+	defer patience.Stop()
+	progress := c.term.Progress()
+	removed := false
+	err := c.target.WithoutLimit(ctx, func(ctx context.Context, control *client.Control) error {
+		err := c.released(ctx, control, progress, snapshot, []string{name}, func() {
+			if !limit.given {
+				patience.Stop() // its policy says how long it takes
+			}
+		})
+		if err != nil {
+			return err
+		}
+		patience.Reset(limit.duration)
+		err = c.follow(ctx, control, progress, name, 0)
+		if f := faultgrpc.FromStatus(err); f != nil && f.Reason == fault.Namespace {
+			removed = true
+			return nil
+		}
+		return err
+	})
+	if err == nil && !removed || context.Cause(ctx) == errTooLong {
+		return terminal.NotLivef("%s drains in release %d and was not seen to be removed\n  see how far it is with: prismctl release status %d", name, snapshot, snapshot)
 	}
 	return err
 }

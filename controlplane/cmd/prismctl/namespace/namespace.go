@@ -120,9 +120,14 @@ func (c *Commands) delete() *cobra.Command {
 	var note terminal.Note
 	var release terminal.Release
 	var version string
+	var wait waitLimit
 	cmd := &cobra.Command{
-		Use:               "delete NAME",
-		Short:             "Drain a namespace and remove it; its data stays where it is",
+		Use:   "delete NAME",
+		Short: "Drain a namespace and remove it; its data stays where it is",
+		Long: `Drain a namespace and remove it; its data stays where it is.
+
+Where that goes in waves, they drain it, and it is removed when they are done. Until then "prismctl release abort" brings
+it back. With --wait the waves are shown, and the command ends when it is removed.`,
 		Example:           "  prismctl namespace delete user-profiles -m 'moved to accounts'",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: c.target.Complete(Names),
@@ -130,15 +135,27 @@ func (c *Commands) delete() *cobra.Command {
 			if err := errors.Join(terminal.CheckVersion(version, "prismctl namespace get"), release.Check(cmd, note)); err != nil {
 				return err
 			}
-			return target.Ask(c.target, cmd, func(ctx context.Context, control *client.Control) (*controlv1.DeleteNamespaceResponse, error) {
-				return control.Namespaces.DeleteNamespace(ctx, &controlv1.DeleteNamespaceRequest{
+			var resp *controlv1.DeleteNamespaceResponse
+			err := target.Ask(c.target, cmd, func(ctx context.Context, control *client.Control) (_ *controlv1.DeleteNamespaceResponse, err error) {
+				resp, err = control.Namespaces.DeleteNamespace(ctx, &controlv1.DeleteNamespaceRequest{
 					Namespace: args[0], Version: version, Note: note.Proto(c.term), Release: release.Proto()})
+				return resp, err
 			}, func(w io.Writer, resp *controlv1.DeleteNamespaceResponse) {
+				if resp.GetRelease() != 0 {
+					terminal.Fields(w, "draining", args[0], "snapshot", strconv.FormatUint(resp.GetSnapshotVersion(), 10),
+						"removed after release", strconv.FormatUint(resp.GetRelease(), 10), "data remains on", strings.Join(resp.GetDataRemainsOn(), ", "))
+					return
+				}
 				terminal.Fields(w, "deleted", args[0], "snapshot", strconv.FormatUint(resp.GetSnapshotVersion(), 10),
 					"drained first", yesNo(resp.GetDrained()), "data remains on", strings.Join(resp.GetDataRemainsOn(), ", "))
 			})
+			if err != nil || !wait.on || resp.GetRelease() == 0 {
+				return err
+			}
+			return c.waitRemoved(cmd.Context(), wait.of(cmd), resp.GetRelease(), args[0])
 		},
 	}
+	wait.register(cmd, "wait until it is removed")
 	cmd.Flags().StringVar(&version, "version", "", "delete only if the namespace still has this version (as namespace get shows it)")
 	note.Register(cmd)
 	release.Register(cmd)
