@@ -413,6 +413,55 @@ func TestReleasesAreSteered(t *testing.T) {
 			return out.GetSnapshotVersion()
 		})
 	})
+	t.Run("one of several that cannot serve", func(t *testing.T) {
+		limits := onRedis("bystander")
+		limits.Limits = &configv1.Limits{Concurrency: 108}
+		out, err := c.Admin().Control.ApplyNamespaces(ctx, applying(keyvalue("victim", "redis-dead", "redis"), limits))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := until(out.GetSnapshotVersion(), done)
+		if b := r.GetTakenBack(); len(b) != 1 || b[0].GetName() != "ns/victim" || !strings.HasPrefix(b[0].GetWhy().GetReason(), "not ready at ") {
+			t.Errorf("taken back: %v", b)
+		}
+		live(ctx, t, c.Admin(), "victim", 0)
+		live(ctx, t, c.Admin(), "bystander", out.GetSnapshotVersion())
+	})
+	t.Run("a deletion that is aborted", func(t *testing.T) {
+		before := versionOf(ctx, t, c, "victim")
+		out, err := c.Admin().Control.DeleteNamespace(ctx, &controlv1.DeleteNamespaceRequest{Namespace: "victim"})
+		if err != nil || out.GetRelease() == 0 {
+			t.Fatalf("%v, %v", out, err)
+		}
+		do(out.GetRelease(), adminv1.ReleaseAction_RELEASE_ACTION_ABORT)
+		if got := versionOf(ctx, t, c, "victim"); got != before {
+			t.Errorf("it is at %s, not what it was", got)
+		}
+		live(ctx, t, c.Admin(), "victim", 0)
+	})
+	t.Run("a deletion", func(t *testing.T) {
+		killed := leader(t, c)
+		asked := c.Admins[(slices.Index(c.Admins, killed)+1)%len(c.Admins)]
+		out, err := asked.Control.DeleteNamespace(ctx, &controlv1.DeleteNamespaceRequest{Namespace: "victim"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		killed.Kill() // another finishes what it began
+		if text, err := prismctl(ctx, t, asked, "namespace", "delete", "victim", "--wait"); err != nil || !strings.Contains(text, fmt.Sprint(out.GetRelease())) {
+			t.Errorf("prismctl: %v\n%s", err, text)
+		}
+		for _, p := range c.Proxies {
+			harness.Eventually(t, 20*time.Second, "no proxy has it", func() error {
+				d, err := p.Dump()
+				if _, there := d.Namespace("victim"); err != nil || there {
+					return fmt.Errorf("%s has it: %v, %w", p.ID, there, err)
+				}
+				return nil
+			})
+		}
+		killed.Start()
+		c.WaitReady(30 * time.Second)
+	})
 }
 
 // proxy is a proxy that is asked what it serves.
