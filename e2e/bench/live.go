@@ -135,3 +135,13 @@ func benchMemory(r *run) {
 }
 
 func mib(n int64) float64 { return float64(n) / (1 << 20) }
+
+func mustCPU(r *run, pid int) time.Duration {
+	d, err := harness.CPUTime(pid)
+	if err != nil {
+		r.Fatalf("%v", err)
+	}
+	return d
+}
+
+func round(d time.Duration) time.Duration { return d.Round(time.Microsecond) }

@@ -20,7 +20,6 @@ type part struct {
 }
 
 var parts = []part{
-	{"data", "KeyValue Get through a proxy to Redis, against a bare gRPC pass-through", benchData},
 	{"live", "request accepted until served by all owners, 10,000 namespaces, 3 proxies", benchLive},
 	{"memory", "memory of prism-admin per namespace", benchMemory},
 }
@@ -29,7 +28,7 @@ func main() {
 	only := flag.String("only", "", "comma-separated parts to run; all without it")
 	quick := flag.Bool("quick", false, "a tenth of the time, for trying the bench itself")
 	flag.Usage = func() {
-		fmt.Fprintln(os.Stderr, "usage: bench [-only data,live,memory] [-quick]")
+		fmt.Fprintln(os.Stderr, "usage: bench [-only live,memory] [-quick]")
 		for _, p := range parts {
 			fmt.Fprintf(os.Stderr, "  %-8s %s\n", p.name, p.what)
 		}
