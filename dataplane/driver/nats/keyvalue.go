@@ -254,7 +254,11 @@ func (i *Instance) change(ctx context.Context, space driver.Space, name driver.N
 
 // back waits a little, a random time that grows with the tries.
 func (i *Instance) back(ctx context.Context, try int) *fault.Fault {
-	wait := rand.N(time.Duration(min(try, 20)) * 500 * time.Microsecond)
+	return i.rest(ctx, rand.N(time.Duration(min(try, 20))*500*time.Microsecond))
+}
+
+// rest waits.
+func (i *Instance) rest(ctx context.Context, wait time.Duration) *fault.Fault {
 	select {
 	case <-time.After(wait):
 		return nil

@@ -317,3 +317,30 @@ func (l *line) forget(c *call) {
 	defer l.mu.Unlock()
 	delete(l.waiting, strings.TrimPrefix(c.msg.Reply, l.inbox))
 }
+
+// flush waits until the server has taken all that was sent.
+func (l *line) flush(ctx context.Context) *fault.Fault {
+	ctx, cancel := context.WithTimeout(ctx, maxWait)
+	defer cancel()
+	switch err := l.nc.FlushWithContext(ctx); {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return late(ctx.Err())
+	default:
+		return brokenFault(err)
+	}
+}
+
+// denial is the newest denial by the server's access rules, or nil.
+func (l *line) denial() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.denied
+}
+
+// denies says whether the newest denial is of a subject.
+func (l *line) denies(subject string) bool {
+	err := l.denial()
+	return err != nil && strings.Contains(err.Error(), `"`+subject+`"`)
+}

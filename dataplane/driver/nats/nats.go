@@ -34,7 +34,7 @@ type natsDriver struct{}
 func (natsDriver) Type() string { return "nats" }
 
 func (natsDriver) Interfaces() []string {
-	return []string{"keyvalue", "keyvalue.counter", "keyvalue.list", "keyvalue.scan", "keyvalue.ttl", "keyvalue.version"}
+	return []string{"keyvalue", "keyvalue.counter", "keyvalue.list", "keyvalue.scan", "keyvalue.ttl", "keyvalue.version", "keyvalue.watch"}
 }
 
 var streamName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,32}$`)

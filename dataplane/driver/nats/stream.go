@@ -2,7 +2,6 @@ package nats
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"hash/fnv"
 	"time"
@@ -101,18 +100,10 @@ func (l *line) create(ctx context.Context, i *Instance) (*description, *fault.Fa
 		return l.describe(ctx, i.stream)
 	case d.Problem != nil && f.Code == fault.Internal:
 		f = fault.Wrap(d.Problem, fault.FailedPrecondition, fault.Backend, "the backend's stream is missing and cannot be made")
-	case errors.As(f.Unwrap(), new(*problem)):
-	case l.mayNot():
+	case l.denial() != nil:
 		f = fault.Wrap(f, fault.FailedPrecondition, fault.Backend, "the backend's stream is missing and the proxy may not make it")
 	}
 	return nil, f
-}
-
-// mayNot says whether the server has denied something.
-func (l *line) mayNot() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.denied != nil
 }
 
 // suits says what of a stream keeps it from holding items, or nil.
