@@ -73,7 +73,8 @@ func (w *waves) complete(ctx context.Context, state *release.State) {
 
 // cells are those of the release, with what is known of them.
 func (w *waves) cells(state *release.State, r *recordv1.Release) []gate.Cell {
-	cells := gate.Survey(state, w.snapshot, w.server.cfg.Fleet.Assignment(), w.server.cfg.Store.Members())
+	cells := gate.Survey(state, w.snapshot, w.server.cfg.Fleet.Assignment())
+	gate.Missing(cells, w.server.cfg.Store.Members())
 	if w.seen == nil {
 		return cells
 	}
@@ -96,13 +97,10 @@ func (w *waves) view(state *release.State, r *recordv1.Release) *adminv1.Release
 	out := releaseView(r, state.Held(w.snapshot))
 	cells := w.cells(state, r)
 	for n := 1; n <= release.Waves; n++ {
-		wave := &adminv1.ReleaseWave{Wave: uint32(n), Name: release.WaveName(n), Reached: uint32(n) <= r.GetWave()}
-		for i := range cells {
-			if cells[i].Wave == n {
-				tell(wave, &cells[i], w.snapshot)
-			}
-		}
-		out.Waves = append(out.Waves, wave)
+		out.Waves = append(out.Waves, &adminv1.ReleaseWave{Wave: uint32(n), Name: release.WaveName(n), Reached: uint32(n) <= r.GetWave()})
+	}
+	for i := range cells {
+		tell(out.Waves[cells[i].Wave-1], &cells[i], w.snapshot)
 	}
 	out.WaitsFor = w.server.waitsFor(r, cells)
 	return out

@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	// pace is how much lies at least between two judgements that were caused by what proxies tell, and times how much
+	// pace is how much lies at least between two judgements that were caused by what others did, and times how much
 	// longer than a judgement took, so that a release of everything on a large fleet leaves the replica time for others.
 	pace  = 25 * time.Millisecond
 	times = 10
@@ -36,6 +36,8 @@ type follower struct {
 	observed observed
 	hold     *hold // the wave that is held; nil before it is judged
 	lost     lost
+	surveyed surveyed
+	cells    []gate.Cell
 	ejected  int // how much has gone back because namespaces could not serve
 }
 
@@ -62,11 +64,12 @@ func (c *Controller) follow(ctx context.Context, snapshot uint64) {
 		case <-moved:
 		case <-assigned:
 		case <-f.observed.changed():
-			if !pause(ctx, max(pace, times*took)) {
-				return
-			}
 		case <-timer.C:
+			continue
 		case <-ctx.Done():
+			return
+		}
+		if !pause(ctx, max(pace, times*took)) {
 			return
 		}
 	}
@@ -211,8 +214,8 @@ func (f *follower) step(ctx context.Context, r *recordv1.Release, step release.S
 // refusals are what the cells that a release has reached refuse of it.
 func refusals(cells []gate.Cell) []refusal {
 	var all []refusal
-	for _, c := range cells {
-		if c.Reached && len(c.Rejections) > 0 {
+	for i := range cells {
+		if c := &cells[i]; c.Reached && len(c.Rejections) > 0 {
 			all = append(all, refusal{proxy: c.Proxy, build: c.Build, partition: c.Partition, rejections: c.Rejections})
 		}
 	}
@@ -224,8 +227,8 @@ func has(cells []gate.Cell, wave int) bool { return count(cells, wave) > 0 }
 
 func count(cells []gate.Cell, wave int) int {
 	n := 0
-	for _, c := range cells {
-		if c.Wave == wave {
+	for i := range cells {
+		if cells[i].Wave == wave {
 			n++
 		}
 	}

@@ -84,6 +84,9 @@ func (h *hold) anew() {
 }
 
 func keys(m map[string]time.Time) map[string]bool {
+	if len(m) == 0 {
+		return nil
+	}
 	out := map[string]bool{}
 	for k := range m {
 		out[k] = true
@@ -92,6 +95,10 @@ func keys(m map[string]time.Time) map[string]bool {
 }
 
 func (h *hold) unready(c *gate.Cell, m *memory, now time.Time) {
+	if len(c.Unready) == 0 {
+		m.unready = nil
+		return
+	}
 	since := map[string]time.Time{}
 	for i := range c.Unready {
 		u := &c.Unready[i]

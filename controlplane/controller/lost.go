@@ -24,8 +24,8 @@ func (l *lost) look(cells []gate.Cell, members []*recordv1.MemberLease) {
 		alive[m.GetMember().GetId()] = true
 		l.leaving[m.GetMember().GetId()] = m.GetMember().GetDraining()
 	}
-	for _, c := range cells {
-		if c.Reached && alive[c.Proxy] {
+	for i := range cells {
+		if c := &cells[i]; c.Reached && alive[c.Proxy] {
 			l.reached[c.Proxy] = true
 		}
 	}

@@ -51,13 +51,24 @@ func (o *observed) close() {
 	}
 }
 
-// survey lists the cells of a release with what is known of them.
+// surveyed are the cells of a release as they were listed, before anything was known of them.
+type surveyed struct {
+	state      *release.State
+	assignment *configv1.Assignment
+	cells      []gate.Cell
+}
+
+// survey lists the cells of a release with what is known of them. They are good until it is called again.
 func (f *follower) survey(state *release.State, assignment *configv1.Assignment) []gate.Cell {
-	cells := gate.Survey(state, f.snapshot, assignment, f.cfg.Store.Members())
+	if f.surveyed.state != state || f.surveyed.assignment != assignment {
+		f.surveyed = surveyed{state, assignment, gate.Survey(state, f.snapshot, assignment)}
+	}
+	f.cells = append(f.cells[:0], f.surveyed.cells...)
+	gate.Missing(f.cells, f.cfg.Store.Members())
 	pending := gate.Pending(state, f.snapshot)
 	known := map[ident.Partition]map[string]*controlv1.CellState{}
-	for i := range cells {
-		c := &cells[i]
+	for i := range f.cells {
+		c := &f.cells[i]
 		states, ok := known[c.Partition]
 		if !ok {
 			states = f.observed.Cells(c.Partition)
@@ -65,5 +76,5 @@ func (f *follower) survey(state *release.State, assignment *configv1.Assignment)
 		}
 		c.Observe(states[c.Proxy], pending)
 	}
-	return cells
+	return f.cells
 }

@@ -199,17 +199,18 @@ func Judge(in Input) Verdict {
 type judgement struct {
 	in                Input
 	silence, patience time.Duration
-	failed, late      []string // failed for good, and not yet as they ought to be
-	unready           []Outage // by name
-	behind            int      // cells that do not serve it
+	failed, late      []string       // failed for good, and not yet as they ought to be
+	unready           []Outage       // by name
+	others            map[place]bool // what cannot serve where the release has not come to; nil until somebody asks
+	behind            int            // cells that do not serve it
 	until             time.Time
 }
 
 // cell judges a cell that the release has reached, by itself.
 func (j *judgement) cell(c *Cell) {
-	at := c.Proxy + " in " + c.Partition.String()
+	at := func() string { return c.Proxy + " in " + c.Partition.String() }
 	for _, r := range c.Rejections {
-		j.failed = append(j.failed, fmt.Sprintf("%s refused %s", at, Refusal(r, c.Build)))
+		j.failed = append(j.failed, fmt.Sprintf("%s refused %s", at(), Refusal(r, c.Build)))
 	}
 	if c.Rank == release.Other {
 		return // it loads the partition, or is about to leave it: placement waits for it
@@ -221,16 +222,16 @@ func (j *judgement) cell(c *Cell) {
 	}
 	switch {
 	case j.in.Now.Sub(heard) >= j.silence:
-		j.failed = append(j.failed, fmt.Sprintf("%s has not been heard of for %s", at, seconds(j.in.Now.Sub(heard))))
+		j.failed = append(j.failed, fmt.Sprintf("%s has not been heard of for %s", at(), seconds(j.in.Now.Sub(heard))))
 	default:
 		j.again(heard.Add(j.silence))
 	}
 	if !c.Serves(j.in.Snapshot) {
 		j.behind++
-		j.expect(c.Since, fmt.Sprintf("%s %s", at, behind(c)))
+		j.expect(c.Since, fmt.Sprintf("%s %s", at(), behind(c)))
 	}
 	for _, u := range c.Unready {
-		if u.Before || elsewhere(j.in.Cells, c.Partition, u.Namespace) {
+		if u.Before || j.elsewhere(c.Partition, u.Namespace) {
 			continue
 		}
 		since := u.Since
@@ -240,7 +241,7 @@ func (j *judgement) cell(c *Cell) {
 		o := Outage{Namespace: u.Namespace, Proxy: c.Proxy, Build: c.Build, Reason: u.Reason, Over: true}
 		if due := since.Add(j.patience); j.in.Now.Before(due) {
 			o.Over = false
-			j.late = append(j.late, fmt.Sprintf("%s cannot serve namespace %s: %s", at, u.Namespace, u.Reason))
+			j.late = append(j.late, fmt.Sprintf("%s cannot serve namespace %s: %s", at(), u.Namespace, u.Reason))
 			j.again(due)
 		}
 		j.out(o)
@@ -308,11 +309,27 @@ func behind(c *Cell) string {
 	return "waits for it to be sent"
 }
 
+// place is a namespace in its partition.
+type place struct {
+	partition ident.Partition
+	namespace string
+}
+
 // elsewhere reports whether a namespace cannot serve on a cell that the release has not reached either.
-func elsewhere(cells []Cell, p ident.Partition, namespace string) bool {
-	return slices.ContainsFunc(cells, func(c Cell) bool {
-		return !c.Reached && c.Partition == p && slices.ContainsFunc(c.Unready, func(u Unready) bool { return u.Namespace == namespace })
-	})
+func (j *judgement) elsewhere(p ident.Partition, namespace string) bool {
+	if j.others == nil {
+		j.others = map[place]bool{}
+		for i := range j.in.Cells {
+			c := &j.in.Cells[i]
+			if c.Reached {
+				continue
+			}
+			for _, u := range c.Unready {
+				j.others[place{c.Partition, u.Namespace}] = true
+			}
+		}
+	}
+	return j.others[place{p, namespace}]
 }
 
 // Refusal says what a proxy of a build refused and why.

@@ -13,14 +13,10 @@ import (
 )
 
 // Survey lists the cells of the partitions that a release under way concerns, by wave, partition and proxy, with nothing
-// known of them but what those that it has reached are to have. The assignment says who owns what and who is a validator, and the members are
-// who is alive: who is none of them is gone.
-func Survey(s *release.State, snapshot uint64, a *configv1.Assignment, members []*recordv1.MemberLease) []Cell {
+// known of them but what those that it has reached are to have. The assignment says who owns what and who is a validator.
+// Who has left the fleet is for Missing to say.
+func Survey(s *release.State, snapshot uint64, a *configv1.Assignment) []Cell {
 	var validators []string
-	alive := make(map[string]bool, len(members))
-	for _, lease := range members {
-		alive[lease.GetMember().GetId()] = true
-	}
 	for _, m := range a.GetMembers() {
 		if m.GetValidator() {
 			validators = append(validators, m.GetId())
@@ -31,7 +27,6 @@ func Survey(s *release.State, snapshot uint64, a *configv1.Assignment, members [
 		add := func(proxy string, rank release.Rank) {
 			c := Cell{
 				Partition: p, Proxy: proxy, Rank: rank, Wave: s.WaveOf(snapshot, p, rank), Reached: s.Reached(snapshot, p, rank),
-				Gone: !alive[proxy],
 			}
 			if c.Reached {
 				v := s.View(p, rank)
@@ -58,6 +53,17 @@ func Survey(s *release.State, snapshot uint64, a *configv1.Assignment, members [
 	return cells
 }
 
+// Missing marks the cells of proxies that are none of the members, who are those that are alive.
+func Missing(cells []Cell, members []*recordv1.MemberLease) {
+	alive := make(map[string]bool, len(members))
+	for _, lease := range members {
+		alive[lease.GetMember().GetId()] = true
+	}
+	for i := range cells {
+		cells[i].Gone = !alive[cells[i].Proxy]
+	}
+}
+
 // NextWave returns the first wave after the one that a release has reached that has cells, and the last one when none
 // has.
 func NextWave(cells []Cell, reached int) int {
@@ -70,18 +76,20 @@ func NextWave(cells []Cell, reached int) int {
 	return next
 }
 
-// Pending are the objects that a release holds, with the versions that it brings; a deletion brings none.
-func Pending(s *release.State, snapshot uint64) map[string]ident.Hash {
-	versions := map[string]ident.Hash{}
-	for _, o := range s.Pending(snapshot) {
-		versions[o.Name] = o.After.Hash
+// Pending finds the objects that a release holds, by name, with the versions that it brings; a deletion brings none.
+func Pending(s *release.State, snapshot uint64) func(name string) (version ident.Hash, ok bool) {
+	return func(name string) (ident.Hash, bool) {
+		if pendingIn(s, name) != snapshot {
+			return ident.Hash{}, false
+		}
+		newest, _ := s.Head().Object(name)
+		return newest.Hash, true
 	}
-	return versions
 }
 
 // Observe notes what is known of a cell; of its rejections those of the objects that are pending, in the versions that
 // the release brings, and those of the whole partition. A state that is nil is nothing.
-func (c *Cell) Observe(s *controlv1.CellState, pending map[string]ident.Hash) {
+func (c *Cell) Observe(s *controlv1.CellState, pending func(name string) (ident.Hash, bool)) {
 	if s == nil {
 		return
 	}
@@ -118,11 +126,11 @@ func (c *Cell) wanted() Roots {
 
 // Concerns reports whether a rejection is of an object that is pending, in the version that the release brings, or of
 // the whole partition.
-func Concerns(r *configv1.Rejection, p ident.Partition, pending map[string]ident.Hash) bool {
+func Concerns(r *configv1.Rejection, p ident.Partition, pending func(name string) (ident.Hash, bool)) bool {
 	if r.GetResource() == p.String() {
 		return true
 	}
-	version, ok := pending[r.GetResource()]
+	version, ok := pending(r.GetResource())
 	return ok && (r.GetVersion() == "" || r.GetVersion() == version.String())
 }
 

@@ -100,7 +100,7 @@ func TestSurvey(t *testing.T) {
 			s, snapshot := underWay(t, wave)
 			newest := s.Head().Collection(ident.PartitionOf("orders", partitions)).Root()
 			var got []cell
-			for _, c := range gate.Survey(s, snapshot, fleet(), members()) {
+			for _, c := range gate.Survey(s, snapshot, fleet()) {
 				got = append(got, cell{c.Proxy, c.Wave, c.Reached})
 				if wants := len(c.Wants) == 1 && c.Wants[0].Partition == newest; wants != c.Reached {
 					t.Errorf("%s wants %v", c.Proxy, c.Wants)
@@ -113,9 +113,11 @@ func TestSurvey(t *testing.T) {
 	}
 }
 
-func TestSurveyTellsWhoIsGone(t *testing.T) {
+func TestMissingTellsWhoIsGone(t *testing.T) {
 	s, snapshot := underWay(t, release.WaveAll)
-	for _, c := range gate.Survey(s, snapshot, fleet(), members("proxy-0")) {
+	cells := gate.Survey(s, snapshot, fleet())
+	gate.Missing(cells, members("proxy-0"))
+	for _, c := range cells {
 		if c.Gone != (c.Proxy == "proxy-0") {
 			t.Errorf("%s is gone: %v", c.Proxy, c.Gone)
 		}
@@ -124,7 +126,7 @@ func TestSurveyTellsWhoIsGone(t *testing.T) {
 
 func TestNextWave(t *testing.T) {
 	s, snapshot := underWay(t, release.WaveValidators)
-	cells := gate.Survey(s, snapshot, fleet(), members())
+	cells := gate.Survey(s, snapshot, fleet())
 	for reached, want := range map[int]int{0: 1, 1: 2, 2: 4, 3: 4, 4: 5} { // the first wave of owners is all of rank 0
 		if got := gate.NextWave(cells, reached); got != want {
 			t.Errorf("after wave %d comes %d, want %d", reached, got, want)
@@ -138,7 +140,11 @@ func TestNextWave(t *testing.T) {
 func TestObserve(t *testing.T) {
 	s, snapshot := underWay(t, release.WaveAll)
 	pending := gate.Pending(s, snapshot)
-	cells := gate.Survey(s, snapshot, fleet(), members())
+	version, ok := pending("ns/orders")
+	if _, other := pending("ns/carts"); !ok || other {
+		t.Fatalf("orders is pending: %v, carts: %v", ok, other)
+	}
+	cells := gate.Survey(s, snapshot, fleet())
 	c := &cells[0]
 	wanted := c.Wants[0]
 	state := &controlv1.CellState{
@@ -147,7 +153,7 @@ func TestObserve(t *testing.T) {
 		Unready: []*controlv1.Unready{{Namespace: "orders", Reason: "no pool"}},
 		Traffic: &controlv1.Traffic{Calls: 5, Failed: 1, Took: durationpb.New(time.Second), Since: timestamppb.New(boot)},
 		Rejections: []*configv1.Rejection{
-			{Resource: "ns/orders", Version: pending["ns/orders"].String()}, {Resource: "ns/orders"}, {Resource: c.Partition.String()}, // those that concern it
+			{Resource: "ns/orders", Version: version.String()}, {Resource: "ns/orders"}, {Resource: c.Partition.String()}, // those that concern it
 			{Resource: "ns/orders", Version: "another"}, {Resource: "ns/carts"}, {Resource: "p/9999"},
 		},
 	}

@@ -19,8 +19,8 @@ const noticeable = time.Millisecond
 // as it takes calls to judge at all.
 func compare(cells []Cell, policy *configv1.ReleasePolicy, held bool) string {
 	concerned := map[ident.Partition]bool{}
-	for _, c := range cells {
-		if c.Reached {
+	for i := range cells {
+		if c := &cells[i]; c.Reached {
 			concerned[c.Partition] = true
 		}
 	}
@@ -28,7 +28,8 @@ func compare(cells []Cell, policy *configv1.ReleasePolicy, held bool) string {
 	var count int
 	var worst string
 	var most uint64
-	for _, c := range cells {
+	for i := range cells {
+		c := &cells[i]
 		if !concerned[c.Partition] {
 			continue
 		}
