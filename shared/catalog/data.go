@@ -35,7 +35,8 @@ var types = []BackendType{
 	{
 		// One server writes to its disk at its leisure: what it acknowledged last may be lost with its power.
 		Name: "nats", Offered: true, Interfaces: []string{
-			"keyvalue", "keyvalue.counter", "keyvalue.list", "keyvalue.scan", "keyvalue.ttl", "keyvalue.version", "keyvalue.watch",
+			"keyvalue", "keyvalue.counter", "keyvalue.large", "keyvalue.list", "keyvalue.scan", "keyvalue.ttl", "keyvalue.version",
+			"keyvalue.watch",
 		}, Durability: durable, Consistency: strong,
 		MaxValueBytes: maxMessage, TTLGranularity: time.Millisecond, NeedsEndpoint: true, Address: HostPort,
 		Settings: []Setting{

@@ -75,9 +75,10 @@ func tooLarge(err error) *fault.Fault {
 	return fault.Wrap(err, fault.Invalid, fault.TooLarge, "the value is larger than the backend takes").WithOutcome(fault.NotApplied)
 }
 
-// noStream is the fault of a subject that nobody answers: the stream is gone, or has no leader.
+// noStream is the fault of a subject that nobody answers: the stream is gone, or has no leader. It is looked for anew.
 func noStream(l *line) *fault.Fault {
 	l.target.Store(nil)
+	l.parts.Store(nil)
 	return fault.New(fault.Unavailable, fault.BackendDown, "the backend has no stream for the items at present").
 		WithOutcome(fault.NotApplied).WithRetry(pause)
 }
@@ -126,8 +127,7 @@ func (p *problem) fault(l *line) *fault.Fault {
 	case p.Code == codeNotEnabled, p.Code == codeNotForAccount:
 		f = down("the backend has no JetStream for the proxy's account")
 	case p.Code == codeNoStream:
-		l.target.Store(nil)
-		f = down("the backend has no stream for the items at present")
+		return noStream(l)
 	case p.Status == 503, p.Status == 500:
 		f = down("the backend cannot do it at present")
 	default:

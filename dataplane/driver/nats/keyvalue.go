@@ -244,6 +244,9 @@ func (i *Instance) change(ctx context.Context, space driver.Space, name driver.N
 		if !stored {
 			continue
 		}
+		if r := old.record; r != nil && r.kind == parted && (c.record.kind != parted || c.record.large.name != r.large.name) {
+			i.giveUp(ctx, r.large.name)
+		}
 		if c.record.kind != deleted {
 			c.done.Version = c.record.mark.version(sequence)
 		}

@@ -38,7 +38,8 @@ type line struct {
 	denied  error // the newest denial by the server's access rules
 
 	setup  chan struct{}          // held by who prepares
-	target atomic.Pointer[target] // nil until the stream is known to be there
+	target atomic.Pointer[target] // the stream of the items; nil until it is known to be there
+	parts  atomic.Pointer[target] // that of the parts of large values
 }
 
 // call is one request. Whoever takes it first, the sender or its caller who gives up, decides whether it was sent.
@@ -127,7 +128,7 @@ func (d dialer) Dial(network, address string) (net.Conn, error) {
 // open opens a connection to one of the servers.
 func (i *Instance) open() (*line, error) {
 	l := &line{
-		queue: make(chan *call, maxQueued), ended: make(chan struct{}), waiting: map[string]*call{}, setup: make(chan struct{}, 1),
+		inbox: nats.NewInbox() + ".", queue: make(chan *call, maxQueued), ended: make(chan struct{}), waiting: map[string]*call{}, setup: make(chan struct{}, 1),
 	}
 	scheme := "nats://"
 	if i.secure {
@@ -143,7 +144,7 @@ func (i *Instance) open() (*line, error) {
 	options.PingInterval, options.MaxPingsOut = silence, 2
 	options.FlusherTimeout = maxWait
 	options.AsyncErrorCB = l.refused
-	options.ClosedCB = func(*nats.Conn) { l.breaks() }
+	options.ClosedCB = func(nc *nats.Conn) { l.breaks(nc.LastError()) }
 	if i.config.Username != "" {
 		options.User, options.Password = i.config.Username, i.config.Password.Reveal()
 	} else {
@@ -160,7 +161,7 @@ func (i *Instance) open() (*line, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.nc, l.inbox = nc, nc.NewInbox()+"."
+	l.nc = nc
 	answers, err := nc.Subscribe(l.inbox+"*", l.answered)
 	if err == nil {
 		err = answers.SetPendingLimits(-1, -1)
@@ -188,14 +189,14 @@ func (l *line) close() {
 }
 
 // breaks is called by the SDK, once, when the connection is closed for good.
-func (l *line) breaks() {
+func (l *line) breaks(why error) {
 	close(l.ended)
 	l.mu.Lock()
 	waiting := l.waiting
 	l.waiting = nil
 	l.mu.Unlock()
 	for _, c := range waiting {
-		c.end(nil, brokenFault(l.nc.LastError()))
+		c.end(nil, brokenFault(why))
 	}
 }
 

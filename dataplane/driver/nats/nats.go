@@ -34,7 +34,10 @@ type natsDriver struct{}
 func (natsDriver) Type() string { return "nats" }
 
 func (natsDriver) Interfaces() []string {
-	return []string{"keyvalue", "keyvalue.counter", "keyvalue.list", "keyvalue.scan", "keyvalue.ttl", "keyvalue.version", "keyvalue.watch"}
+	return []string{
+		"keyvalue", "keyvalue.counter", "keyvalue.large", "keyvalue.list", "keyvalue.scan", "keyvalue.ttl", "keyvalue.version",
+		"keyvalue.watch",
+	}
 }
 
 var streamName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,32}$`)
@@ -92,6 +95,7 @@ func (natsDriver) Open(cfg driver.Config) (driver.Instance, error) {
 		i.secure = true
 	}
 	i.living, i.cancel = context.WithCancel(context.Background())
+	i.running.Go(i.sweeper)
 	return i, nil
 }
 
@@ -168,6 +172,9 @@ func (i *Instance) ready(ctx context.Context) (*line, *target, *fault.Fault) {
 	if f != nil {
 		return nil, nil, f
 	}
-	t, f := l.prepared(ctx, i)
+	t := l.target.Load()
+	if t == nil {
+		t, f = l.prepared(ctx, &l.target, i.itemsConfig())
+	}
 	return l, t, f
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"hash/fnv"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -30,36 +32,36 @@ type description struct {
 	Created time.Time              `json:"created"`
 }
 
-// config is that of the stream that the driver makes.
-func (i *Instance) streamConfig() jetstream.StreamConfig {
+// itemsConfig is that of the stream of the items.
+func (i *Instance) itemsConfig() jetstream.StreamConfig {
+	c := i.streamConfig(i.stream, "items of Prism", i.stream+".*.*.*")
+	c.AllowMsgTTL, c.SubjectDeleteMarkerTTL, c.AllowRollup = true, markersStay, true
+	c.RePublish = &jetstream.RePublish{Source: i.stream + ".>", Destination: i.changes(">")}
+	return c
+}
+
+func (i *Instance) streamConfig(name, description, subjects string) jetstream.StreamConfig {
 	return jetstream.StreamConfig{
-		Name: i.stream, Description: "items of Prism", Subjects: []string{i.stream + ".*.*.*"},
+		Name: name, Description: description, Subjects: []string{subjects},
 		Storage: jetstream.FileStorage, Replicas: i.replicas, Retention: jetstream.LimitsPolicy,
 		// A full stream refuses: it never drops an item for another.
 		Discard: jetstream.DiscardNew, MaxMsgsPerSubject: 1, MaxBytes: -1, MaxMsgs: -1, MaxMsgSize: -1, MaxConsumers: -1,
-		AllowMsgTTL: true, SubjectDeleteMarkerTTL: markersStay, AllowRollup: true,
 		AllowDirect: i.replicas == 1,
-		RePublish:   &jetstream.RePublish{Source: i.stream + ".>", Destination: i.changes(">")},
 	}
 }
 
 // changes is the subject where the server tells of a change.
 func (i *Instance) changes(rest string) string { return i.stream + "-changes." + rest }
 
-// describe asks for the stream.
+// describe asks for a stream.
 func (l *line) describe(ctx context.Context, stream string) (*description, *fault.Fault) {
 	d := &description{}
-	if f := l.api(ctx, "$JS.API.STREAM.INFO."+stream, nil, d, &d.Problem); f != nil {
-		return d, f
-	}
-	return d, nil
+	f := l.api(ctx, "$JS.API.STREAM.INFO."+stream, nil, d, &d.Problem)
+	return d, f
 }
 
-// prepared returns the stream. The first call on a connection looks for it, and makes it when it is missing.
-func (l *line) prepared(ctx context.Context, i *Instance) (*target, *fault.Fault) {
-	if t := l.target.Load(); t != nil {
-		return t, nil
-	}
+// prepared returns a stream. The first call on a connection looks for it, and makes it when it is missing.
+func (l *line) prepared(ctx context.Context, known *atomic.Pointer[target], want jetstream.StreamConfig) (*target, *fault.Fault) {
 	select {
 	case l.setup <- struct{}{}:
 		defer func() { <-l.setup }()
@@ -68,55 +70,53 @@ func (l *line) prepared(ctx context.Context, i *Instance) (*target, *fault.Fault
 	case <-l.ended:
 		return nil, brokenFault(nil).WithOutcome(fault.NotApplied)
 	}
-	if t := l.target.Load(); t != nil {
+	if t := known.Load(); t != nil {
 		return t, nil
 	}
-	d, f := l.describe(ctx, i.stream)
+	d, f := l.describe(ctx, want.Name)
 	if f != nil && d.Problem != nil && d.Problem.Code == codeNoStream {
-		d, f = l.create(ctx, i)
+		d, f = l.create(ctx, want)
 	}
 	if f != nil {
 		return nil, f.WithOutcome(fault.NotApplied) // the stream by itself is nothing
 	}
-	if err := i.suits(d.Config); err != nil {
+	if err := suits(d.Config, want); err != nil {
 		return nil, fault.Wrap(err, fault.FailedPrecondition, fault.Backend, "the backend's stream is not one that the proxy can use").WithOutcome(fault.NotApplied)
 	}
 	t := &target{direct: d.Config.AllowDirect && d.Config.Replicas <= 1}
 	h := fnv.New64a()
-	fmt.Fprint(h, i.stream, " ", d.Created.UnixNano())
+	fmt.Fprint(h, want.Name, " ", d.Created.UnixNano())
 	t.identity = h.Sum64()
-	l.target.Store(t)
+	known.Store(t)
 	return t, nil
 }
 
-// create makes the stream; when another proxy was faster it is that one's.
-func (l *line) create(ctx context.Context, i *Instance) (*description, *fault.Fault) {
+// create makes a stream; when another proxy was faster it is that one's.
+func (l *line) create(ctx context.Context, want jetstream.StreamConfig) (*description, *fault.Fault) {
 	d := &description{}
-	f := l.api(ctx, "$JS.API.STREAM.CREATE."+i.stream, i.streamConfig(), d, &d.Problem)
+	f := l.api(ctx, "$JS.API.STREAM.CREATE."+want.Name, want, d, &d.Problem)
 	switch {
 	case f == nil:
-		return d, nil
 	case d.Problem != nil && d.Problem.Code == codeNameTaken:
-		return l.describe(ctx, i.stream)
+		return l.describe(ctx, want.Name)
 	case d.Problem != nil && f.Code == fault.Internal:
 		f = fault.Wrap(d.Problem, fault.FailedPrecondition, fault.Backend, "the backend's stream is missing and cannot be made")
-	case l.denial() != nil:
+	case d.Problem == nil && l.denies("$JS.API.STREAM.CREATE."+want.Name):
 		f = fault.Wrap(f, fault.FailedPrecondition, fault.Backend, "the backend's stream is missing and the proxy may not make it")
 	}
-	return nil, f
+	return d, f
 }
 
-// suits says what of a stream keeps it from holding items, or nil.
-func (i *Instance) suits(c jetstream.StreamConfig) error {
-	want := i.streamConfig()
+// suits says what keeps a stream from being used as the one that is wanted, or nil.
+func suits(c, want jetstream.StreamConfig) error {
 	switch {
-	case len(c.Subjects) != 1 || c.Subjects[0] != want.Subjects[0]:
-		return fmt.Errorf("stream %s: subjects are %q, want %q", c.Name, c.Subjects, want.Subjects)
+	case !slices.Equal(c.Subjects, want.Subjects):
+		return fmt.Errorf("stream %s: its subjects are %q, want %q", c.Name, c.Subjects, want.Subjects)
 	case c.MaxMsgsPerSubject != 1 || c.Discard != want.Discard || c.MaxAge != 0 || c.Retention != want.Retention:
 		return fmt.Errorf("stream %s: want one message per subject, limits that refuse, no age", c.Name)
-	case !c.AllowMsgTTL || c.SubjectDeleteMarkerTTL < markersStay:
-		return fmt.Errorf("stream %s: want allow_msg_ttl and markers for %s, which servers have since 2.11", c.Name, markersStay)
-	case c.RePublish == nil || *c.RePublish != *want.RePublish:
+	case want.AllowMsgTTL && (!c.AllowMsgTTL || c.SubjectDeleteMarkerTTL < want.SubjectDeleteMarkerTTL):
+		return fmt.Errorf("stream %s: want allow_msg_ttl and markers for %s, which servers have since 2.11", c.Name, want.SubjectDeleteMarkerTTL)
+	case want.RePublish != nil && (c.RePublish == nil || *c.RePublish != *want.RePublish):
 		return fmt.Errorf("stream %s: want republishing to %s", c.Name, want.RePublish.Destination)
 	}
 	return nil
