@@ -19,8 +19,6 @@ const (
 	maxTries = 100
 	// atOnce is how many entries of a batch are under way at a time.
 	atOnce = 128
-	// grace is how long after its expiry an item is removed: clocks that differ by less hide nothing too early.
-	grace = time.Minute
 	// longestLife is the longest after which the server is asked to remove an item. What lives longer stays.
 	longestLife = 50 * 365 * 24 * time.Hour
 )
@@ -134,10 +132,10 @@ func (i *Instance) put(ctx context.Context, l *line, subject string, r *record, 
 	m := &nats.Msg{Subject: subject, Header: nats.Header{recordHeader: {r.encode()}}, Data: value}
 	switch {
 	case r.kind == deleted || r.kind == lapsed:
-		m.Header.Set(lifeHeader, life(markersStay))
+		m.Header.Set(lifeHeader, life(traceStays))
 	case r.expire != 0:
 		if left := driver.ExpireTime(r.expire).Sub(i.now()); left < longestLife {
-			m.Header.Set(lifeHeader, life(max(left, 0)+grace))
+			m.Header.Set(lifeHeader, life(max(left, 0)+traceStays))
 		}
 	}
 	if int64(m.Size()-len(m.Subject)-len(m.Reply)) > l.nc.MaxPayload() {

@@ -20,7 +20,6 @@ const (
 	expectedHeader = "Nats-Expected-Last-Subject-Sequence"
 	lifeHeader     = "Nats-TTL"
 	sequenceHeader = "Nats-Sequence"
-	markerHeader   = "Nats-Marker-Reason"
 )
 
 // kind is what a message says of its subject.
@@ -179,15 +178,8 @@ type entry struct {
 
 // read makes an entry of a message that the stream holds.
 func read(sequence uint64, header nats.Header, data []byte) (entry, error) {
-	e := entry{sequence: sequence, value: data}
-	text := header.Get(recordHeader)
-	if text == "" && header.Get(markerHeader) != "" { // the server's, in place of what expired
-		e.record = &record{kind: lapsed}
-		return e, nil
-	}
-	var err error
-	e.record, err = decode(text)
-	return e, err
+	r, err := decode(header.Get(recordHeader))
+	return entry{sequence: sequence, record: r, value: data}, err
 }
 
 // there says whether there is an item that is visible at now.

@@ -18,7 +18,7 @@ import (
 
 const (
 	// resumeWithin is how old the event may be that a watch goes on after: what was removed since has left its message.
-	resumeWithin = markersStay / 2
+	resumeWithin = traceStays / 2
 	// lapseEvery is how often a watch looks for items whose time has run out, verifyEvery whether it has missed a change.
 	lapseEvery  = 100 * time.Millisecond
 	verifyEvery = 10 * time.Second
@@ -273,12 +273,7 @@ func (w *watch) apply(m message) {
 		return
 	}
 	replaced, err := strconv.ParseUint(m.header.Get(expectedHeader), 10, 64)
-	marker := err != nil // the server's own: it does not say what it replaces
-	switch {
-	case marker && met && !before.there: // in place of the message of a removal
-		w.know(key, e)
-		return
-	case marker && !met, !marker && met && replaced != 0 && replaced != before.sequence, !marker && !met && replaced > w.position:
+	if err != nil || (met && replaced != 0 && replaced != before.sequence) || (!met && replaced > w.position) {
 		w.resync()
 	}
 	if before.there && e.record.kind != lapsed && driver.Expired(before.expire, time.UnixMilli(e.record.mark.millis())) {
@@ -293,9 +288,6 @@ func (w *watch) apply(m message) {
 	case deleted:
 		w.event(driver.Deleted, driver.Item{Name: name, Version: e.version()})
 	case lapsed:
-		if marker {
-			e.record.mark = newMark(w.identity, w.i.now())
-		}
 		w.event(driver.Lapsed, driver.Item{Name: name, Version: e.version()})
 	}
 }
@@ -316,7 +308,7 @@ func (w *watch) lapse(ctx context.Context) {
 	w.soonest = math.MaxInt64
 	for key, k := range w.known {
 		switch {
-		case !k.there && time.Since(k.gone) > 2*markersStay:
+		case !k.there && time.Since(k.gone) > 2*traceStays:
 			delete(w.known, key) // its message is gone by now
 		case !k.there || k.expire == 0:
 		case driver.Expired(k.expire, now) && len(due) < atOnce && time.Since(k.tried) > time.Second:
