@@ -2,6 +2,7 @@ package dataapi_test
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"testing"
 
@@ -89,4 +90,30 @@ func BenchmarkGet(b *testing.B) {
 	}
 	b.Run("memory", func(b *testing.B) { run(b, owner.client) })
 	b.Run("memory, forwarded", func(b *testing.B) { run(b, other.client) })
+}
+
+// BenchmarkBatchGet reads a hundred items of 256 bytes at once through the data API, from memory. Client and server are
+// one process.
+func BenchmarkBatchGet(b *testing.B) {
+	owner := startProxy(b, "a", nil)
+	s := statetest.New(b, 1024, owner.member("a"))
+	s.Backend(&configv1.Backend{Name: "memory-main", Type: "memory"})
+	s.Namespace(statetest.KeyValue("orders", "memory-main", "memory"))
+	if refused := owner.Apply(b.Context(), s.State()); refused != nil {
+		b.Fatal(refused)
+	}
+	in := &datav1.BatchGetRequest{Namespace: "orders"}
+	for n := range 100 {
+		name := &datav1.Name{Id: fmt.Appendf(nil, "item-%04d", n)}
+		in.Names = append(in.Names, name)
+		if _, err := owner.client.Put(b.Context(), &datav1.PutRequest{Namespace: "orders", Id: name.Id, Value: make([]byte, 256)}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if out, err := owner.client.BatchGet(b.Context(), in); err != nil || len(out.GetResults()) != 100 {
+			b.Fatal(err)
+		}
+	}
 }

@@ -135,8 +135,10 @@ func batchGet(ctx context.Context, r *routing.Route, in *datav1.BatchGetRequest)
 	}
 	out := &datav1.BatchGetResponse{Results: make([]*datav1.BatchGetResult, len(results)), Unprocessed: unprocessed}
 	id := ""
+	made, items := make([]datav1.BatchGetResult, len(results)), newItems(len(results))
 	for i, one := range results {
-		out.Results[i] = &datav1.BatchGetResult{Item: itemOf(one.Item)}
+		out.Results[i] = &made[i]
+		made[i].Item = items.of(one.Item)
 		if one.Err != nil {
 			id = requestID(ctx, id)
 			out.Results[i].Status = faultgrpc.Status(fault.From(one.Err), id).Proto()
@@ -229,8 +231,9 @@ func scan(ctx context.Context, r *routing.Route, in *datav1.ScanRequest) (*datav
 		return nil, err
 	}
 	out := &datav1.ScanResponse{Items: make([]*datav1.Item, len(page.Items)), NextPageToken: page.Next, CutByDeadline: page.Cut}
+	items := newItems(len(page.Items))
 	for i := range page.Items {
-		out.Items[i] = itemOf(&page.Items[i])
+		out.Items[i] = items.of(&page.Items[i])
 	}
 	return out, nil
 }

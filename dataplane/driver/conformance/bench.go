@@ -73,3 +73,29 @@ func many(b *testing.B, callers int, f func(n int) error) {
 		}
 	}
 }
+
+// BenchBatch measures reads of a hundred items of 256 bytes at once.
+func BenchBatch(b *testing.B, backend Backend) {
+	inst, err := backend.Driver.Open(backend.Config)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer inst.Close()
+	kv := inst.(driver.KeyValue)
+	space := NewSpace()
+	names := make([]driver.Name, 100)
+	for n := range names {
+		names[n] = name(fmt.Sprintf("id-%04d", n), "")
+		if _, err := kv.Write(b.Context(), space, driver.Write{Op: driver.Put, Name: names[n], Value: bytes.Repeat([]byte("v"), 256)}); err != nil {
+			b.Fatal(show(err))
+		}
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		for _, r := range kv.BatchGet(b.Context(), space, names, false) {
+			if r.Err != nil || r.Item == nil {
+				b.Fatal(show(r.Err))
+			}
+		}
+	}
+}

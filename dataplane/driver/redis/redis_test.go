@@ -23,3 +23,8 @@ func TestConformance(t *testing.T) {
 func Benchmark(b *testing.B) {
 	conformance.Bench(b, backend(redisserver.Start(b, redisserver.Options{})))
 }
+
+func BenchmarkBatchGet(b *testing.B) {
+	s := redisserver.Start(b, redisserver.Options{})
+	conformance.BenchBatch(b, conformance.Backend{Driver: redis.Driver(), Config: driver.Config{Name: "bench", Endpoints: []string{s.Addr()}}})
+}

@@ -6,10 +6,13 @@
 package keyvalue
 
 import (
+	"bytes"
 	"cmp"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"slices"
 	"time"
 
@@ -270,13 +273,13 @@ func (s *Store) BatchGet(ctx context.Context, names []driver.Name, r Read) (resu
 	if v := checkCount("names", len(names)); v != nil {
 		return nil, nil, invalid(v)
 	}
-	seen := newNames(len(names))
 	for i, n := range names {
-		path := fmt.Sprintf("names[%d]", i)
-		violations = append(violations, checkName(path+".", n)...)
-		if before, twice := seen.add(n, i); twice {
-			violations = append(violations, violation(path, "batch.unique", fmt.Sprintf("names the same item as names[%d]", before)))
+		if v := checkName("", n); v != nil {
+			violations = append(violations, checkName(fmt.Sprintf("names[%d].", i), n)...)
 		}
+	}
+	if place, before := repeated(len(names), func(i int) driver.Name { return names[i] }); place > 0 {
+		violations = append(violations, violation(fmt.Sprintf("names[%d]", place), "batch.unique", fmt.Sprintf("names the same item as names[%d]", before)))
 	}
 	if violations != nil {
 		return nil, nil, invalid(violations)
@@ -366,17 +369,33 @@ func notSent(ctx context.Context) error {
 	}
 }
 
-// names finds items that stand twice in a batch.
-type names map[string]int
-
-func newNames(n int) names { return make(names, n) }
-
-func (n names) add(name driver.Name, place int) (before int, twice bool) {
-	id := fmt.Sprintf("%d:%s%s", len(name.ID), name.ID, name.Key)
-	if before, twice = n[id]; !twice {
-		n[id] = place
+// repeated finds the first item that a batch names again: its place, and where it stood before; 0 when all differ.
+func repeated(n int, name func(i int) driver.Name) (place, before int) {
+	seen := make(map[uint64]int, n)
+	seed := maphash.MakeSeed()
+	var h maphash.Hash
+	for i := range n {
+		h.SetSeed(seed) // and begin anew
+		at := name(i)
+		var length [8]byte
+		binary.LittleEndian.PutUint64(length[:], uint64(len(at.ID)))
+		h.Write(length[:])
+		h.Write(at.ID)
+		h.Write(at.Key)
+		sum := h.Sum64()
+		for { // names with the same hash stand behind each other
+			before, ok := seen[sum]
+			if !ok {
+				break
+			}
+			if is := name(before); bytes.Equal(is.ID, at.ID) && bytes.Equal(is.Key, at.Key) {
+				return i, before
+			}
+			sum++
+		}
+		seen[sum] = i
 	}
-	return before, twice
+	return 0, 0
 }
 
 func checkCount(field string, n int) []fault.Violation {

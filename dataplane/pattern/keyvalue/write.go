@@ -74,10 +74,12 @@ func (s *Store) BatchWrite(ctx context.Context, writes []Write, token *Token) ([
 		return nil, invalid(v)
 	}
 	var violations []fault.Violation
-	seen := newNames(len(writes))
 	prepared := make([]driver.Write, len(writes))
 	for i, w := range writes {
-		d, v, err := s.prepare(fmt.Sprintf("writes[%d].%s.", i, opName(w.Op)), w)
+		d, v, err := s.prepare("", w)
+		if v != nil { // only then is the path worth making
+			_, v, err = s.prepare(fmt.Sprintf("writes[%d].%s.", i, opName(w.Op)), w)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -85,10 +87,10 @@ func (s *Store) BatchWrite(ctx context.Context, writes []Write, token *Token) ([
 			return nil, err
 		}
 		violations = append(violations, v...)
-		if before, twice := seen.add(w.Name, i); twice {
-			violations = append(violations, violation(fmt.Sprintf("writes[%d]", i), "batch.unique", fmt.Sprintf("writes the same item as writes[%d]", before)))
-		}
 		prepared[i] = d
+	}
+	if place, before := repeated(len(writes), func(i int) driver.Name { return writes[i].Name }); place > 0 {
+		violations = append(violations, violation(fmt.Sprintf("writes[%d]", place), "batch.unique", fmt.Sprintf("writes the same item as writes[%d]", before)))
 	}
 	if violations != nil {
 		return nil, invalid(violations)
