@@ -35,6 +35,7 @@ func (s *still) Members() []*recordv1.MemberLease                        { retur
 func (s *still) Assignment() *configv1.Assignment                        { return s.assignment }
 func (s *still) Cells(p ident.Partition) map[string]*controlv1.CellState { return s.cells[p] }
 func (s *still) Changed() <-chan struct{}                                { return nil }
+func (s *still) Moved() []ident.Partition                                { return nil }
 func (s *still) Complete() bool                                          { return true }
 func (s *still) Close()                                                  {}
 

@@ -44,6 +44,8 @@ type fleet interface {
 type Observation interface {
 	// Changed is sent to after something has changed.
 	Changed() <-chan struct{}
+	// Moved returns the partitions that have changed since it was called last.
+	Moved() []ident.Partition
 	// Cells is what is known of a partition, by proxy.
 	Cells(p ident.Partition) map[string]*controlv1.CellState
 	// Complete reports whether all who can be asked have answered.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -348,6 +349,7 @@ func (s *script) observe(...ident.Partition) controller.Observation {
 			case <-o.done:
 				return
 			}
+			o.moved.Store(true)
 			select {
 			case o.changed <- struct{}{}:
 			default:
@@ -361,8 +363,20 @@ func (s *script) observe(...ident.Partition) controller.Observation {
 type scripted struct {
 	script  *script
 	changed chan struct{}
+	moved   atomic.Bool
 	done    chan struct{}
 	running sync.WaitGroup
+}
+
+func (o *scripted) Moved() []ident.Partition {
+	if !o.moved.Swap(false) {
+		return nil
+	}
+	var all []ident.Partition
+	for p := range ident.Partition(partitions) {
+		all = append(all, p)
+	}
+	return all
 }
 
 func (o *scripted) Changed() <-chan struct{} { return o.changed }

@@ -98,7 +98,7 @@ func (f *follower) bring(ctx context.Context, state *release.State, r *recordv1.
 	if left := f.observed.of(f.cfg.Observe, state.Concerned(f.snapshot), now, f.cfg.Lease); left > 0 {
 		return min(wait, left)
 	}
-	cells := f.survey(state, assignment)
+	cells := f.survey(state, assignment, now)
 	f.lost.look(cells, f.cfg.Store.Members())
 	wave := int(r.GetWave())
 	switch {

@@ -32,6 +32,10 @@ func (f *Fleet) Observe(partitions ...ident.Partition) *Observation {
 // took are one. That a proxy was heard of again, and that its counters went on, makes no signal.
 func (o *Observation) Changed() <-chan struct{} { return o.follower.changed }
 
+// Moved returns the partitions that have changed since it was called last, in order. Who calls it and then asks for their
+// Cells misses nothing.
+func (o *Observation) Moved() []ident.Partition { return o.fleet.anywhere.take(o.follower) }
+
 // Cells is what is known of a partition now, by proxy. The map is the caller's; the states must not be changed.
 func (o *Observation) Cells(p ident.Partition) map[string]*controlv1.CellState {
 	cells := o.fleet.local(p)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -49,6 +50,9 @@ func TestObservation(t *testing.T) {
 		cells := o.Cells(1)
 		return o.Complete() && cells["a"].GetSnapshotVersion() == 5 && cells["b"].GetSnapshotVersion() == 6 && o.Cells(2)["b"] != nil
 	})
+	if moved := o.Moved(); !slices.Equal(moved, []ident.Partition{1, 2}) {
+		t.Errorf("%v have moved", moved)
+	}
 	started := timestamppb.Now()
 	a.send(&controlv1.CellReport{
 		Partition: 1, Root: ident.HashOf([]byte("y")).Bytes(), SnapshotVersion: 7, Drifted: []string{"ns/orders"},
@@ -58,6 +62,7 @@ func TestObservation(t *testing.T) {
 		c := o.Cells(1)["a"]
 		return c.GetSnapshotVersion() == 7 && c.GetTraffic().GetCalls() == 10 && len(c.GetDrifted()) == 1
 	})
+	eventually(t, o, "that it has moved", func() bool { return slices.Contains(o.Moved(), 1) })
 	// Counters that go on make no signal, and are known all the same.
 	deadline := time.After(patience)
 	for o.Cells(1)["a"].GetTraffic().GetCalls() != 20 {
