@@ -17,7 +17,7 @@ import (
 )
 
 // atATime is how many namespaces are waited for at once to be drained.
-const atATime = 32
+const atATime = 256
 
 // remover removes namespaces that were drained in waves. What is to be removed is in the configuration, so that the next
 // leader goes on, and what takes the drain back takes back the removal.

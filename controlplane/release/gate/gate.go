@@ -179,7 +179,7 @@ func Judge(in Input) Verdict {
 	case len(j.failed) > 0:
 		return Verdict{Outcome: Fail, Reason: first(j.failed), Serving: serving}
 	case j.over(traffic != ""):
-		return Verdict{Outcome: Part, Reason: j.outages(), Unready: j.unready, Serving: serving}
+		return Verdict{Outcome: Part, Reason: strings.TrimSuffix(j.outages()+"; "+traffic, "; "), Unready: j.unready, Serving: serving}
 	case traffic != "":
 		return Verdict{Outcome: Fail, Reason: traffic, Serving: serving}
 	case len(j.late) > 0:

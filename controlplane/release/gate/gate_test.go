@@ -130,7 +130,7 @@ func TestJudge(t *testing.T) {
 		"a namespace cannot serve, and a proxy is silent": {at: 45 * time.Second, want: gate.Fail, reason: "has not been heard of for 45 s", change: func(c, _ *gate.Cell) {
 			c.Unready, c.Seen = []gate.Unready{{Namespace: "orders", Reason: "pool closed", Since: start}}, start
 		}},
-		"a namespace cannot serve, and calls fail": {at: 3 * time.Second, want: gate.Part, reason: "namespace orders not ready at proxy-1: pool closed", change: func(c, o *gate.Cell) {
+		"a namespace cannot serve, and calls fail": {at: 3 * time.Second, want: gate.Part, reason: "namespace orders not ready at proxy-1: pool closed; 50 % of 200 calls failed", change: func(c, o *gate.Cell) {
 			c.Unready = []gate.Unready{{Namespace: "orders", Reason: "pool closed", Since: start}}
 			c.Then, c.Now = calls(gate.Traffic{}, gate.Traffic{Calls: 200, Failed: 100})
 			o.Then, o.Now = calls(gate.Traffic{}, gate.Traffic{Calls: 3000, Failed: 3})
