@@ -86,6 +86,7 @@ func TestOutputs(t *testing.T) {
 		"namespace-history":          {args: "namespace history user-profiles"},
 		"namespace-rollback":         {args: "namespace rollback user-profiles --to 3"},
 		"namespace-delete":           {args: "namespace delete user-profiles"},
+		"namespace-delete-in-waves":  {args: "namespace delete slowly-drained"},
 		"kv-get":                     {args: "kv get user-profiles alice name"},
 		"kv-get-tty":                 {args: "kv get user-profiles alice name", tty: true},
 		"kv-get-binary-tty":          {args: "kv get user-profiles alice photo", tty: true},

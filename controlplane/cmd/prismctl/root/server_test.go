@@ -149,6 +149,9 @@ func (p *peer) ListNamespaces(_ context.Context, req *controlv1.ListNamespacesRe
 
 func (p *peer) DeleteNamespace(_ context.Context, req *controlv1.DeleteNamespaceRequest) (*controlv1.DeleteNamespaceResponse, error) {
 	p.note(req)
+	if req.GetNamespace() == "slowly-drained" {
+		return &controlv1.DeleteNamespaceResponse{SnapshotVersion: 9, Release: 9, DataRemainsOn: []string{"local-sqlite"}}, nil
+	}
 	return &controlv1.DeleteNamespaceResponse{SnapshotVersion: 8, DataRemainsOn: []string{"local-sqlite"}, Drained: true}, nil
 }
 
