@@ -49,7 +49,27 @@ var types = []BackendType{
 			{Name: "tls", Form: OneOf, Values: []string{"false", "true"}, Text: "whether connections are encrypted; default false"},
 		},
 	},
-	{Name: "postgres", Durability: durable, Consistency: strong, NeedsEndpoint: true, Address: HostPort},
+	{
+		Name: "postgres", Offered: true, Interfaces: []string{
+			"keyvalue", "keyvalue.counter", "keyvalue.idempotency", "keyvalue.large", "keyvalue.list", "keyvalue.scan",
+			"keyvalue.transact", "keyvalue.ttl", "keyvalue.version",
+		}, Durability: durable, Consistency: strong,
+		MaxValueBytes: maxValue, TTLGranularity: time.Millisecond, NeedsEndpoint: true, Address: HostPort,
+		Settings: []Setting{
+			{Name: "ca_file", Form: Text, Text: "the PEM file of who signs the server's certificate; default the system's"},
+			{Name: "database", Form: Text, Text: "the database; default prism"},
+			{Name: "schema", Form: Text, Text: "the schema that holds Prism's tables, of a-z, 0-9 and _; default prism"},
+			{
+				Name: "sslmode", Form: OneOf, Values: []string{"verify-full", "require", "disable"},
+				Text: "verify-full: TLS with a checked certificate; require: TLS unchecked; disable: none; default verify-full",
+			},
+			{
+				Name: "statement_cache", Form: OneOf, Values: []string{"true", "false"},
+				Text: "false behind a pooler that gives a connection for one transaction; default true",
+			},
+			{Name: "sweep", Form: Duration, Text: "how often expired items are removed; default 30s"},
+		},
+	},
 	{
 		// A Redis that syncs its log once a second, as it does by default, may lose that second.
 		Name: "redis", Offered: true, Interfaces: []string{

@@ -1,0 +1,255 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/prism-gateway/prism/shared/fault"
+)
+
+const (
+	// maxBatch bounds what one line sends together, so that one slow answer delays few.
+	maxBatch = 64
+	// maxQueued bounds what waits for a line.
+	maxQueued = 4096
+	// maxWait bounds a batch in which a call has no deadline.
+	maxWait = 10 * time.Second
+	// maxTries bounds how often a batch that lost to others, or a read whose connection broke, is sent.
+	maxTries = 3
+)
+
+// queue gives statements to lines. A line is a goroutine that takes what waits, sends it as one pipeline, which is one
+// transaction, and hands out the answers. Callers wait only as long as their context allows.
+type queue struct {
+	pool    *pgxpool.Pool
+	reads   bool // a broken connection is no reason not to try again
+	waiting chan *request
+	stop    <-chan struct{}
+	ctx     context.Context // ends when the lines are to end
+	stopped chan struct{}   // closed when no line runs any more
+}
+
+// request is one statement on its way. Its caller looks at what read left only when it is done.
+type request struct {
+	text     string
+	args     []any
+	lock     int64                // the advisory lock that it takes: all batches take theirs in one order
+	read     func(pgx.Rows) error // reads the answer; called again when the statement is sent again
+	deadline time.Time            // zero: none
+	state    atomic.Int32
+	err      error
+	sent     bool // whether the statement can have reached the server
+	done     chan struct{}
+}
+
+// The states of a request.
+const (
+	queued int32 = iota
+	taken
+	abandoned
+)
+
+func newQueue(ctx context.Context, pool *pgxpool.Pool, lines int, reads bool) *queue {
+	q := &queue{pool: pool, reads: reads, waiting: make(chan *request, maxQueued), stop: ctx.Done(), ctx: ctx, stopped: make(chan struct{})}
+	var running sync.WaitGroup
+	for range lines {
+		running.Go(q.line)
+	}
+	go func() {
+		running.Wait()
+		close(q.stopped)
+	}()
+	return q
+}
+
+// do performs a statement. Its fault says whether the statement can have taken effect.
+func (q *queue) do(ctx context.Context, r *request) *fault.Fault {
+	if f := q.begin(ctx, r); f != nil {
+		return f
+	}
+	return q.wait(ctx, r)
+}
+
+// doAll performs statements, in no order and not as one.
+func (q *queue) doAll(ctx context.Context, requests []*request) []*fault.Fault {
+	faults := make([]*fault.Fault, len(requests))
+	for n, r := range requests {
+		faults[n] = q.begin(ctx, r)
+	}
+	for n, r := range requests {
+		if faults[n] == nil {
+			faults[n] = q.wait(ctx, r)
+		}
+	}
+	return faults
+}
+
+func (q *queue) begin(ctx context.Context, r *request) *fault.Fault {
+	if err := ctx.Err(); err != nil {
+		return unsent(err)
+	}
+	if q.ctx.Err() != nil {
+		return closedFault()
+	}
+	r.done = make(chan struct{})
+	r.deadline, _ = ctx.Deadline()
+	select {
+	case q.waiting <- r:
+		return nil
+	case <-ctx.Done():
+		return unsent(ctx.Err())
+	case <-q.stop:
+		return closedFault()
+	}
+}
+
+func (q *queue) wait(ctx context.Context, r *request) *fault.Fault {
+	select {
+	case <-r.done:
+	case <-ctx.Done():
+		if r.state.CompareAndSwap(queued, abandoned) {
+			return unsent(ctx.Err())
+		}
+		return fault.From(ctx.Err()).WithOutcome(fault.OutcomeUnknown)
+	case <-q.stopped:
+		select {
+		case <-r.done:
+		default: // no line took it
+			return closedFault()
+		}
+	}
+	switch {
+	case r.err == nil:
+		return nil
+	case q.ctx.Err() != nil && (!r.sent || told(r.err)):
+		return closedFault()
+	case !r.sent:
+		return connectFault(r.err)
+	}
+	return storeFault(r.err)
+}
+
+// line performs what waits until the queue is closed.
+func (q *queue) line() {
+	batch := make([]*request, 0, maxBatch)
+	for {
+		select {
+		case <-q.stop:
+			return
+		case r := <-q.waiting:
+			batch = take(batch[:0], r)
+		}
+	fill:
+		for len(batch) < maxBatch {
+			select {
+			case r := <-q.waiting:
+				batch = take(batch, r)
+			default:
+				break fill
+			}
+		}
+		q.perform(batch)
+		for n, r := range batch {
+			close(r.done)
+			batch[n] = nil
+		}
+	}
+}
+
+// take adds a request to a batch unless its caller has given up.
+func take(batch []*request, r *request) []*request {
+	if r.state.CompareAndSwap(queued, taken) {
+		return append(batch, r)
+	}
+	return batch
+}
+
+// perform sends a batch until it is answered. When the server undid a batch because of one statement, each is sent by
+// itself.
+func (q *queue) perform(batch []*request) {
+	if len(batch) == 0 {
+		return
+	}
+	slices.SortStableFunc(batch, func(a, b *request) int {
+		switch {
+		case a.lock < b.lock:
+			return -1
+		case a.lock > b.lock:
+			return 1
+		}
+		return 0
+	})
+	ctx, cancel := context.WithDeadline(q.ctx, latest(batch))
+	defer cancel()
+	var err error
+	var sent bool
+	for range maxTries {
+		sent, err = q.send(ctx, batch)
+		if err == nil || ctx.Err() != nil || !(again(err) || (q.reads && sent && !told(err))) {
+			break
+		}
+	}
+	if err != nil && told(err) && len(batch) > 1 && ctx.Err() == nil {
+		for n := range batch {
+			q.perform(batch[n : n+1])
+		}
+		return
+	}
+	for _, r := range batch {
+		r.err, r.sent = err, sent
+	}
+}
+
+// latest is the latest deadline of a batch.
+func latest(batch []*request) time.Time {
+	var last time.Time
+	for _, r := range batch {
+		if r.deadline.IsZero() {
+			return time.Now().Add(maxWait)
+		}
+		if r.deadline.After(last) {
+			last = r.deadline
+		}
+	}
+	return last
+}
+
+// send sends a batch once and reads its answers.
+func (q *queue) send(ctx context.Context, requests []*request) (sent bool, err error) {
+	conn, err := q.pool.Acquire(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer conn.Release()
+	batch := &pgx.Batch{}
+	for _, r := range requests {
+		batch.Queue(r.text, r.args...)
+	}
+	results := conn.SendBatch(ctx, batch)
+	for _, r := range requests {
+		rows, queryErr := results.Query()
+		if err = queryErr; err == nil {
+			err = r.read(rows)
+			rows.Close()
+			err = errors.Join(rows.Err(), err)
+		}
+		if err != nil {
+			break
+		}
+	}
+	// Only when the end of the transaction is answered is anything done.
+	if closeErr := results.Close(); err == nil {
+		err = closeErr
+	}
+	if err != nil && (!told(err) || state(err) == "25006") {
+		q.pool.Reset() // what broke one connection broke the others
+	}
+	return true, err
+}

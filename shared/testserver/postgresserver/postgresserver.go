@@ -1,0 +1,274 @@
+// Package postgresserver runs a real PostgreSQL for a test, on a free port of the loopback address, and ends it with the
+// test.
+package postgresserver
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// T is the part of testing.TB that a server needs; a bench brings its own.
+type T interface {
+	Helper()
+	Fatal(args ...any)
+	Cleanup(func())
+}
+
+// The superuser of every server.
+const (
+	User     = "admin"
+	Password = "an admin's password"
+)
+
+// Options say what is not usual about a server.
+type Options struct {
+	// Keep makes what was acknowledged survive a crash of the machine; without it only that of the process.
+	Keep bool
+	// Settings are further lines of postgresql.conf, such as "max_connections=20".
+	Settings []string
+	// Files are files to put into the data directory, by name, readable only by the server.
+	Files map[string][]byte
+}
+
+// Server is a running PostgreSQL. It belongs to one test.
+type Server struct {
+	addr     string
+	programs string // the directory of initdb and postgres
+	dir      string
+	options  Options
+	as       *syscall.Credential // nil: as this user
+
+	process *os.Process
+	ended   chan struct{} // closed when the process has ended
+}
+
+// Start runs a server until the test ends. It fails the test when there is no PostgreSQL.
+func Start(t T, options Options) *Server {
+	t.Helper()
+	s := &Server{options: options}
+	if err := s.prepare(); err != nil {
+		if s.dir != "" {
+			os.RemoveAll(s.dir)
+		}
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		s.Kill()
+		os.RemoveAll(s.dir)
+	})
+	var err error
+	for range 5 { // another process may take the port between our looking and the server's
+		if s.addr, err = freeAddr(); err != nil {
+			t.Fatal(err)
+		}
+		if err = s.run(); err == nil {
+			return s
+		}
+	}
+	t.Fatal(err)
+	return nil
+}
+
+// Addr is host:port.
+func (s *Server) Addr() string { return s.addr }
+
+// Stop ends the server the polite way, without waiting for its clients, and waits for that.
+func (s *Server) Stop(t T) {
+	t.Helper()
+	if err := s.process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	<-s.ended
+}
+
+// Kill ends the server at once.
+func (s *Server) Kill() {
+	if s.process != nil {
+		s.process.Kill()
+		<-s.ended
+	}
+}
+
+// Restart runs a server that has ended again, at the same address.
+func (s *Server) Restart(t T) {
+	t.Helper()
+	var err error
+	for range 50 { // what a killed server began ends a moment after it
+		if err = s.run(); err == nil {
+			return
+		}
+	}
+	t.Fatal(err)
+}
+
+// prepare makes the data directory. PostgreSQL refuses to run as root, so root lets another user run it.
+func (s *Server) prepare() (err error) {
+	if s.programs, err = find(); err != nil {
+		return err
+	}
+	if s.dir, err = os.MkdirTemp("", "postgres"); err != nil {
+		return err
+	}
+	if os.Getuid() == 0 {
+		if s.as, err = other(); err != nil {
+			return err
+		}
+		if err := os.Chown(s.dir, int(s.as.Uid), int(s.as.Gid)); err != nil {
+			return err
+		}
+	}
+	if err := s.file("password", []byte(Password)); err != nil {
+		return err
+	}
+	cmd := exec.Command(filepath.Join(s.programs, "initdb"), "-D", s.data(), "-U", User, "--pwfile="+filepath.Join(s.dir, "password"),
+		"-A", "scram-sha-256", "--no-sync", "--locale=C", "--encoding=UTF8")
+	cmd.Dir, cmd.SysProcAttr = s.dir, &syscall.SysProcAttr{Credential: s.as}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("initdb: %w\n%s", err, out)
+	}
+	for name, content := range s.options.Files {
+		if err := s.file(filepath.Join("data", name), content); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Server) data() string { return filepath.Join(s.dir, "data") }
+
+func (s *Server) file(name string, content []byte) error {
+	path := filepath.Join(s.dir, name)
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		return err
+	}
+	if s.as == nil {
+		return nil
+	}
+	return os.Chown(path, int(s.as.Uid), int(s.as.Gid))
+}
+
+// other is the user that runs the server for root.
+func other() (*syscall.Credential, error) {
+	for _, name := range []string{"postgres", "nobody"} {
+		u, err := user.Lookup(name)
+		if err != nil {
+			continue
+		}
+		uid, err := strconv.ParseUint(u.Uid, 10, 32)
+		if err != nil {
+			return nil, err
+		}
+		gid, err := strconv.ParseUint(u.Gid, 10, 32)
+		if err != nil {
+			return nil, err
+		}
+		return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, nil
+	}
+	return nil, errors.New("PostgreSQL does not run as root, and there is no user postgres or nobody")
+}
+
+// run starts the process and waits until it accepts connections.
+func (s *Server) run() error {
+	host, port, err := net.SplitHostPort(s.addr)
+	if err != nil {
+		return err
+	}
+	args := []string{"-D", s.data(), "-h", host, "-p", port, "-c", "unix_socket_directories=", "-c", "log_min_messages=log",
+		"-c", "shared_buffers=32MB", "-c", "dynamic_shared_memory_type=mmap"}
+	if !s.options.Keep {
+		args = append(args, "-c", "fsync=off", "-c", "full_page_writes=off")
+	}
+	for _, line := range s.options.Settings {
+		args = append(args, "-c", line)
+	}
+	cmd := exec.Command(filepath.Join(s.programs, "postgres"), args...)
+	cmd.Dir, cmd.SysProcAttr = s.dir, dieWithParent()
+	cmd.SysProcAttr.Credential = s.as
+	out, err := cmd.StderrPipe()
+	if err != nil {
+		return err
+	}
+	started, ready, ended := make(chan error, 1), make(chan string, 1), make(chan struct{})
+	go func() {
+		// The kernel ends the server when the thread that started it ends, so the thread is kept as long as the server.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err != nil {
+			close(ended)
+			return
+		}
+		ready <- untilReady(out)
+		io.Copy(io.Discard, out)
+		cmd.Wait()
+		close(ended)
+	}()
+	if err := <-started; err != nil {
+		return fmt.Errorf("start postgres: %w", err)
+	}
+	s.process, s.ended = cmd.Process, ended
+	if said := <-ready; said != "" {
+		s.Kill()
+		return fmt.Errorf("postgres on %s ended before it was ready:\n%s", s.addr, said)
+	}
+	return nil
+}
+
+// untilReady reads the log until the server accepts connections; it returns the log when that never comes.
+func untilReady(out io.Reader) string {
+	var said strings.Builder
+	lines := bufio.NewScanner(out)
+	for lines.Scan() {
+		if strings.Contains(lines.Text(), "ready to accept connections") {
+			return ""
+		}
+		said.WriteString(lines.Text() + "\n")
+	}
+	return said.String() + "(end of its log)"
+}
+
+func freeAddr() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer l.Close()
+	return l.Addr().String(), nil
+}
+
+// find looks for the programs in .cache/bin of this directory and those above, then on PATH. Links are followed, for
+// PostgreSQL finds its own files beside its programs.
+func find() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for {
+		if program, err := filepath.EvalSymlinks(filepath.Join(dir, ".cache", "bin", "postgres")); err == nil {
+			return filepath.Dir(program), nil
+		}
+		if parent := filepath.Dir(dir); parent != dir {
+			dir = parent
+			continue
+		}
+		break
+	}
+	if program, err := exec.LookPath("postgres"); err == nil {
+		if program, err = filepath.EvalSymlinks(program); err == nil {
+			return filepath.Dir(program), nil
+		}
+	}
+	return "", errors.New("there is no postgres in .cache/bin or on PATH; get one with: scripts/fetch postgres")
+}
