@@ -2,11 +2,16 @@ package fleet
 
 import (
 	"context"
+	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
 
 	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
 	recordv1 "github.com/prism-gateway/prism/protos/prism/record/v1"
@@ -37,6 +42,7 @@ type peer struct {
 	cells map[ident.Partition]map[string]*controlv1.CellState
 	told  map[ident.Partition]bool // wanted and told of, by this stream or one before
 	mute  bool                     // it cannot be asked now, or does not answer
+	alien bool                     // its build cannot be asked at all
 }
 
 // others are the other replicas that can be asked.
@@ -159,7 +165,7 @@ func (ps *peers) listen(ctx context.Context, p *peer) {
 			return
 		}
 		ps.fleet.log.Debug("another replica does not tell what it knows", "replica", p.id, "error", err)
-		ps.silence(p)
+		ps.silence(p, status.Code(err) == codes.Unimplemented)
 		if time.Since(began) > retryAfter {
 			continue // a connection that has come of age
 		}
@@ -171,10 +177,10 @@ func (ps *peers) listen(ctx context.Context, p *peer) {
 	}
 }
 
-// silence notes that a replica cannot be asked, so that nobody waits for it.
-func (ps *peers) silence(p *peer) {
+// silence notes that a replica cannot be asked, so that nobody waits for it: because of its build, or for now.
+func (ps *peers) silence(p *peer, alien bool) {
 	ps.mu.Lock()
-	p.mute = true
+	p.mute, p.alien = true, alien
 	wanted := make([]ident.Partition, 0, len(ps.wanted))
 	for partition := range ps.wanted {
 		wanted = append(wanted, partition)
@@ -248,7 +254,7 @@ func (ps *peers) ask(ctx context.Context, p *peer, stream controlv1.FleetService
 func (ps *peers) take(p *peer, response *controlv1.FollowCellsResponse) {
 	var moved []ident.Partition
 	ps.mu.Lock()
-	p.mute = false
+	p.mute, p.alien = false, false
 	for _, n := range response.GetTold() {
 		if partition := ident.Partition(n); ps.wanted[partition] > 0 {
 			p.cells[partition], p.told[partition] = map[string]*controlv1.CellState{}, true
@@ -298,6 +304,33 @@ func (ps *peers) add(partition ident.Partition, cells map[string]*controlv1.Cell
 			cells[proxy] = merge(cells[proxy], c)
 		}
 	}
+}
+
+// untold says why nothing is heard here of a proxy that may be well: it reports to a replica of a build that cannot be
+// asked, as there are while the replicas are replaced by newer ones. It is empty otherwise.
+func (f *Fleet) untold(proxy string) string {
+	members := f.store.Members()
+	i, ok := slices.BinarySearchFunc(members, proxy, func(m *recordv1.MemberLease, id string) int {
+		return strings.Compare(m.GetMember().GetId(), id)
+	})
+	if !ok {
+		return ""
+	}
+	replica := members[i].GetReplica()
+	f.peers.mu.Lock()
+	p := f.peers.known[replica]
+	alien := p != nil && p.alien
+	f.peers.mu.Unlock()
+	if !alien {
+		return ""
+	}
+	build := "another build"
+	for _, r := range f.store.Replicas() {
+		if r.GetId() == replica && r.GetBuild() != "" {
+			build += " (" + r.GetBuild() + ")"
+		}
+	}
+	return fmt.Sprintf("reports to %s, which is of %s and cannot be asked: how far it is, is unknown", replica, build)
 }
 
 // clients are for calls to the other replicas, by id.

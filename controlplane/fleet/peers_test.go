@@ -3,11 +3,14 @@ package fleet_test
 import (
 	"context"
 	"fmt"
+	"net"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/testing/protocmp"
@@ -15,6 +18,7 @@ import (
 	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
+	recordv1 "github.com/prism-gateway/prism/protos/prism/record/v1"
 
 	"github.com/prism-gateway/prism/controlplane/fleet"
 	"github.com/prism-gateway/prism/controlplane/push"
@@ -178,5 +182,50 @@ func TestReplicasTellTheSameOfProxies(t *testing.T) {
 	left := told(first)
 	if p := left[1]; p.GetReady() || fmt.Sprint(p.GetReasons()) != "[reports to replica-2, which does not answer]" || !left[0].GetReady() {
 		t.Errorf("%v", left)
+	}
+}
+
+// older is a replica of a build whose proxies cannot be asked for.
+type older struct {
+	controlv1.UnimplementedFleetServiceServer
+}
+
+// TestReplicaOfAnotherBuild is about an upgrade: replicas of two builds run beside each other.
+func TestReplicaOfAnotherBuild(t *testing.T) {
+	asked := start(t, etcd(t), "replica-1", func(c *fleet.Config) { c.Lease = time.Hour })
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := grpc.NewServer()
+	controlv1.RegisterFleetServiceServer(g, older{})
+	var running sync.WaitGroup
+	running.Go(func() { g.Serve(listener) })
+	t.Cleanup(running.Wait)
+	t.Cleanup(g.Stop)
+	if _, _, err := asked.store.PutReplica(t.Context(), &recordv1.Replica{
+		Id: "replica-0", FleetAddress: listener.Addr().String(), Build: "v0",
+	}, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := asked.store.PutMember(t.Context(), &recordv1.MemberLease{
+		Member: &configv1.Member{Id: "a", Address: "a:8980"}, Replica: "replica-0",
+	}, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	commit(t, asked, "orders")
+	asked.until(t, "one owns everything", func(a *configv1.Assignment) bool {
+		owning, _ := fleetOf(a)
+		return slices.Equal(owning, []string{"a"})
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	want := "a reports to replica-0, which is of another build (v0) and cannot be asked: how far it is, is unknown"
+	var last string
+	if err := asked.fleet.WatchStatus(ctx, "orders", func(s *configv1.NamespaceStatus) bool {
+		last = s.GetOwners()[0].GetReason()
+		return last == want
+	}); err != nil {
+		t.Errorf("%v; the reason is %q", err, last)
 	}
 }

@@ -189,12 +189,16 @@ func releaseStatus(r *recordv1.Release, now time.Time) *configv1.ReleaseStatus {
 func (a *assessment) owner(ctx context.Context, state *release.State, pending *recordv1.Release, wants map[string]ident.Hash, o *configv1.OwnerStatus, c *controlv1.CellState, now time.Time) {
 	o.Build, o.LastSeen = c.GetBuild(), c.GetLastSeen()
 	stage := func(s configv1.Stage, reason string) { o.Stage, o.Reason = s, o.Proxy+" "+reason }
-	if c == nil {
-		stage(configv1.Stage_STAGE_UNSPECIFIED, "has not been heard of")
-		return
-	}
-	if silent := now.Sub(c.GetLastSeen().AsTime()); silent > a.fleet.cfg.Lease {
-		stage(configv1.Stage_STAGE_UNSPECIFIED, fmt.Sprintf("has not been heard of for %d s", int(silent.Seconds())))
+	if silent := now.Sub(c.GetLastSeen().AsTime()); c == nil || silent > a.fleet.cfg.Lease {
+		reason := a.fleet.untold(o.GetProxy())
+		switch {
+		case reason != "":
+		case c == nil:
+			reason = "has not been heard of"
+		default:
+			reason = fmt.Sprintf("has not been heard of for %d s", int(silent.Seconds()))
+		}
+		stage(configv1.Stage_STAGE_UNSPECIFIED, reason)
 		return
 	}
 	refused := func(r *configv1.Rejection) {
