@@ -136,10 +136,10 @@ func TestOnlyWhatCannotServeGoesBack(t *testing.T) {
 	}
 }
 
-// TestWhatCannotServeGoesBackInEtcd lets a namespace be unready before a new leader comes, so that this one finds it so.
+// TestWhatCannotServeGoesBackInEtcd kills the leader before, so that the next finds what cannot serve as it is.
 func TestWhatCannotServeGoesBackInEtcd(t *testing.T) {
 	at := prefix(t)
-	policies := release.Policies{Scoped: &configv1.ReleasePolicy{Soak: durationpb.New(0), Silence: durationpb.New(time.Second)}}
+	policies := release.Policies{Scoped: &configv1.ReleasePolicy{Soak: durationpb.New(0), Silence: durationpb.New(3 * time.Second)}}
 	a, b := startUnder(t, at, "a", policies), startUnder(t, at, "b", policies)
 	a.join(t)
 	var before []snapshot.Set
