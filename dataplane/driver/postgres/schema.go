@@ -104,7 +104,9 @@ func (i *Instance) makeSchema(ctx context.Context, conn *pgx.Conn) error {
 func (i *Instance) format(ctx context.Context, conn *pgx.Conn) (int, error) {
 	table := pgx.Identifier{i.schema, "format"}.Sanitize()
 	var there bool
-	if err := conn.QueryRow(ctx, "SELECT to_regclass($1) IS NOT NULL", table).Scan(&there); err != nil || !there {
+	// Not to_regclass: what it did not find it may remember, past the lock that another proxy held meanwhile.
+	const look = "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = 'format')"
+	if err := conn.QueryRow(ctx, look, i.schema).Scan(&there); err != nil || !there {
 		return 0, err
 	}
 	var version int
