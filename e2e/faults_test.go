@@ -271,7 +271,7 @@ func TestEtcdWiped(t *testing.T) {
 	for _, p := range c.Proxies {
 		harness.Eventually(t, time.Minute, p.ID+" says why it takes nothing from it", func() error {
 			log := string(p.Log())
-			for _, reason := range []string{"this replica is behind what the proxy has seen", "refused a control plane of another installation"} {
+			for _, reason := range []string{"this replica is behind what the proxy has seen", "a control plane of another installation is refused"} {
 				if strings.Contains(log, reason) {
 					return nil
 				}

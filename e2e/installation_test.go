@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+
 	"github.com/prism-gateway/prism/e2e/harness"
 	datav1 "github.com/prism-gateway/prism/protos/prism/data/v1"
 )
@@ -73,4 +75,46 @@ func TestAnotherInstallationTakesNothingAway(t *testing.T) {
 	c.WaitSettled(30 * time.Second)
 	c.Apply(ctx, onRedis("kept"))
 	put()
+}
+
+// TestEmptiedEtcdIsNotTakenForANewOne empties the etcd of all replicas while they are stopped: they wait for a backup, say
+// what to do, write nothing, and the proxies serve on; --create is what makes a new installation.
+func TestEmptiedEtcdIsNotTakenForANewOne(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	c := harness.Start(t, harness.Options{Admins: 2, Etcd: 1, Proxies: 1, Backends: backends(t)})
+	c.Apply(ctx, onRedis("kept"))
+	for _, a := range c.Admins {
+		a.Kill()
+	}
+	etcd, err := clientv3.New(clientv3.Config{Endpoints: c.EtcdEndpoints})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer etcd.Close()
+	if _, err := etcd.Delete(ctx, "", clientv3.WithPrefix()); err != nil {
+		t.Fatal(err)
+	}
+	waits := c.Admins[1] // was not started with --create
+	waits.Start()
+	harness.Eventually(t, 20*time.Second, "the replica says what to do", func() error {
+		if err := waits.Ready(); err == nil || !strings.Contains(err.Error(), "holds no installation") || !strings.Contains(err.Error(), "--create") {
+			return fmt.Errorf("/readyz: %w", err)
+		}
+		return nil
+	})
+	got, err := etcd.Get(ctx, "", clientv3.WithPrefix())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, kv := range got.Kvs {
+		if kv.Lease == 0 { // that replicas are there is noted for as long as they are
+			t.Errorf("etcd has %s", kv.Key)
+		}
+	}
+	if _, err := c.Proxies[0].KeyValue.Put(ctx, &datav1.PutRequest{Namespace: "kept", Id: []byte("a"), Value: []byte("b")}); err != nil {
+		t.Errorf("the proxy: %v", err)
+	}
+	c.Admins[0].Start() // with --create
+	harness.Eventually(t, 20*time.Second, "the waiting replica goes on", waits.Ready)
 }

@@ -26,7 +26,7 @@ func TestRollingUpgrade(t *testing.T) {
 	defer cancel()
 	oldAdmin, oldProxy := previous(t)
 	newAdmin, newProxy := harness.Program(t, "bin/prism-admin", "make build"), harness.Program(t, "bin/prism-proxy", "make build")
-	c := harness.Start(t, harness.Options{Admins: 2, Etcd: 1, AdminProgram: oldAdmin, ProxyProgram: oldProxy, Backends: backends(t)})
+	c := harness.Start(t, harness.Options{Admins: 2, Etcd: 1, AdminProgram: oldAdmin, ProxyProgram: oldProxy, Previous: true, Backends: backends(t)})
 	names := []string{"upgraded-0", "upgraded-1"}
 	for _, n := range names {
 		c.Apply(ctx, onRedis(n))

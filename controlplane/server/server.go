@@ -58,6 +58,8 @@ type Config struct {
 	Settings *bootstrapv1.AdminConfig
 	// Tracer makes spans of calls; nil makes none.
 	Tracer *trace.Tracer
+	// Create says to create the installation where etcd has none; an etcd inside the program needs no asking.
+	Create bool
 	// Logger is required.
 	Logger *slog.Logger
 }
@@ -65,6 +67,7 @@ type Config struct {
 // Server is one replica of the control plane.
 type Server struct {
 	c        *bootstrapv1.AdminConfig
+	create   bool
 	log      *slog.Logger
 	tracer   *trace.Tracer
 	id       string
@@ -87,7 +90,7 @@ func New(cfg Config) (*Server, error) {
 		id = host + "-" + strings.ToLower(rand.Text()[:8])
 	}
 	return &Server{
-		c: cfg.Settings, log: cfg.Logger.With(telemetry.KeyReplica, id), tracer: cfg.Tracer, id: id,
+		c: cfg.Settings, create: cfg.Create || len(cfg.Settings.GetEtcd().GetEndpoints()) == 0, log: cfg.Logger.With(telemetry.KeyReplica, id), tracer: cfg.Tracer, id: id,
 		registry: telemetry.NewRegistry(), ready: lifecycle.NewReadiness(conditionStore), health: health.NewServer(),
 	}, nil
 }
@@ -126,7 +129,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	defer client.Close()
 	kept, err := store.New(store.Config{
-		Client: client, Prefix: s.c.GetEtcd().GetPrefix(), Partitions: s.c.GetPartitions(), Name: s.id,
+		Client: client, Prefix: s.c.GetEtcd().GetPrefix(), Existing: !s.create, Partitions: s.c.GetPartitions(), Name: s.id,
 		Timeout: s.c.GetEtcd().GetRequestTimeout().AsDuration(),
 		History: int(s.c.GetHistory().GetSnapshots()), HistoryAge: s.c.GetHistory().GetAge().AsDuration(),
 		SweepEvery: s.c.GetHistory().GetSweepInterval().AsDuration(), Log: s.log,

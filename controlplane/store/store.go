@@ -29,6 +29,9 @@ type Config struct {
 	Client *clientv3.Client
 	// Prefix is what all keys begin with; default /prism.
 	Prefix string
+	// Existing says that the installation must be there already: without it Run waits for it. Otherwise one is created
+	// where there is none, which is wrong for an etcd that lost its data.
+	Existing bool
 	// Partitions is for the creation of an installation; default 1,024. When it is set and the installation has
 	// another number, Run fails.
 	Partitions uint32

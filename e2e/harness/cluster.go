@@ -60,6 +60,8 @@ type Options struct {
 	Hosts *Hosts
 	// AdminProgram and ProxyProgram are what is run; empty means what make build has built.
 	AdminProgram, ProxyProgram string
+	// Previous says that AdminProgram is of a build that creates an installation without being told.
+	Previous bool
 }
 
 // Cluster is a running Prism.
@@ -303,7 +305,11 @@ func (c *Cluster) startAdmin(i int) {
 	if program == "" {
 		program = Program(c.t, "bin/prism-admin", "make build")
 	}
-	a.Process = c.start(name, program, "--config", config)
+	args := []string{"--config", config}
+	if i == 0 && len(etcd) > 0 && !o.Previous {
+		args = append(args, "--create")
+	}
+	a.Process = c.start(name, program, args...)
 	conn := c.Dial(a.Address)
 	a.Control, a.Operator = controlv1.NewControlPlaneClient(conn), adminv1.NewAdminServiceClient(conn)
 	c.Admins = append(c.Admins, a)

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -21,18 +22,33 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := command().ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "prism-admin:", err)
-		os.Exit(1)
+	err := command().ExecuteContext(ctx)
+	stop()
+	if err == nil {
+		return
 	}
+	fmt.Fprintln(os.Stderr, "prism-admin:", err)
+	if _, ran := errors.AsType[failure](err); ran {
+		os.Exit(exitFailed)
+	}
+	os.Exit(exitUsage)
 }
+
+// The exit codes.
+const (
+	exitFailed = 1 // it ran and failed
+	exitUsage  = 2 // the command line or the configuration is wrong
+)
+
+// failure is an error after the configuration was accepted.
+type failure struct{ error }
 
 func command() *cobra.Command {
 	var (
 		file     string
 		insecure bool
 		check    bool
+		create   bool
 	)
 	cmd := &cobra.Command{
 		Use:   "prism-admin",
@@ -40,12 +56,18 @@ func command() *cobra.Command {
 		Long: `prism-admin takes the requests of teams, records every version of the configuration as a snapshot in etcd, and
 pushes to the proxies what changed. Without etcd endpoints it runs an etcd inside itself, for one machine.
 
+With an etcd of its own, start one replica once with --create: a replica that finds no installation waits for one, since an
+etcd without data may be one that has lost it.
+
 It listens on 127.0.0.1:8981 (gRPC: ControlPlane, AdminService), 127.0.0.1:18000 (gRPC: proxies) and 127.0.0.1:8095
 (HTTP: /metrics, /healthz, /readyz). The file is YAML, as prism.bootstrap.v1.AdminConfig says.
 
 Environment: PRISM_ADMIN_PORT replaces the port of listen. OTEL_EXPORTER_OTLP_ENDPOINT and the like turn on spans of the
-calls, which the proxies go on with; off by default.`,
+calls, which the proxies go on with; off by default.
+
+Exit codes: 0 stopped as asked, 1 failed while running, 2 wrong flags or configuration.`,
 		Example: `  prism-admin
+  prism-admin --config /etc/prism/admin.yaml --create
   prism-admin --config /etc/prism/admin.yaml
   prism-admin --config /etc/prism/admin.yaml --check`,
 		Args:          cobra.NoArgs,
@@ -56,19 +78,28 @@ calls, which the proxies go on with; off by default.`,
 			config, err := settings.LoadAdmin(file, os.LookupEnv, func(c *bootstrapv1.AdminConfig) {
 				c.InsecureListen = c.GetInsecureListen() || insecure
 			})
-			if err != nil || check {
+			if err != nil {
 				return err
 			}
-			return run(cmd.Context(), config)
+			if check {
+				fmt.Fprintf(cmd.OutOrStdout(), "good: it would listen on %s (calls), %s (proxies) and %s (HTTP)\n",
+					config.GetListen(), config.GetFleetListen(), config.GetHttpListen())
+				return nil
+			}
+			if err := run(cmd.Context(), config, create); err != nil {
+				return failure{err}
+			}
+			return nil
 		},
 	}
 	cmd.Flags().StringVar(&file, "config", "", "configuration file (YAML)")
 	cmd.Flags().BoolVar(&insecure, "insecure-listen", false, "listen on addresses other than loopback although callers are not authenticated")
 	cmd.Flags().BoolVar(&check, "check", false, "check the configuration and end")
+	cmd.Flags().BoolVar(&create, "create", false, "create the installation if etcd holds none; for the first start of all")
 	return cmd
 }
 
-func run(ctx context.Context, config *bootstrapv1.AdminConfig) error {
+func run(ctx context.Context, config *bootstrapv1.AdminConfig, create bool) error {
 	log, err := telemetry.NewLogger(os.Stderr, config.GetLogLevel())
 	if err != nil {
 		return err
@@ -81,7 +112,7 @@ func run(ctx context.Context, config *bootstrapv1.AdminConfig) error {
 		return err
 	}
 	defer tracer.Close()
-	s, err := server.New(server.Config{Settings: config, Tracer: tracer, Logger: log})
+	s, err := server.New(server.Config{Settings: config, Tracer: tracer, Create: create, Logger: log})
 	if err != nil {
 		return err
 	}

@@ -113,7 +113,12 @@ Exit codes: 0 stopped as asked, 1 failed while running, 2 wrong flags or configu
 				c.InsecureListen = c.GetInsecureListen() || insecure
 				c.Validator = c.GetValidator() || validator
 			})
-			if err != nil || check {
+			if err != nil {
+				return err
+			}
+			if check {
+				_, err := fmt.Fprintf(cmd.OutOrStdout(), "good: it would listen on %s (calls) and %s (HTTP), and subscribe at %s\n",
+					config.GetListen(), config.GetHttpListen(), strings.Join(config.GetAdminEndpoints(), ", "))
 				return err
 			}
 			return run(cmd.Context(), config, env, stderr)
