@@ -44,6 +44,7 @@ func (e *Env) follow(from driver.From) *follower {
 	select {
 	case <-placed:
 	case err := <-f.ended:
+		close(f.ended) // stop waits for it
 		e.t.Fatalf("the watch ended: %s", show(err))
 	case <-time.After(30 * time.Second):
 		e.t.Fatal("the watch is not in place")
