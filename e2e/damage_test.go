@@ -61,8 +61,11 @@ func TestHalfWrittenObjectIsFound(t *testing.T) {
 	if _, err := etcd.Put(ctx, key, whole); err != nil {
 		t.Fatal(err)
 	}
-	if !admin.Running() {
-		admin.Start()
-	}
+	harness.Eventually(t, 30*time.Second, "the replica is ready", func() error {
+		if !admin.Running() { // it may have given up a moment ago
+			admin.Start()
+		}
+		return admin.Ready()
+	})
 	c.WaitReady(30 * time.Second)
 }
