@@ -319,6 +319,18 @@ func (l *line) forget(c *call) {
 	delete(l.waiting, strings.TrimPrefix(c.msg.Reply, l.inbox))
 }
 
+// rest waits.
+func (l *line) rest(ctx context.Context, wait time.Duration) *fault.Fault {
+	select {
+	case <-time.After(wait):
+		return nil
+	case <-ctx.Done():
+		return late(ctx.Err())
+	case <-l.ended:
+		return brokenFault(nil)
+	}
+}
+
 // flush waits until the server has taken all that was sent.
 func (l *line) flush(ctx context.Context) *fault.Fault {
 	ctx, cancel := context.WithTimeout(ctx, maxWait)

@@ -222,7 +222,13 @@ func (l *line) consume(ctx context.Context, stream, filter string, from uint64, 
 				return n, false, err
 			}
 		}
-		if err := batch.Error(); err != nil && !errors.Is(err, nats.ErrTimeout) {
+		switch err := batch.Error(); {
+		case errors.Is(err, nats.ErrNoResponders): // it is being set up on another server
+			if f := l.rest(ctx, 5*time.Millisecond); f != nil {
+				return n, false, f
+			}
+			left = 1
+		case err != nil && !errors.Is(err, nats.ErrTimeout):
 			return n, false, err
 		}
 	}
