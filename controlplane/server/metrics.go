@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/prism-gateway/prism/controlplane/store"
+	"github.com/prism-gateway/prism/shared/lifecycle"
 )
 
 // observe registers what this replica knows: the newest snapshot, whether it leads, and who is in the fleet.
@@ -47,6 +48,18 @@ func observe(r prometheus.Registerer, kept *store.Store) error {
 		}
 	}
 	return nil
+}
+
+// following is how new the configuration here is.
+func following(kept *store.Store) lifecycle.Following {
+	f := lifecycle.Following{Who: "etcd", Revision: kept.Revision()}
+	if f.Since, f.Heard = kept.Following(); f.Since.IsZero() {
+		f.Who = ""
+	}
+	if tree := kept.Head(); tree != nil {
+		f.Snapshot = tree.Version()
+	}
+	return f
 }
 
 // requests counts and times the calls of people and automation.

@@ -239,9 +239,15 @@ func (s *Server) compose(kept *store.Store, ports []net.Listener) ([]lifecycle.P
 	pusher.Register(fleetServer)
 	proxies.Register(fleetServer)
 
+	mux := telemetry.NewMux(s.registry, s.ready)
+	if s.c.GetPprof() {
+		telemetry.Profile(mux)
+	}
+	s.ready.Follow(func() lifecycle.Following { return following(kept) })
+
 	return []lifecycle.Part{
 		// Whoever asks is told why nothing is ready yet.
-		lifecycle.HTTP("http", telemetry.NewMux(s.registry, s.ready), ports[2]),
+		lifecycle.HTTP("http", mux, ports[2]),
 		{Name: "store", Run: kept.Run},
 		// Before push and fleet, so that it stops after them: they end the streams that it waits for.
 		lifecycle.GRPC("fleet api", fleetServer, pusher.Listener(ports[1])),

@@ -46,6 +46,7 @@ func TestNotReadyTellsWhatIsInTheWay(t *testing.T) {
 		c.Listen, c.FleetListen, c.HttpListen = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
 		c.Etcd.Endpoints = []string{nobody.Addr().String()}
 		c.Journal.Dir = t.TempDir()
+		c.Pprof = true
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -79,9 +80,19 @@ func TestNotReadyTellsWhatIsInTheWay(t *testing.T) {
 		if response.StatusCode == http.StatusOK {
 			t.Fatalf("ready: %s", body)
 		}
+		if !strings.Contains(string(body), `"following":{"snapshot":0,"revision":0}`) {
+			t.Fatalf("it follows nobody: %s", body)
+		}
 		if strings.Contains(string(body), "does not answer") {
 			break
 		}
+	}
+	response, err := http.Get("http://" + address + "/debug/pprof/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if response.Body.Close(); response.StatusCode != http.StatusOK {
+		t.Errorf("/debug/pprof/ %s", response.Status)
 	}
 	cancel()
 	if err := <-ended; err != nil {

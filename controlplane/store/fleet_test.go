@@ -160,3 +160,26 @@ func TestALeaderThatLostItsLeaseIsFenced(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestFollowingTellsSinceWhen(t *testing.T) {
+	fresh, err := store.New(store.Config{Client: dial(t), Name: "replica"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if since, heard := fresh.Following(); !since.IsZero() || !heard.IsZero() {
+		t.Errorf("before it runs it follows since %v and heard of it at %v", since, heard)
+	}
+	a := open(t, store.Config{})
+	var since, heard time.Time
+	for i, id := range []string{"proxy-0", "proxy-1"} {
+		if _, _, err := a.PutMember(t.Context(), member(id, "a"), time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		waitFleet(t, a, func() bool { return len(a.Members()) == i+1 })
+		still, later := a.Following()
+		if still.IsZero() || i > 0 && still != since || !later.After(heard) {
+			t.Errorf("after %s it follows since %v, before since %v; heard of it at %v, before at %v", id, still, since, later, heard)
+		}
+		since, heard = still, later
+	}
+}

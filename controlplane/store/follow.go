@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -74,14 +75,31 @@ func (s *Store) followLoop(ctx context.Context, revision int64) {
 // tell keeps what is in the way for Ready, and logs when that changes.
 func (s *Store) tell(err error) {
 	if err == nil {
+		s.since.Store(time.Now().UnixNano())
 		if s.trouble.Swap(nil) != nil {
 			s.log.Info("store followed again")
 		}
 		return
 	}
+	s.since.Store(0)
 	if old := s.trouble.Swap(&err); old == nil || (*old).Error() != err.Error() {
 		s.log.Warn("store not followed", "error", err, "cause", errors.Unwrap(err))
 	}
+}
+
+// hear notes that etcd said something.
+func (s *Store) hear() { s.heard.Store(time.Now().UnixNano()) }
+
+// Following returns since when etcd is followed without a break, the zero time while it is not, and when it said anything
+// last, the zero time when it never did. While it is well it is heard of every 5 s.
+func (s *Store) Following() (since, heard time.Time) {
+	of := func(a *atomic.Int64) (t time.Time) {
+		if at := a.Load(); at != 0 {
+			t = time.Unix(0, at)
+		}
+		return t
+	}
+	return of(&s.since), of(&s.heard)
 }
 
 // pause waits before another attempt, with full jitter; it returns false when ctx ends.
@@ -101,6 +119,7 @@ func (s *Store) load(ctx context.Context) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
+	s.hear()
 	revision := resp.Header.Revision
 	base := snapshot.New(s.installation.Load().Partitions)
 	current := s.state.Load()
@@ -272,6 +291,7 @@ func (s *Store) follow(ctx context.Context, from int64) error {
 		if err := resp.Err(); err != nil {
 			return down(err)
 		}
+		s.hear()
 		var head *mvccpb.KeyValue
 		for _, event := range resp.Events {
 			key := string(event.Kv.Key)
@@ -341,9 +361,13 @@ func (s *Store) noticeReset(ctx context.Context) error {
 		}
 		known := s.Revision()
 		resp, err := s.readTxn(ctx, clientv3.OpGet(s.keys.head(), clientv3.WithKeysOnly()))
-		if err == nil && resp.Header.Revision < known { // without an answer the watch has more to say
+		if err != nil {
+			continue // the watch has more to say
+		}
+		if resp.Header.Revision < known {
 			return errReset(s.keys.head(), resp.Header.Revision, known)
 		}
+		s.hear()
 	}
 }
 

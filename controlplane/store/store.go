@@ -81,6 +81,7 @@ type Store struct {
 	steps        chan *stepRequest
 	stopped      chan struct{} // closed when nothing commits any more
 	trouble      atomic.Pointer[error]
+	since, heard atomic.Int64 // see Following, in Unix nanoseconds
 	leading      atomic.Pointer[fence]
 
 	mu       sync.Mutex // guards all below, and changes of state

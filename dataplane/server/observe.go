@@ -16,6 +16,7 @@ import (
 	"github.com/prism-gateway/prism/dataplane/pool"
 	"github.com/prism-gateway/prism/dataplane/subscribe"
 	"github.com/prism-gateway/prism/shared/ident"
+	"github.com/prism-gateway/prism/shared/lifecycle"
 )
 
 // facts are what the fleet is told of the proxy.
@@ -55,6 +56,16 @@ func (s *Server) load() subscribe.Load {
 
 // Unready lists the namespaces of a partition that cannot serve.
 func (f facts) Unready(n ident.Partition) []subscribe.Unready { return f.s.assembly.Unready(n) }
+
+// following is how new the configuration here is.
+func (s *Server) following() lifecycle.Following {
+	status := s.client.Status()
+	f := lifecycle.Following{Who: status.Endpoint, Since: status.ConnectedSince, Heard: status.Heard, Revision: status.Revision}
+	for _, c := range status.Cells {
+		f.Snapshot = max(f.Snapshot, c.Snapshot)
+	}
+	return f
+}
 
 // rate turns a count into a rate. Looks that follow each other closely get the rate of the last whole stretch.
 type rate struct {

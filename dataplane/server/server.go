@@ -191,6 +191,10 @@ func (s *Server) compose(listener, httpListener net.Listener) (*lifecycle.Group,
 	}
 	mux := telemetry.NewMux(s.registry, s.ready)
 	mux.HandleFunc("GET /config_dump", s.configDump)
+	if c.GetPprof() {
+		telemetry.Profile(mux)
+	}
+	s.ready.Follow(s.following)
 	s.ready.Ready(conditionServing)
 	return lifecycle.New(lifecycle.Config{Log: s.cfg.Logger, StopTimeout: c.GetDrainTimeout().AsDuration() + closing},
 		lifecycle.Part{Name: "backends", Run: func(ctx context.Context) error {

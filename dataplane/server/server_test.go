@@ -89,6 +89,11 @@ func TestAProxyWithoutAnyConfigurationSaysSo(t *testing.T) {
 	}
 	if code, body := get(t, s, "/readyz"); code != http.StatusServiceUnavailable || !strings.Contains(body, "assignment") || strings.Contains(body, "insecure_listen") {
 		t.Errorf("/readyz %d %s", code, body)
+	} else if !strings.Contains(body, `"following":{"snapshot":0,"revision":0}`) {
+		t.Errorf("/readyz does not tell that nobody was ever followed: %s", body)
+	}
+	if code, _ := get(t, s, "/debug/pprof/"); code != http.StatusNotFound {
+		t.Errorf("/debug/pprof/ %d", code)
 	}
 	if code, _ := get(t, s, "/healthz"); code != http.StatusOK {
 		t.Errorf("/healthz %d", code)
@@ -111,8 +116,11 @@ func TestAProxyWithoutAnyConfigurationSaysSo(t *testing.T) {
 func TestAValidatorTakesNoCalls(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	c := settings(t)
-	c.Validator = true
+	c.Validator, c.Pprof = true, true
 	s, stop := run(t, c)
+	if code, _ := get(t, s, "/debug/pprof/"); code != http.StatusOK {
+		t.Errorf("/debug/pprof/ %d", code)
+	}
 	conn, err := grpc.NewClient("passthrough:///"+s.Address(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)

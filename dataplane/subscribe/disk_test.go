@@ -322,6 +322,9 @@ func TestStalenessIsKeptOverARestart(t *testing.T) {
 		if got := p.client.Staleness(); got != 24*time.Hour {
 			t.Fatalf("stale for %v", got)
 		}
+		if got := time.Since(p.client.Status().Heard); got < 24*time.Hour {
+			t.Errorf("heard of %v ago", got)
+		}
 		synctest.Wait()
 		if got := p.client.Status(); !got.Assigned || got.Revision != 7 || got.Installation != "installation-1" {
 			t.Fatalf("the status is %+v", got)

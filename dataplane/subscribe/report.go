@@ -104,6 +104,7 @@ func (c *Client) reportTo(run context.Context, endpoint string) (answered bool, 
 			beat = true
 			unanswered++
 		case d := <-heartbeats:
+			c.heard.Store(time.Now().UnixNano())
 			answers, unanswered = answers+1, 0
 			if d = max(d, minHeartbeat); !answered || d != every {
 				answered, every = true, d

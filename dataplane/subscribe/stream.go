@@ -86,6 +86,7 @@ func (l *loop) handle(e event) {
 		}
 		l.closed()
 	default:
+		l.c.heard.Store(time.Now().UnixNano())
 		if !l.answered {
 			l.answered = true
 			l.c.setConnected(e.session.endpoint)

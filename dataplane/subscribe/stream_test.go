@@ -155,6 +155,10 @@ func TestStaticStability(t *testing.T) {
 		if p.client.Staleness() != 0 || p.counter("connected") != 1 {
 			t.Fatal("not connected")
 		}
+		connected := p.client.Status()
+		if connected.ConnectedSince.IsZero() || connected.Heard.Before(connected.ConnectedSince) || !connected.StaleSince.IsZero() {
+			t.Errorf("while connected %+v", connected)
+		}
 		s.fail(status.Error(codes.Unavailable, "going away"))
 		synctest.Wait()
 		cp.listener.Close()
@@ -166,6 +170,9 @@ func TestStaticStability(t *testing.T) {
 		got := p.client.Status()
 		if len(got.Cells) != 1 || got.Endpoint != "" || got.StaleSince.Before(gone.Add(-time.Minute)) || p.client.Staleness() < 2*time.Hour || p.counter("connected") != 0 {
 			t.Fatalf("after three hours: %+v", got)
+		}
+		if !got.ConnectedSince.IsZero() || got.Heard != connected.Heard {
+			t.Errorf("after three hours connected since %v, heard of at %v, which was at %v", got.ConnectedSince, got.Heard, connected.Heard)
 		}
 		p.idle("nobody said anything")
 	})

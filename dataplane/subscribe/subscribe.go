@@ -180,6 +180,8 @@ type Client struct {
 	view     atomic.Pointer[view]   // what is in effect, published by the loop
 	endpoint atomic.Pointer[string] // of the stream that answered; nil while there is none
 	stale    atomic.Int64           // since when nobody answers, in Unix nanoseconds; 0 while connected
+	since    atomic.Int64           // since when endpoint answers, in Unix nanoseconds
+	heard    atomic.Int64           // when a control plane said anything last, in Unix nanoseconds; 0 when none ever did
 	saveErr  atomic.Pointer[string] // why the state is not on disk; nil while it is
 
 	notify chan struct{} // holds one signal for the reporter
@@ -233,6 +235,8 @@ func (c *Client) Run(ctx context.Context) error {
 	since := former.lastContact
 	if since.IsZero() {
 		since = time.Now()
+	} else {
+		c.heard.Store(since.UnixNano())
 	}
 	c.stale.Store(since.UnixNano())
 
@@ -274,6 +278,7 @@ func (c *Client) Staleness() time.Duration {
 // setConnected records whether a control plane answers, with the endpoint when one does.
 func (c *Client) setConnected(endpoint string) {
 	if endpoint != "" {
+		c.since.Store(time.Now().UnixNano())
 		c.endpoint.Store(&endpoint)
 		c.stale.Store(0)
 		return
@@ -287,8 +292,10 @@ func (c *Client) setConnected(endpoint string) {
 type Status struct {
 	// Endpoint is the connected replica's, empty while none answers.
 	Endpoint string
-	// StaleSince is since when none answers, the zero time while one does.
-	StaleSince time.Time
+	// StaleSince is since when none answers, the zero time while one does; ConnectedSince the other way round.
+	StaleSince, ConnectedSince time.Time
+	// Heard is when a control plane said anything last, before a restart too; the zero time when none ever did.
+	Heard time.Time
 	// Installation is the id of the installation that the state belongs to, empty while unknown.
 	Installation string
 	// Revision is the highest revision of the control plane's store that was seen.
@@ -348,6 +355,11 @@ func (c *Client) Status() Status {
 	}
 	if since := c.stale.Load(); since != 0 {
 		s.StaleSince = time.Unix(0, since)
+	} else if since := c.since.Load(); since != 0 {
+		s.ConnectedSince = time.Unix(0, since)
+	}
+	if heard := c.heard.Load(); heard != 0 {
+		s.Heard = time.Unix(0, heard)
 	}
 	return s
 }

@@ -259,6 +259,14 @@ func TestReadinessOverHTTP(t *testing.T) {
 	if code, s := ask(r.ServeReady); code != 200 || !s.Ready {
 		t.Errorf("after: %d %+v", code, s)
 	}
+	r.Follow(func() lifecycle.Following { return lifecycle.Following{Snapshot: 3} })
+	if _, s := ask(r.ServeReady); s.Following == nil || s.Following.Snapshot != 3 || s.Following.Age != 0 {
+		t.Errorf("what was never heard of has an age: %+v", s.Following)
+	}
+	r.Follow(func() lifecycle.Following { return lifecycle.Following{Heard: time.Now().Add(-time.Hour)} })
+	if code, s := ask(r.ServeReady); code != 200 || s.Following.Age < time.Hour.Seconds() {
+		t.Errorf("old: %d %+v", code, s.Following)
+	}
 }
 
 func TestServersServeUntilTheyAreStopped(t *testing.T) {

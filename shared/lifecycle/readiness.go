@@ -21,6 +21,18 @@ type Condition struct {
 type State struct {
 	Ready      bool        `json:"ready"`
 	Conditions []Condition `json:"conditions"` // by name
+	Following  *Following  `json:"following,omitempty"`
+}
+
+// Following is how new that is which others decide and a program goes by. It does not make a program unready: what is old
+// is served on.
+type Following struct {
+	Who      string    `json:"who,omitempty"`        // who is followed, while anybody is
+	Since    time.Time `json:"since,omitzero"`       // since when without a break, while anybody is
+	Heard    time.Time `json:"heard,omitzero"`       // when the last word came; absent where none ever did
+	Age      float64   `json:"age_seconds,omitzero"` // since then
+	Snapshot uint64    `json:"snapshot"`             // the newest version that is here
+	Revision int64     `json:"revision"`             // etcd's, of the newest that is here
 }
 
 // Reasons returns why the program is not ready, as "name: reason"; none when it is.
@@ -40,6 +52,7 @@ type Readiness struct {
 	mu         sync.Mutex
 	conditions map[string]Condition
 	changed    chan struct{} // closed at the next change
+	following  func() Following
 }
 
 // NewReadiness names conditions that do not hold yet. Without conditions the program is ready.
@@ -77,6 +90,13 @@ func (r *Readiness) set(next Condition) {
 	r.changed = make(chan struct{})
 }
 
+// Follow has ServeReady tell how new what the program goes by is.
+func (r *Readiness) Follow(now func() Following) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.following = now
+}
+
 // State returns the conditions and a channel that is closed when they are no longer so.
 func (r *Readiness) State() (State, <-chan struct{}) {
 	r.mu.Lock()
@@ -90,9 +110,20 @@ func (r *Readiness) State() (State, <-chan struct{}) {
 	return s, r.changed
 }
 
-// ServeReady answers /readyz: 200 when every condition holds and 503 otherwise, with the conditions as JSON.
+// ServeReady answers /readyz: 200 when every condition holds and 503 otherwise, with the conditions and what Follow was
+// given as JSON.
 func (r *Readiness) ServeReady(w http.ResponseWriter, _ *http.Request) {
 	s, _ := r.State()
+	r.mu.Lock()
+	following := r.following
+	r.mu.Unlock()
+	if following != nil {
+		f := following()
+		if !f.Heard.IsZero() {
+			f.Age = time.Since(f.Heard).Seconds()
+		}
+		s.Following = &f
+	}
 	code := http.StatusOK
 	if !s.Ready {
 		code = http.StatusServiceUnavailable

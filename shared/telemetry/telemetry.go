@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/http/pprof"
 	"runtime"
 	"runtime/debug"
 
@@ -87,4 +88,12 @@ func NewMux(metrics prometheus.Gatherer, ready *lifecycle.Readiness) *http.Serve
 	mux.HandleFunc("GET /healthz", ready.ServeHealth)
 	mux.HandleFunc("GET /readyz", ready.ServeReady)
 	return mux
+}
+
+// Profile has a mux answer /debug/pprof/ as well. What it tells of a program is for those who run it.
+func Profile(mux *http.ServeMux) {
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 }

@@ -74,10 +74,29 @@ func TestMuxAnswers(t *testing.T) {
 		"/healthz": {200, `{"healthy":true}`},
 		"/readyz":  {503, `"reason":"starting"`},
 		"/other":   {404, "not found"},
+
+		"/debug/pprof/": {404, "not found"},
 	} {
 		w := httptest.NewRecorder()
 		mux.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
 		if w.Code != tc.code || !strings.Contains(w.Body.String(), tc.want) {
+			t.Errorf("%s: %d %s", path, w.Code, w.Body)
+		}
+	}
+}
+
+func TestProfilesAnswerWhereTheyAreAskedFor(t *testing.T) {
+	mux := telemetry.NewMux(telemetry.NewRegistry(), lifecycle.NewReadiness())
+	telemetry.Profile(mux)
+	for path, want := range map[string]string{
+		"/debug/pprof/":                  "goroutine",
+		"/debug/pprof/goroutine?debug=1": "TestProfilesAnswerWhereTheyAreAskedFor",
+		"/debug/pprof/symbol":            "num_symbols",
+		"/healthz":                       "healthy",
+	} {
+		w := httptest.NewRecorder()
+		mux.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+		if w.Code != 200 || !strings.Contains(w.Body.String(), want) {
 			t.Errorf("%s: %d %s", path, w.Code, w.Body)
 		}
 	}

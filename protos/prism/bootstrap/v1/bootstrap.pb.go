@@ -67,7 +67,9 @@ type AdminConfig struct {
 	// What teams may have.
 	Quotas *QuotaConfig `protobuf:"bytes,18,opt,name=quotas,proto3" json:"quotas,omitempty"`
 	// Where this replica notes what proxies served when.
-	Journal       *JournalConfig `protobuf:"bytes,19,opt,name=journal,proto3" json:"journal,omitempty"`
+	Journal *JournalConfig `protobuf:"bytes,19,opt,name=journal,proto3" json:"journal,omitempty"`
+	// Whether http_listen answers /debug/pprof/ as well: profiles of the running program, for go tool pprof.
+	Pprof         bool `protobuf:"varint,20,opt,name=pprof,proto3" json:"pprof,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -233,6 +235,13 @@ func (x *AdminConfig) GetJournal() *JournalConfig {
 		return x.Journal
 	}
 	return nil
+}
+
+func (x *AdminConfig) GetPprof() bool {
+	if x != nil {
+		return x.Pprof
+	}
+	return false
 }
 
 // ReleaseConfig says how changes go to the fleet, by class. Without it every class goes at once.
@@ -654,7 +663,9 @@ type ProxyConfig struct {
 	// How long a former owner goes on serving a partition that moved away; default 30 s.
 	ReleaseDelay *durationpb.Duration `protobuf:"bytes,11,opt,name=release_delay,json=releaseDelay,proto3" json:"release_delay,omitempty"`
 	// Whether the proxy is a validator: it subscribes to every partition, compiles what it is sent, and takes no calls.
-	Validator     bool `protobuf:"varint,12,opt,name=validator,proto3" json:"validator,omitempty"`
+	Validator bool `protobuf:"varint,12,opt,name=validator,proto3" json:"validator,omitempty"`
+	// Whether http_listen answers /debug/pprof/ as well: profiles of the running program, for go tool pprof.
+	Pprof         bool `protobuf:"varint,13,opt,name=pprof,proto3" json:"pprof,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -773,11 +784,18 @@ func (x *ProxyConfig) GetValidator() bool {
 	return false
 }
 
+func (x *ProxyConfig) GetPprof() bool {
+	if x != nil {
+		return x.Pprof
+	}
+	return false
+}
+
 var File_prism_bootstrap_v1_bootstrap_proto protoreflect.FileDescriptor
 
 const file_prism_bootstrap_v1_bootstrap_proto_rawDesc = "" +
 	"\n" +
-	"\"prism/bootstrap/v1/bootstrap.proto\x12\x12prism.bootstrap.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1dprism/config/v1/release.proto\x1a\x1fprism/config/v1/resources.proto\"\xde\b\n" +
+	"\"prism/bootstrap/v1/bootstrap.proto\x12\x12prism.bootstrap.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1dprism/config/v1/release.proto\x1a\x1fprism/config/v1/resources.proto\"\xf4\b\n" +
 	"\vAdminConfig\x12 \n" +
 	"\x06listen\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x06listen\x12+\n" +
 	"\ffleet_listen\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\vfleetListen\x12)\n" +
@@ -803,7 +821,8 @@ const file_prism_bootstrap_v1_bootstrap_proto_rawDesc = "" +
 	"\x10shutdown_timeout\x18\x10 \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x03\b\xd8\x042\x04\x10\xc0\x84=R\x0fshutdownTimeout\x12;\n" +
 	"\arelease\x18\x11 \x01(\v2!.prism.bootstrap.v1.ReleaseConfigR\arelease\x127\n" +
 	"\x06quotas\x18\x12 \x01(\v2\x1f.prism.bootstrap.v1.QuotaConfigR\x06quotas\x12;\n" +
-	"\ajournal\x18\x13 \x01(\v2!.prism.bootstrap.v1.JournalConfigR\ajournal\"\xf7\x01\n" +
+	"\ajournal\x18\x13 \x01(\v2!.prism.bootstrap.v1.JournalConfigR\ajournal\x12\x14\n" +
+	"\x05pprof\x18\x14 \x01(\bR\x05pprof\"\xf7\x01\n" +
 	"\rReleaseConfig\x12:\n" +
 	"\badditive\x18\x01 \x01(\v2\x1e.prism.config.v1.ReleasePolicyR\badditive\x126\n" +
 	"\x06scoped\x18\x02 \x01(\v2\x1e.prism.config.v1.ReleasePolicyR\x06scoped\x126\n" +
@@ -837,7 +856,7 @@ const file_prism_bootstrap_v1_bootstrap_proto_rawDesc = "" +
 	"\tsnapshots\x18\x01 \x01(\rB\t\xbaH\x06*\x04\x18\xc0\x84=R\tsnapshots\x12?\n" +
 	"\x03age\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x06\b\x80\x86\xb0\x96\x012\x02\b<R\x03age\x12R\n" +
 	"\x0esweep_interval\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
-	"\"\x04\b\x80\xa3\x052\x02\b\x01R\rsweepInterval\"\xd6\x05\n" +
+	"\"\x04\b\x80\xa3\x052\x02\b\x01R\rsweepInterval\"\xec\x05\n" +
 	"\vProxyConfig\x12<\n" +
 	"\x02id\x18\x01 \x01(\tB,\xbaH)\xd8\x01\x01r$2\"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,127}$R\x02id\x12 \n" +
 	"\x06listen\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x06listen\x12&\n" +
@@ -853,7 +872,8 @@ const file_prism_bootstrap_v1_bootstrap_proto_rawDesc = "" +
 	" \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x03\b\x90\x1c2\x04\x10\xc0\x84=R\fdrainTimeout\x12M\n" +
 	"\rrelease_delay\x18\v \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
 	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\freleaseDelay\x12\x1c\n" +
-	"\tvalidator\x18\f \x01(\bR\tvalidator\x1a9\n" +
+	"\tvalidator\x18\f \x01(\bR\tvalidator\x12\x14\n" +
+	"\x05pprof\x18\r \x01(\bR\x05pprof\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\xd8\x01\n" +
