@@ -73,11 +73,3 @@ type run struct {
 	harness.Bench
 	quick bool
 }
-
-// scaled shortens a time for -quick.
-func (r *run) scaled(d time.Duration) time.Duration {
-	if r.quick {
-		return d / 10
-	}
-	return d
-}
