@@ -71,10 +71,10 @@ func (s *Server) streaming(service, name string, write bool, desc grpc.StreamDes
 		if route.Draining {
 			return draining()
 		}
-		if err := route.Limits.Begin(); err != nil {
+		if err := route.Limits.BeginStream(); err != nil {
 			return err
 		}
-		defer route.Limits.End()
+		defer route.Limits.EndStream()
 		if err := serve(streamed{ServerStream: stream, server: s, route: route, first: first}); err != nil {
 			return settled(err, write)
 		}

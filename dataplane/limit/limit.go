@@ -27,6 +27,7 @@ type Limiter struct {
 	rate     atomic.Pointer[rate.Limiter] // nil: without bound
 	most     atomic.Int64
 	underway atomic.Int64
+	streams  atomic.Int64 // that stay open
 	retries  atomic.Int64 // in parts of retryParts
 }
 
@@ -74,13 +75,23 @@ func (l *Limiter) SetBounds(b Bounds) {
 
 // Begin admits a call or says when to come again. Who was admitted calls End once.
 func (l *Limiter) Begin() error {
-	if now, most := l.underway.Add(1), l.most.Load(); most > 0 && now > most {
-		l.underway.Add(-1)
-		return fault.New(fault.Exhausted, fault.Bulkhead, "too many calls of this namespace are under way").
+	return l.begin(&l.underway, "too many calls of this namespace are under way")
+}
+
+// BeginStream admits a stream that stays open, such as a watch. As many may be open as calls may be under way, and neither
+// takes from the other. Who was admitted calls EndStream once.
+func (l *Limiter) BeginStream() error {
+	return l.begin(&l.streams, "too many streams of this namespace are open")
+}
+
+func (l *Limiter) begin(of *atomic.Int64, tooMany string) error {
+	if now, most := of.Add(1), l.most.Load(); most > 0 && now > most {
+		of.Add(-1)
+		return fault.New(fault.Exhausted, fault.Bulkhead, tooMany).
 			WithOutcome(fault.NotApplied).WithRetry(retryBusy)
 	}
 	if bucket := l.rate.Load(); bucket != nil && !bucket.Allow() {
-		l.underway.Add(-1)
+		of.Add(-1)
 		r := bucket.Reserve()
 		wait := r.Delay()
 		r.Cancel()
@@ -95,6 +106,9 @@ func (l *Limiter) Begin() error {
 
 // End ends a call that was admitted.
 func (l *Limiter) End() { l.underway.Add(-1) }
+
+// EndStream ends a stream that was admitted.
+func (l *Limiter) EndStream() { l.streams.Add(-1) }
 
 // Underway is how many calls are under way.
 func (l *Limiter) Underway() int64 { return l.underway.Load() }

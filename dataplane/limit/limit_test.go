@@ -87,3 +87,54 @@ func TestConcurrencyIsNeverExceeded(t *testing.T) {
 		t.Errorf("at most %d at once, %d left; want 4 and none", most.Load(), l.Underway())
 	}
 }
+
+func TestStreamsAndCallsDoNotTakeFromEachOther(t *testing.T) {
+	l := limit.New(limit.Bounds{Concurrency: 2})
+	for range 2 {
+		if err := l.BeginStream(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.BeginStream(); !fault.Is(err, fault.Bulkhead) {
+		t.Errorf("a third stream: %v", err)
+	}
+	for range 2 {
+		if err := l.Begin(); err != nil {
+			t.Errorf("a call beside open streams: %v", err)
+		}
+	}
+	l.EndStream()
+	if err := l.BeginStream(); err != nil {
+		t.Errorf("a stream after one has ended: %v", err)
+	}
+}
+
+func TestRetriesAreATenthOfTheCalls(t *testing.T) {
+	l := limit.New(limit.Bounds{})
+	retried := 0
+	for range 1000 {
+		if err := l.Begin(); err != nil {
+			t.Fatal(err)
+		}
+		for range 3 { // as many as there are
+			if l.Retry() {
+				retried++
+			}
+		}
+		l.End()
+	}
+	if retried != 100 {
+		t.Errorf("%d retries for 1,000 calls, want 100", retried)
+	}
+	for range 1000 {
+		if err := l.Begin(); err != nil {
+			t.Fatal(err)
+		}
+		l.End()
+	}
+	for retried = 0; l.Retry(); retried++ {
+	}
+	if retried != 10 {
+		t.Errorf("%d were saved up, want 10", retried)
+	}
+}
