@@ -78,7 +78,7 @@ func TestAnotherInstallationTakesNothingAway(t *testing.T) {
 }
 
 // TestEmptiedEtcdIsNotTakenForANewOne empties the etcd of all replicas while they are stopped: they wait for a backup, say
-// what to do, write nothing, and the proxies serve on; --create is what makes a new installation.
+// what to do, and write nothing; the proxies serve on. With the backup there all goes on as before.
 func TestEmptiedEtcdIsNotTakenForANewOne(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
@@ -92,29 +92,50 @@ func TestEmptiedEtcdIsNotTakenForANewOne(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer etcd.Close()
+	all, err := etcd.Get(ctx, "", clientv3.WithPrefix())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var backup []clientv3.Op
+	for _, kv := range all.Kvs {
+		if kv.Lease == 0 {
+			backup = append(backup, clientv3.OpPut(string(kv.Key), string(kv.Value)))
+		}
+	}
 	if _, err := etcd.Delete(ctx, "", clientv3.WithPrefix()); err != nil {
 		t.Fatal(err)
 	}
-	waits := c.Admins[1] // was not started with --create
-	waits.Start()
-	harness.Eventually(t, 20*time.Second, "the replica says what to do", func() error {
-		if err := waits.Ready(); err == nil || !strings.Contains(err.Error(), "holds no installation") || !strings.Contains(err.Error(), "--create") {
-			return fmt.Errorf("/readyz: %w", err)
+	for _, a := range c.Admins {
+		a.Start()
+	}
+	for _, a := range c.Admins {
+		harness.Eventually(t, 20*time.Second, "the replica says what to do", func() error {
+			if err := a.Ready(); err == nil || !strings.Contains(err.Error(), "holds no installation") || !strings.Contains(err.Error(), "--create") {
+				return fmt.Errorf("/readyz: %w", err)
+			}
+			return nil
+		})
+	}
+	put := func() {
+		t.Helper()
+		if _, err := c.Proxies[0].KeyValue.Put(ctx, &datav1.PutRequest{Namespace: "kept", Id: []byte("a"), Value: []byte("b")}); err != nil {
+			t.Errorf("the proxy: %v", err)
 		}
-		return nil
-	})
+	}
+	put()
 	got, err := etcd.Get(ctx, "", clientv3.WithPrefix())
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, kv := range got.Kvs {
-		if kv.Lease == 0 { // that replicas are there is noted for as long as they are
-			t.Errorf("etcd has %s", kv.Key)
-		}
+		t.Errorf("etcd has %s", kv.Key)
 	}
-	if _, err := c.Proxies[0].KeyValue.Put(ctx, &datav1.PutRequest{Namespace: "kept", Id: []byte("a"), Value: []byte("b")}); err != nil {
-		t.Errorf("the proxy: %v", err)
+	if _, err := etcd.Txn(ctx).Then(backup...).Commit(); err != nil {
+		t.Fatal(err)
 	}
-	c.Admins[0].Start() // with --create
-	harness.Eventually(t, 20*time.Second, "the waiting replica goes on", waits.Ready)
+	for _, a := range c.Admins {
+		harness.Eventually(t, 20*time.Second, "the replica goes on", a.Ready)
+	}
+	c.Apply(ctx, onRedis("later"))
+	put()
 }

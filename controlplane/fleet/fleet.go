@@ -281,8 +281,17 @@ func pick(a *configv1.Assignment, indices []uint32) []*configv1.Member {
 	return members
 }
 
-// keepReplica keeps this replica's entry in the store alive, and takes it away at the end.
+// keepReplica keeps this replica's entry in the store alive once a head is known, and takes it away at the end.
 func (f *Fleet) keepReplica(ctx context.Context) {
+	moved, stop := f.store.Watch()
+	defer stop()
+	for f.store.Head() == nil { // nothing is written into an etcd that may have lost its data
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return
+		}
+	}
 	var keep, release func(context.Context) error
 	every := time.NewTicker(f.cfg.Lease / 3)
 	defer every.Stop()

@@ -58,7 +58,8 @@ type Config struct {
 	Settings *bootstrapv1.AdminConfig
 	// Tracer makes spans of calls; nil makes none.
 	Tracer *trace.Tracer
-	// Create says to create the installation where etcd has none; an etcd inside the program needs no asking.
+	// Create says to create the installation where etcd has none; with an etcd inside the program whose data directory was
+	// not there before, one is created unasked.
 	Create bool
 	// Logger is required.
 	Logger *slog.Logger
@@ -90,7 +91,7 @@ func New(cfg Config) (*Server, error) {
 		id = host + "-" + strings.ToLower(rand.Text()[:8])
 	}
 	return &Server{
-		c: cfg.Settings, create: cfg.Create || len(cfg.Settings.GetEtcd().GetEndpoints()) == 0, log: cfg.Logger.With(telemetry.KeyReplica, id), tracer: cfg.Tracer, id: id,
+		c: cfg.Settings, create: cfg.Create, log: cfg.Logger.With(telemetry.KeyReplica, id), tracer: cfg.Tracer, id: id,
 		registry: telemetry.NewRegistry(), ready: lifecycle.NewReadiness(conditionStore), health: health.NewServer(),
 	}, nil
 }
@@ -101,7 +102,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	endpoints := s.c.GetEtcd().GetEndpoints()
+	endpoints, create := s.c.GetEtcd().GetEndpoints(), s.create
 	var parts []lifecycle.Part
 	if len(endpoints) == 0 {
 		etcd, err := embedded.Start(embedded.Config{Dir: s.c.GetEtcd().GetDataDir(), Log: s.log})
@@ -113,7 +114,7 @@ func (s *Server) Run(ctx context.Context) error {
 				s.log.Warn("the embedded etcd did not close well", telemetry.Error(err))
 			}
 		}()
-		endpoints = []string{etcd.Endpoint()}
+		endpoints, create = []string{etcd.Endpoint()}, create || etcd.Fresh()
 		parts = append(parts, lifecycle.Part{Name: "etcd", Run: func(ctx context.Context) error {
 			select {
 			case err := <-etcd.Err():
@@ -129,7 +130,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	defer client.Close()
 	kept, err := store.New(store.Config{
-		Client: client, Prefix: s.c.GetEtcd().GetPrefix(), Existing: !s.create, Partitions: s.c.GetPartitions(), Name: s.id,
+		Client: client, Prefix: s.c.GetEtcd().GetPrefix(), Existing: !create, Partitions: s.c.GetPartitions(), Name: s.id,
 		Timeout: s.c.GetEtcd().GetRequestTimeout().AsDuration(),
 		History: int(s.c.GetHistory().GetSnapshots()), HistoryAge: s.c.GetHistory().GetAge().AsDuration(),
 		SweepEvery: s.c.GetHistory().GetSweepInterval().AsDuration(), Log: s.log,

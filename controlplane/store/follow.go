@@ -165,7 +165,8 @@ func (s *Store) open(ctx context.Context) (*clientv3.TxnResponse, error) {
 	if s.installation.Load() == nil && resp.Responses[0].GetResponseRange().Count+resp.Responses[1].GetResponseRange().Count == 0 {
 		if s.cfg.Existing {
 			return nil, fault.Newf(fault.Unavailable, fault.NotLoaded,
-				"etcd holds no installation under %s: restore it from a backup; to create a new one, start one prism-admin once with --create", s.keys.prefix)
+				"etcd at %s holds no installation under %s: restore a backup, or start one replica once with --create",
+				strings.Join(s.etcd.Endpoints(), ", "), s.keys.prefix)
 		}
 		if err := s.create(ctx); err != nil {
 			return nil, err

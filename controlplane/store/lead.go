@@ -21,8 +21,18 @@ func (f *fence) holds() clientv3.Cmp {
 
 // Lead stands for election until ctx ends, which is no error, and calls work whenever this replica is elected. The
 // context that work is given ends when the leadership does; work must then return. When work returns by itself the
-// leadership is given up, and its error is logged. A Store stands for election once at a time.
+// leadership is given up, and its error is logged. A Store stands for election once at a time, and not before a head is
+// known: an etcd without an installation is left as it is.
 func (s *Store) Lead(ctx context.Context, work func(context.Context) error) error {
+	moved, stop := s.Watch()
+	defer stop()
+	for s.Head() == nil {
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return nil
+		}
+	}
 	for attempt := 0; ctx.Err() == nil; attempt++ {
 		elected, err := s.lead(ctx, work)
 		if ctx.Err() != nil {

@@ -174,6 +174,30 @@ func contentOf(t testing.TB, tree *snapshot.Tree, name string) string {
 	return cfg.StoragePrefix
 }
 
+func TestAnInstallationThatIsMissingIsWaitedFor(t *testing.T) {
+	client := dial(t)
+	waits := start(t, store.Config{Existing: true})
+	ctx, cancel := context.WithCancel(t.Context())
+	led := make(chan error, 1)
+	go func() { led <- waits.Lead(ctx, func(context.Context) error { return errors.New("it leads") }) }()
+	for err := waits.Ready(); !strings.Contains(fmt.Sprint(err), etcd.Endpoint()+" holds no installation under /"+prefix(t)); err = waits.Ready() {
+		if f := fault.From(err); f.Reason != fault.NotLoaded {
+			t.Fatal(err)
+		}
+	}
+	cancel()
+	if err := <-led; err != nil {
+		t.Error(err)
+	}
+	if got, err := client.Get(t.Context(), "/"+prefix(t), clientv3.WithPrefix(), clientv3.WithCountOnly()); err != nil || got.Count != 0 {
+		t.Errorf("etcd has %d keys, %v", got.Count, err)
+	}
+	made := open(t, store.Config{})
+	if wait(t, waits.Store, func(*snapshot.Tree) bool { return true }); waits.Installation().Id != made.Installation().Id {
+		t.Errorf("installations %v and %v", waits.Installation(), made.Installation())
+	}
+}
+
 func TestANewInstallationIsEmptyAndCreatedOnce(t *testing.T) {
 	a, b := open(t, store.Config{Partitions: 64}), open(t, store.Config{})
 	if a.Head().Version() != 0 || a.Head().Len() != 0 || a.Revision() == 0 || a.Ready() != nil {
@@ -181,6 +205,16 @@ func TestANewInstallationIsEmptyAndCreatedOnce(t *testing.T) {
 	}
 	if a.Installation().Id == "" || a.Installation().Id != b.Installation().Id || b.Installation().Partitions != 64 {
 		t.Errorf("installations %v and %v", a.Installation(), b.Installation())
+	}
+	for i := range 3 { // all at once
+		prefix := fmt.Sprint(prefix(t), "/beside-", i)
+		beside := []*replica{start(t, store.Config{Prefix: prefix}), start(t, store.Config{Prefix: prefix}), start(t, store.Config{Prefix: prefix})}
+		for _, r := range beside {
+			wait(t, r.Store, func(*snapshot.Tree) bool { return true })
+			if r.Installation().Id != beside[0].Installation().Id {
+				t.Errorf("installations %v and %v", r.Installation(), beside[0].Installation())
+			}
+		}
 	}
 	other, err := store.New(store.Config{Client: dial(t), Prefix: prefix(t), Name: "other", Partitions: 128, Log: quiet()})
 	if err != nil {

@@ -378,7 +378,8 @@ func (c *Cluster) WaitReady(within time.Duration) {
 	c.t.Helper()
 	for i, a := range c.Admins {
 		if a.Running() {
-			Eventually(c.t, within, fmt.Sprintf("admin-%d ready", i), func() error { return get("http://" + a.HTTPAddress + "/readyz") })
+			Eventually(c.t, within, fmt.Sprintf("admin-%d ready", i), a.Ready)
+			a.created()
 		}
 	}
 	for _, p := range c.Proxies {

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -63,6 +64,13 @@ func (p *Process) Replace(path string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.path = path
+}
+
+// created makes every further Start go without --create, as the installation is there.
+func (p *Process) created() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.args = slices.DeleteFunc(p.args, func(arg string) bool { return arg == "--create" })
 }
 
 // Start starts the program, also again after it ended.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"syscall"
@@ -22,16 +23,9 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := command().ExecuteContext(ctx)
+	code := program(ctx, os.Args[1:], os.LookupEnv, os.Stdout, os.Stderr)
 	stop()
-	if err == nil {
-		return
-	}
-	fmt.Fprintln(os.Stderr, "prism-admin:", err)
-	if _, ran := errors.AsType[failure](err); ran {
-		os.Exit(exitFailed)
-	}
-	os.Exit(exitUsage)
+	os.Exit(code)
 }
 
 // The exit codes.
@@ -43,7 +37,23 @@ const (
 // failure is an error after the configuration was accepted.
 type failure struct{ error }
 
-func command() *cobra.Command {
+func program(ctx context.Context, args []string, env settings.Lookup, stdout, stderr io.Writer) int {
+	cmd := command(env, stderr)
+	cmd.SetArgs(args)
+	cmd.SetOut(stdout)
+	cmd.SetErr(stderr)
+	err := cmd.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	_, _ = fmt.Fprintln(stderr, "prism-admin:", err) // there is nowhere else to say it
+	if _, ran := errors.AsType[failure](err); ran {
+		return exitFailed
+	}
+	return exitUsage
+}
+
+func command(env settings.Lookup, stderr io.Writer) *cobra.Command {
 	var (
 		file     string
 		insecure bool
@@ -75,21 +85,18 @@ Exit codes: 0 stopped as asked, 1 failed while running, 2 wrong flags or configu
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			config, err := settings.LoadAdmin(file, os.LookupEnv, func(c *bootstrapv1.AdminConfig) {
+			config, err := settings.LoadAdmin(file, env, func(c *bootstrapv1.AdminConfig) {
 				c.InsecureListen = c.GetInsecureListen() || insecure
 			})
 			if err != nil {
 				return err
 			}
 			if check {
-				fmt.Fprintf(cmd.OutOrStdout(), "good: it would listen on %s (calls), %s (proxies) and %s (HTTP)\n",
+				_, err := fmt.Fprintf(cmd.OutOrStdout(), "good: it would listen on %s (calls), %s (proxies) and %s (HTTP)\n",
 					config.GetListen(), config.GetFleetListen(), config.GetHttpListen())
-				return nil
+				return err
 			}
-			if err := run(cmd.Context(), config, create); err != nil {
-				return failure{err}
-			}
-			return nil
+			return run(cmd.Context(), config, create, env, stderr)
 		},
 	}
 	cmd.Flags().StringVar(&file, "config", "", "configuration file (YAML)")
@@ -99,14 +106,14 @@ Exit codes: 0 stopped as asked, 1 failed while running, 2 wrong flags or configu
 	return cmd
 }
 
-func run(ctx context.Context, config *bootstrapv1.AdminConfig, create bool) error {
-	log, err := telemetry.NewLogger(os.Stderr, config.GetLogLevel())
+func run(ctx context.Context, config *bootstrapv1.AdminConfig, create bool, env settings.Lookup, stderr io.Writer) error {
+	log, err := telemetry.NewLogger(stderr, config.GetLogLevel())
 	if err != nil {
 		return err
 	}
 	grpclog.SetLoggerV2(telemetry.GRPCLog(log))
 	tracer, err := trace.New(trace.Config{
-		Service: "prism-admin", Instance: config.GetReplicaId(), Version: telemetry.Version, Env: os.LookupEnv, Logger: log,
+		Service: "prism-admin", Instance: config.GetReplicaId(), Version: telemetry.Version, Env: env, Logger: log,
 	})
 	if err != nil {
 		return err
@@ -116,5 +123,8 @@ func run(ctx context.Context, config *bootstrapv1.AdminConfig, create bool) erro
 	if err != nil {
 		return err
 	}
-	return s.Run(ctx)
+	if err := s.Run(ctx); err != nil {
+		return failure{err}
+	}
+	return nil
 }

@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/url"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -38,6 +40,7 @@ type Config struct {
 type Server struct {
 	etcd   *embed.Etcd
 	closed *atomic.Bool
+	fresh  bool
 }
 
 // attempts is how often other ports are tried when a stranger took one between its choice and its use.
@@ -51,10 +54,12 @@ func Start(cfg Config) (*Server, error) {
 	cfg.Quota = cmp.Or(cfg.Quota, 8<<30)
 	cfg.StartTimeout = cmp.Or(cfg.StartTimeout, 30*time.Second)
 	cfg.Log = cmp.Or(cfg.Log, slog.Default())
-	var err error
+	_, err := os.Stat(cfg.Dir)
+	fresh := errors.Is(err, fs.ErrNotExist)
 	for range attempts {
 		var server *Server
 		if server, err = start(cfg); err == nil {
+			server.fresh = fresh
 			return server, nil
 		}
 		var clash *net.OpError
@@ -120,6 +125,9 @@ func freeURLs(n int) ([]url.URL, error) {
 	}
 	return urls, nil
 }
+
+// Fresh reports whether Config.Dir did not exist before: there was no data, so none was lost.
+func (s *Server) Fresh() bool { return s.fresh }
 
 // Endpoint is the host:port at which clients connect.
 func (s *Server) Endpoint() string { return s.etcd.Clients[0].Addr().String() }

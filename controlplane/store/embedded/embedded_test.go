@@ -3,6 +3,7 @@ package embedded_test
 import (
 	"io"
 	"log/slog"
+	"path/filepath"
 	"testing"
 
 	"github.com/prism-gateway/prism/controlplane/store/embedded"
@@ -23,9 +24,12 @@ func start(t *testing.T, dir string) *embedded.Server {
 }
 
 func TestDataOutlivesARestart(t *testing.T) {
-	dir := t.TempDir()
+	dir := filepath.Join(t.TempDir(), "etcd")
 	for _, want := range []string{"", "1"} {
 		s := start(t, dir)
+		if fresh := want == ""; s.Fresh() != fresh {
+			t.Errorf("fresh is %v, want %v", s.Fresh(), fresh)
+		}
 		client, err := s.Client()
 		if err != nil {
 			t.Fatal(err)
@@ -50,6 +54,12 @@ func TestDataOutlivesARestart(t *testing.T) {
 		if err := s.Close(); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+func TestAnEmptiedDirectoryIsNotFresh(t *testing.T) {
+	if start(t, t.TempDir()).Fresh() {
+		t.Error("it is")
 	}
 }
 

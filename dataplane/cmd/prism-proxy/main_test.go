@@ -29,7 +29,7 @@ func TestExitCodes(t *testing.T) {
 	}{
 		{"help has an example", []string{"--help"}, nil, 0, "--state-dir /var/lib/prism", ""},
 		{"version", []string{"--version"}, nil, 0, "prism-proxy version", ""},
-		{"a good file", []string{"--check", "--config", file("id: proxy-1\nlisten: 127.0.0.1:1234\n")}, nil, 0, "", ""},
+		{"a good file", []string{"--check", "--config", file("id: proxy-1\nlisten: 127.0.0.1:1234\n")}, nil, 0, "good: it would listen on 127.0.0.1:1234 (calls)", ""},
 		{"an unknown flag", []string{"--bogus"}, nil, exitUsage, "", "--bogus"},
 		{"an argument", []string{"bogus"}, nil, exitUsage, "", "bogus"},
 		{"no such file", []string{"--config", "/nowhere/proxy.yaml"}, nil, exitUsage, "", "/nowhere/proxy.yaml"},

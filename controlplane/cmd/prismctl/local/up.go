@@ -91,9 +91,9 @@ func (r *prism) part(i int, program Program, admin, proxy string) (lifecycle.Par
 		}
 		return part, err
 	}
-	path := proxy
+	path, args := proxy, []string{"--config", r.plan.dir.file(program.Name + ".yaml")}
 	if program.Name == r.plan.admin.Name {
-		path = admin
+		path, args = admin, append(args, "--create") // also when it died before it had
 	}
 	err := os.Rename(program.Log, program.Log+".old") // one run, one log; the one before is kept
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -101,7 +101,7 @@ func (r *prism) part(i int, program Program, admin, proxy string) (lifecycle.Par
 	}
 	died := make(chan error, 1)
 	s, err := supervisor.New(supervisor.Config{
-		Path: path, Args: []string{"--config", r.plan.dir.file(program.Name + ".yaml")}, Log: program.Log, StopTimeout: stopTimeout,
+		Path: path, Args: args, Log: program.Log, StopTimeout: stopTimeout,
 		Report: func(e supervisor.Event) { r.report(i, e, died) },
 	})
 	if err != nil {
