@@ -345,15 +345,15 @@ func (l *line) flush(ctx context.Context) *fault.Fault {
 	}
 }
 
-// denial is the newest denial by the server's access rules, or nil.
-func (l *line) denial() error {
+// denial is the newest denial by the server's access rules if it is of a subject, or nil.
+func (l *line) denial(subject string) error {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.denied
-}
-
-// denies says whether the newest denial is of a subject.
-func (l *line) denies(subject string) bool {
-	err := l.denial()
-	return err != nil && strings.Contains(err.Error(), `"`+subject+`"`)
+	denied := l.denied
+	l.mu.Unlock()
+	for _, err := range []error{l.nc.LastError(), denied} { // the SDK calls for a denial a little later than it knows of it
+		if errors.Is(err, nats.ErrPermissionViolation) && strings.Contains(err.Error(), `"`+subject+`"`) {
+			return err
+		}
+	}
+	return nil
 }

@@ -136,9 +136,9 @@ type Instance struct {
 	stopped chan struct{} // closed when nothing runs any more
 }
 
-// Ping asks for the stream.
+// Ping asks for the stream, which the first call makes.
 func (i *Instance) Ping(ctx context.Context) error {
-	l, f := i.connected(ctx)
+	l, _, f := i.ready(ctx)
 	if f == nil {
 		_, f = l.describe(ctx, i.stream)
 	}

@@ -103,7 +103,7 @@ func (l *line) create(ctx context.Context, want jetstream.StreamConfig) (*descri
 		return l.describe(ctx, want.Name)
 	case d.Problem != nil && f.Code == fault.Internal:
 		f = fault.Wrap(d.Problem, fault.FailedPrecondition, fault.Backend, "the backend's stream is missing and cannot be made")
-	case d.Problem == nil && l.denies("$JS.API.STREAM.CREATE."+want.Name):
+	case d.Problem == nil && l.denial("$JS.API.STREAM.CREATE."+want.Name) != nil:
 		f = fault.Wrap(f, fault.FailedPrecondition, fault.Backend, "the backend's stream is missing and the proxy may not make it")
 	}
 	return d, f

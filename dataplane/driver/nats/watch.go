@@ -64,11 +64,11 @@ func (i *Instance) Watch(ctx context.Context, space driver.Space, from driver.Fr
 		if ctx.Err() != nil {
 			return nil
 		}
-		if err != nil && !placed && !w.placed {
-			return err
-		}
 		if stops, ok := err.(stopped); ok {
 			return stops.error
+		}
+		if err != nil && !w.placed {
+			return err
 		}
 		if placed {
 			try = 1
@@ -98,8 +98,8 @@ func (w *watch) follow(ctx context.Context) (bool, error) {
 	if f := l.flush(ctx); f != nil {
 		return false, f
 	}
-	if l.denies(subject) {
-		return false, deniedFault(l.denial())
+	if err := l.denial(subject); err != nil {
+		return false, deniedFault(err)
 	}
 	if err := w.begin(ctx, t); err != nil {
 		return false, err
