@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -129,7 +130,7 @@ func (l *line) store(ctx context.Context, m *nats.Msg, expected uint64) (uint64,
 
 // put stores a record for a subject whose last message is still that of a sequence.
 func (i *Instance) put(ctx context.Context, l *line, subject string, r *record, value []byte, expected uint64) (uint64, bool, *fault.Fault) {
-	m := &nats.Msg{Subject: subject, Header: nats.Header{recordHeader: {r.encode()}}, Data: value}
+	m := &nats.Msg{Subject: subject, Header: nats.Header{recordHeader: {r.encode()}}, Data: slices.Clone(value)}
 	switch {
 	case r.kind == deleted || r.kind == lapsed:
 		m.Header.Set(lifeHeader, life(traceStays))

@@ -42,9 +42,12 @@ type line struct {
 	parts  atomic.Pointer[target] // that of the parts of large values
 }
 
-// call is one request. Whoever takes it first, the sender or its caller who gives up, decides whether it was sent.
+// call is one request. Whoever takes it first, the sender or its caller who gives up, decides whether it was sent. A caller
+// may be gone before the sender has done with the message, so its bytes are nobody else's.
 type call struct {
 	msg    *nats.Msg
+	token  string // of its answer; guarded by the line's mu
+	left   bool   // its caller has gone; guarded by the line's mu
 	taken  atomic.Bool
 	done   chan struct{} // closed when answer or err is set
 	answer *nats.Msg
@@ -253,9 +256,13 @@ func (l *line) publish(c *call) {
 		c.end(nil, brokenFault(nil).WithOutcome(fault.NotApplied))
 		return
 	}
+	if c.left {
+		l.mu.Unlock()
+		return
+	}
 	l.count++
 	token := strconv.FormatUint(l.count, 36)
-	l.waiting[token] = c
+	l.waiting[token], c.token = c, token
 	l.mu.Unlock()
 	c.msg.Reply = l.inbox + token
 	err := l.nc.PublishMsg(c.msg)
@@ -316,7 +323,8 @@ func (l *line) do(ctx context.Context, m *nats.Msg) (*nats.Msg, *fault.Fault) {
 func (l *line) forget(c *call) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	delete(l.waiting, strings.TrimPrefix(c.msg.Reply, l.inbox))
+	delete(l.waiting, c.token)
+	c.left = true
 }
 
 // rest waits.
