@@ -19,7 +19,7 @@ import (
 	"github.com/prism-gateway/prism/shared/testserver/natsserver"
 )
 
-var big = strings.Repeat("x", 2<<20)
+var twoMiB = strings.Repeat("x", 2<<20)
 
 // clock is the time, and more.
 type clock struct{ ahead atomic.Int64 }
@@ -99,9 +99,9 @@ func TestPartsGoWithTheirItem(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	must(l.write("k", strings.NewReader(big)))
+	must(l.write("k", strings.NewReader(twoMiB)))
 	l.holds(4, 1)
-	must(l.write("k", strings.NewReader(big[:1<<20])))
+	must(l.write("k", strings.NewReader(twoMiB[:1<<20])))
 	if p := l.messages("p"); p != 2 {
 		t.Errorf("%d parts are left of a value that was replaced, want 2", p)
 	}
@@ -126,7 +126,7 @@ func TestPartsGoWithTheirItem(t *testing.T) {
 func TestUnfinishedValuesAreSwept(t *testing.T) {
 	l := openLarge(t)
 	broken := errors.New("broken")
-	if err := l.write("k", io.MultiReader(strings.NewReader(big), iotest.ErrReader(broken))); !errors.Is(err, broken) {
+	if err := l.write("k", io.MultiReader(strings.NewReader(twoMiB), iotest.ErrReader(broken))); !errors.Is(err, broken) {
 		t.Errorf("got %v", err)
 	}
 	l.holds(0, 1)
@@ -135,7 +135,7 @@ func TestUnfinishedValuesAreSwept(t *testing.T) {
 	l.sweeps(1)
 	l.holds(0, 0)
 	// A writer that was thought to be gone cannot finish.
-	slow := &pausing{Reader: strings.NewReader(big), at: 3, pause: func() {
+	slow := &pausing{Reader: strings.NewReader(twoMiB), at: 3, pause: func() {
 		l.clock.Move(2 * time.Hour)
 		l.sweeps(1)
 	}}
@@ -168,7 +168,7 @@ func (p *pausing) Read(b []byte) (int, error) {
 // TestDamagedLargeValue is told of: KC-13 large_checksum_mismatch_data_loss.
 func TestDamagedLargeValue(t *testing.T) {
 	l := openLarge(t)
-	if err := l.write("k", strings.NewReader(big)); err != nil {
+	if err := l.write("k", strings.NewReader(twoMiB)); err != nil {
 		t.Fatal(err)
 	}
 	for subject := range l.subjects() {

@@ -53,8 +53,12 @@ func (i *Instance) keys(ctx context.Context, space driver.Space, id []byte) ([][
 	return slices.CompactFunc(keys, bytes.Equal), nil
 }
 
-// firstRead is how many items a scan asks for before it knows how long they are.
-const firstRead = 8
+const (
+	// firstRead is how many items a scan asks for before it knows how long they are.
+	firstRead = 8
+	// keysOnlyRead is how many bytes of values a scan that leaves them out reads at a time.
+	keysOnlyRead = 4 << 20
+)
 
 // Scan asks which keys an id has, and then for the items of the range, some at a time.
 func (i *Instance) Scan(ctx context.Context, space driver.Space, r driver.Range) ([]driver.Item, bool, error) {
@@ -75,10 +79,12 @@ func (i *Instance) Scan(ctx context.Context, space driver.Space, r driver.Range)
 	size, met, read := 0, 0, 0 // bytes of the page; keys that were asked for, and the bytes of their values
 	for met < len(keys) {
 		next := firstRead
-		if met > 0 && read > met {
-			next = (r.MaxBytes-size)*met/read + 1
-		} else if met > 0 {
-			next = atOnce
+		if met > 0 {
+			want := r.MaxBytes - size
+			if r.KeysOnly { // values are read and left out
+				want = keysOnlyRead
+			}
+			next = want*met/max(read, 1) + 1
 		}
 		chunk := keys[met:min(len(keys), met+max(1, min(next, atOnce, r.Limit-len(items)+1)))]
 		entries := make([]entry, len(chunk))
