@@ -140,6 +140,11 @@ func startWith(t *testing.T, config store.Config, server *embedded.Server, name 
 	for s.Head() == nil {
 		wait(t, moved, "the store is loaded")
 	}
+	changed, stopFleet := s.WatchFleet()
+	defer stopFleet()
+	for !slices.ContainsFunc(s.Replicas(), func(r *recordv1.Replica) bool { return r.GetId() == cfg.Replica.GetId() }) {
+		wait(t, changed, "the replica is known")
+	}
 	return r
 }
 
