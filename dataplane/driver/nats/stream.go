@@ -19,7 +19,6 @@ const traceStays = 10 * time.Minute
 
 // target is the stream as it was found.
 type target struct {
-	// identity tells a stream from one of the same name that was there before.
 	identity uint64
 	// direct says that reads may go by the fast way. With more than one replica that way may lead to one that lags, and
 	// so reads go to the leader.
@@ -31,6 +30,13 @@ type description struct {
 	Problem *problem               `json:"error"`
 	Config  jetstream.StreamConfig `json:"config"`
 	Created time.Time              `json:"created"`
+}
+
+// identity tells a stream from one of the same name that was there before.
+func (d *description) identity() uint64 {
+	h := fnv.New64a()
+	fmt.Fprint(h, d.Config.Name, " ", d.Created.UnixNano())
+	return h.Sum64()
 }
 
 // itemsConfig is that of the stream of the items.
@@ -85,10 +91,7 @@ func (l *line) prepared(ctx context.Context, known *atomic.Pointer[target], want
 	if err := suits(d.Config, want); err != nil {
 		return nil, fault.Wrap(err, fault.FailedPrecondition, fault.Backend, "the backend's stream is not one that the proxy can use").WithOutcome(fault.NotApplied)
 	}
-	t := &target{direct: d.Config.AllowDirect && d.Config.Replicas <= 1}
-	h := fnv.New64a()
-	fmt.Fprint(h, want.Name, " ", d.Created.UnixNano())
-	t.identity = h.Sum64()
+	t := &target{identity: d.identity(), direct: d.Config.AllowDirect && d.Config.Replicas <= 1}
 	known.Store(t)
 	return t, nil
 }

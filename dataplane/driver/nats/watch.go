@@ -130,7 +130,7 @@ func (w *watch) follow(ctx context.Context) (bool, error) {
 			w.seen = time.Now()
 			w.lapse(ctx)
 		case <-verify.C:
-			if missed, f := w.verify(ctx); f != nil {
+			if missed, f := w.verify(ctx, l); f != nil {
 				return true, f
 			} else if missed {
 				return true, w.lost()
@@ -331,15 +331,22 @@ func (w *watch) lapse(ctx context.Context) {
 	})
 }
 
-// verify says whether a message that was missing the last time has not come yet.
-func (w *watch) verify(ctx context.Context) (bool, *fault.Fault) {
+// verify says whether a message that was missing the last time has not come yet, or the stream is another.
+func (w *watch) verify(ctx context.Context, l *line) (bool, *fault.Fault) {
+	d, f := l.describe(ctx, w.i.stream)
+	if f != nil {
+		return false, f
+	}
+	if d.identity() != w.identity {
+		l.target.Store(nil)
+		return true, nil
+	}
 	for key, sequence := range w.missing {
 		if w.known[key].sequence < sequence {
 			return true, nil
 		}
 	}
 	clear(w.missing)
-	var f *fault.Fault
 	w.checked, f = w.walk(ctx, w.checked, true, func(m message) {
 		name, ok := nameOf(m.subject)
 		if key := string(name.Key); ok && bytes.HasPrefix(name.Key, w.from.Prefix) && w.known[key].sequence < m.sequence {

@@ -165,3 +165,25 @@ func TestWatchThatIsNotAllowed(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestWatchOfAStreamThatIsMadeAnew is told that all it knew may be gone, and follows the new one.
+func TestWatchOfAStreamThatIsMadeAnew(t *testing.T) {
+	server := natsserver.Start(t, natsserver.Options{})
+	s := open(t, driver.Config{Endpoints: []string{server.Addr()}})
+	space := conformance.NewSpace()
+	mustWrite(t, s, space, put("a", "other", "v"))
+	mustWrite(t, s, space, put("a", "k", "one"))
+	events, _ := follow(t, s, space, nil)
+	if err := raw(t, server).DeleteStream(t.Context(), "prism-kv"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Get(t.Context(), space, put("a", "k", "").Name, false); !fault.Is(err, fault.BackendDown) {
+		t.Errorf("got %v", err)
+	}
+	mustWrite(t, s, space, put("a", "k", "of the new stream"))
+	if e := <-events; e.Kind != driver.Resync {
+		t.Errorf("got %d %q, want a resync", e.Kind, e.Item.Value)
+	}
+	mustWrite(t, s, space, put("a", "k", "two"))
+	next(t, events, driver.Changed, "k", "two")
+}

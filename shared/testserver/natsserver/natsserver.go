@@ -91,6 +91,7 @@ func (s *Server) Pause(t T) {
 	if err := s.process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	untilStopped(s.process.Pid)
 }
 
 // Resume lets a paused server go on.

@@ -5,3 +5,5 @@ package natsserver
 import "syscall"
 
 func dieWithParent() *syscall.SysProcAttr { return nil }
+
+func untilStopped(int) {}
