@@ -66,8 +66,8 @@ func command(env settings.Lookup, stderr io.Writer) *cobra.Command {
 		Long: `prism-admin takes the requests of teams, records every version of the configuration as a snapshot in etcd, and
 pushes to the proxies what changed. Without etcd endpoints it runs an etcd inside itself, for one machine.
 
-With an etcd of its own, start one replica once with --create: a replica that finds no installation waits for one, since an
-etcd without data may be one that has lost it.
+With etcd endpoints, start one replica once with --create: a replica that finds no installation waits for one, since an etcd
+without data may be one that has lost it. An etcd inside makes one unasked where its data directory did not exist before.
 
 It listens on 127.0.0.1:8981 (gRPC: ControlPlane, AdminService), 127.0.0.1:18000 (gRPC: proxies) and 127.0.0.1:8095
 (HTTP: /metrics, /healthz, /readyz). The file is YAML, as prism.bootstrap.v1.AdminConfig says.
