@@ -45,6 +45,8 @@ func dialFault(err error) *fault.Fault {
 		return closedFault()
 	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked):
 		text = "the backend refuses the proxy's credential"
+	case errors.Is(err, nats.ErrPermissionViolation):
+		return deniedFault(err)
 	}
 	return fault.Wrap(err, fault.Unavailable, fault.BackendDown, text).WithOutcome(fault.NotApplied).WithRetry(pause)
 }

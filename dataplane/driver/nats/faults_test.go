@@ -197,13 +197,14 @@ func TestRefusalsOfTheServer(t *testing.T) {
 		want   func(err error) error
 		reads  bool
 	}{
-		"no credential":   {server: users(""), want: down},
-		"wrong password":  {server: users(""), config: driver.Config{Username: "prism", Password: secret.New("canary")}, want: down},
-		"unknown user":    {server: users(""), config: driver.Config{Username: "nobody", Password: secret.New(password)}, want: down},
-		"right password":  {server: users(""), config: known, want: fine, reads: true},
-		"right token":     {server: `authorization { token: "canary" }`, config: driver.Config{Password: secret.New("canary")}, want: fine, reads: true},
-		"wrong token":     {server: `authorization { token: "canary" }`, config: driver.Config{Password: secret.New("canary2")}, want: down},
-		"may not publish": {server: users(`publish: { deny: "prism-kv.>" }`), config: known, want: down, reads: true},
+		"no credential":       {server: users(""), want: down},
+		"wrong password":      {server: users(""), config: driver.Config{Username: "prism", Password: secret.New("canary")}, want: down},
+		"unknown user":        {server: users(""), config: driver.Config{Username: "nobody", Password: secret.New(password)}, want: down},
+		"right password":      {server: users(""), config: known, want: fine, reads: true},
+		"right token":         {server: `authorization { token: "canary" }`, config: driver.Config{Password: secret.New("canary")}, want: fine, reads: true},
+		"wrong token":         {server: `authorization { token: "canary" }`, config: driver.Config{Password: secret.New("canary2")}, want: down},
+		"may not publish":     {server: users(`publish: { deny: "prism-kv.>" }`), config: known, want: down, reads: true},
+		"may not be answered": {server: users(`subscribe: { deny: "_INBOX.>" }`), config: known, want: down},
 		"stream is missing and may not be made": {server: users(kvRules), config: known, want: func(err error) error {
 			return is(err, fault.FailedPrecondition, fault.Backend, fault.NotApplied)
 		}},

@@ -169,6 +169,12 @@ func (i *Instance) open() (*line, error) {
 	if err == nil {
 		err = answers.SetPendingLimits(-1, -1)
 	}
+	if err == nil {
+		err = nc.FlushTimeout(i.config.DialTimeout)
+	}
+	if err == nil {
+		err = l.denial(l.inbox + "*") // else each call would wait in vain
+	}
 	if err != nil {
 		nc.Close()
 		return nil, err
