@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +17,9 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/prism-gateway/prism/dataplane/assembly/statetest"
+	"github.com/prism-gateway/prism/dataplane/driver"
+	"github.com/prism-gateway/prism/dataplane/driver/builtin"
+	"github.com/prism-gateway/prism/dataplane/pattern/keyvalue"
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	datav1 "github.com/prism-gateway/prism/protos/prism/data/v1"
 	"github.com/prism-gateway/prism/shared/fault"
@@ -29,6 +33,7 @@ type env struct {
 	clock  *clock
 	store  store
 	config *configv1.NamespaceConfig
+	nonces byte // of tokens made
 }
 
 const testMaxValue = 64 << 10
@@ -51,10 +56,23 @@ func TestConformance(t *testing.T) {
 			for _, cases := range [][]testCase{nameCases, valueCases, callCases, batchCases, expiryCases, scanCases} {
 				all = append(all, cases...)
 			}
+			offered := offeredBy(t, st.backend.GetType())
+			for _, of := range []struct {
+				name  string
+				cases []testCase
+			}{
+				{keyvalue.Idempotency, tokenCases}, {keyvalue.Counter, counterCases}, {keyvalue.Transact, transactCases},
+				{keyvalue.Watch, watchCases}, {keyvalue.Large, largeCases},
+			} {
+				if slices.Contains(offered, of.name) {
+					all = append(all, of.cases...)
+				}
+			}
 			configs := make([]*configv1.NamespaceConfig, len(all))
 			for i := range all {
 				configs[i] = statetest.KeyValue(fmt.Sprintf("case-%03d", i), st.backend.GetName(), st.backend.GetType())
 				configs[i].Patterns[0].MaxValueBytes = testMaxValue
+				configs[i].Patterns[0].Interfaces = offered
 				s.Namespace(configs[i])
 				without := statetest.KeyValue(fmt.Sprintf("bare-%03d", i), st.backend.GetName(), st.backend.GetType())
 				without.Patterns[0].Interfaces = []string{"keyvalue"}
@@ -79,6 +97,18 @@ func TestConformance(t *testing.T) {
 			}
 		})
 	}
+}
+
+// offeredBy lists the interfaces of a backend type's driver.
+func offeredBy(t testing.TB, backendType string) []string {
+	t.Helper()
+	for _, d := range builtin.Drivers() {
+		if d.Type() == backendType {
+			return d.Interfaces()
+		}
+	}
+	t.Fatalf("no driver for %s", backendType)
+	return nil
 }
 
 // bare is the case's namespace that asked for nothing but keyvalue, with eventual consistency.
@@ -227,11 +257,11 @@ var valueCases = []testCase{
 var callCases = []testCase{
 	{"KV-31..33 tokens_are_refused_where_not_offered", func(e *env) {
 		token := &datav1.IdempotencyToken{Nonce: make([]byte, 16), MadeAt: timestamppb.Now()}
-		_, err := e.client.Put(e.ctx, &datav1.PutRequest{Namespace: e.namespace, Id: []byte("id"), Token: token})
+		_, err := e.client.Put(e.ctx, &datav1.PutRequest{Namespace: e.bare(), Id: []byte("id"), Token: token})
 		if f := fails(e.t, err, fault.FailedPrecondition, fault.InterfaceMissing, fault.NotApplied); f.Metadata["interface"] != "keyvalue.idempotency" {
 			e.t.Errorf("interface %q", f.Metadata["interface"])
 		}
-		if e.get("id", "") != nil {
+		if (caller{e.t, e.ctx, e.client, e.bare()}).get("id", "") != nil {
 			e.t.Error("the refused write was done")
 		}
 	}},
@@ -261,14 +291,14 @@ var callCases = []testCase{
 	{"every_interface_that_is_not_offered_is_named", func(e *env) {
 		id := []byte("id")
 		watch := func() error {
-			s, err := e.client.Watch(e.ctx, &datav1.WatchRequest{Namespace: e.namespace, Id: id})
+			s, err := e.client.Watch(e.ctx, &datav1.WatchRequest{Namespace: e.bare(), Id: id})
 			if err == nil {
 				_, err = s.Recv()
 			}
 			return err
 		}
 		read := func() error {
-			s, err := e.client.ReadValue(e.ctx, &datav1.ReadValueRequest{Namespace: e.namespace, Id: id})
+			s, err := e.client.ReadValue(e.ctx, &datav1.ReadValueRequest{Namespace: e.bare(), Id: id})
 			if err == nil {
 				_, err = s.Recv()
 			}
@@ -277,15 +307,15 @@ var callCases = []testCase{
 		write := func() error {
 			s, err := e.client.WriteValue(e.ctx)
 			if err == nil {
-				_ = s.Send(&datav1.WriteValueRequest{Put: &datav1.PutRequest{Namespace: e.namespace, Id: id}})
+				_ = s.Send(&datav1.WriteValueRequest{Put: &datav1.PutRequest{Namespace: e.bare(), Id: id}})
 				_, err = s.CloseAndRecv()
 			}
 			return err
 		}
 		second := func(_ any, err error) error { return err }
 		for want, err := range map[string]error{
-			"keyvalue.counter":  second(e.client.Increment(e.ctx, &datav1.IncrementRequest{Namespace: e.namespace, Id: id})),
-			"keyvalue.transact": second(e.client.Transact(e.ctx, &datav1.TransactRequest{Namespace: e.namespace, Id: id})),
+			"keyvalue.counter":  second(e.client.Increment(e.ctx, &datav1.IncrementRequest{Namespace: e.bare(), Id: id})),
+			"keyvalue.transact": second(e.client.Transact(e.ctx, &datav1.TransactRequest{Namespace: e.bare(), Id: id})),
 			"keyvalue.watch":    watch(),
 			"keyvalue.large":    read(),
 			"keyvalue.scan":     second(e.client.Scan(e.ctx, &datav1.ScanRequest{Namespace: e.bare(), Id: id})),
@@ -338,10 +368,21 @@ var callCases = []testCase{
 	}},
 	{"describe_says_what_holds", func(e *env) {
 		d := must[*datav1.DescribeResponse](e.t)(e.client.Describe(e.ctx, &datav1.DescribeRequest{Namespace: e.namespace}))
-		if fmt.Sprint(d.GetInterfaces()) != "[keyvalue keyvalue.list keyvalue.scan keyvalue.ttl keyvalue.version]" || d.GetMaxValueBytes() != testMaxValue ||
+		if !slices.Equal(d.GetInterfaces(), e.config.GetPatterns()[0].GetInterfaces()) || d.GetMaxValueBytes() != testMaxValue ||
 			d.GetMaxIdBytes() != 1024 || d.GetMaxBatchEntries() != 1000 || len(d.GetConsistencyLevels()) != 3 ||
 			d.GetTtlGranularity().AsDuration() != time.Millisecond || d.GetDefaultDeadline().AsDuration() != 5*time.Second || d.GetDurability() == "" {
 			e.t.Errorf("described %v", d)
+		}
+		large := uint64(0)
+		if slices.Contains(d.GetInterfaces(), keyvalue.Large) {
+			large = driver.MaxLarge
+		}
+		if d.GetIdempotencyWindow().AsDuration() != keyvalue.TokenWindow || d.GetMaxLargeValueBytes() != large || d.GetMaxStaleness() != nil {
+			e.t.Errorf("described %v", d)
+		}
+		bare := must[*datav1.DescribeResponse](e.t)(e.client.Describe(e.ctx, &datav1.DescribeRequest{Namespace: e.bare()}))
+		if bare.GetIdempotencyWindow() != nil || bare.GetMaxLargeValueBytes() != 0 || bare.GetTtlGranularity() != nil {
+			e.t.Errorf("a namespace without them is described with interfaces: %v", bare)
 		}
 		if strings.Contains(d.String(), e.store.backend.GetName()) {
 			e.t.Error("the description names the backend")

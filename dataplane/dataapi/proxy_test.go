@@ -38,6 +38,7 @@ type proxy struct {
 	routes  *routing.Routes
 	pools   *pool.Set
 	forward *forward.Forwarder
+	api     *dataapi.Server
 	address string
 	conn    *grpc.ClientConn
 	client  datav1.KeyValueClient
@@ -84,13 +85,13 @@ func startProxy(t testing.TB, id string, c *clock) *proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	api, err := dataapi.New(dataapi.Config{Routes: p.routes, Forward: p.forward, Metrics: metrics})
+	p.api, err = dataapi.New(dataapi.Config{Routes: p.routes, Forward: p.forward, Metrics: metrics})
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.server = grpc.NewServer(grpc.ForceServerCodecV2(frame.NewCodec()), grpc.MaxRecvMsgSize(dataapi.MaxFrameBytes), grpc.UnknownServiceHandler(api.Unknown),
+	p.server = grpc.NewServer(grpc.ForceServerCodecV2(frame.NewCodec()), grpc.MaxRecvMsgSize(dataapi.MaxFrameBytes), grpc.UnknownServiceHandler(p.api.Unknown),
 		grpc.UnaryInterceptor(faultgrpc.Unary(log)), grpc.StreamInterceptor(faultgrpc.Stream(log)))
-	api.Register(p.server)
+	p.api.Register(p.server)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

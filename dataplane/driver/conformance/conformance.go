@@ -8,7 +8,9 @@
 //	dataplane/dataapi            KV-12 KV-13 KV-17 KV-18 KV-23 KV-24 KV-29 KV-31 to KV-34
 //	                             KB-07 KB-08 KB-09, KE-18 (form), KT-02 KT-06 KT-09 KT-16
 //	                             KS-03 (token) KS-09 to KS-13 KS-21 to KS-26
-//	dataplane/pool, /server      LF-03 to LF-07 LF-12 to LF-16
+//	                             KX-06 KX-11 KX-12 KX-13, KC-05 to KC-13 (through the API)
+//	dataplane/pool, /server      LF-03 to LF-07
+//	e2e                          LF-12 to LF-16
 //	the driver's own tests       LF-08 to LF-11 LF-17
 package conformance
 
