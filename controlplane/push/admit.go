@@ -109,14 +109,13 @@ func (s *Server) StreamAggregatedResources(stream discoveryv3.AggregatedDiscover
 	return s.serveStandard(stream.Context(), func(ctx context.Context) error { return s.standard.State(ctx, stream) })
 }
 
-// serveStandard ends a stream of a standard client when the server stops.
-func (s *Server) serveStandard(ctx context.Context, serve func(context.Context) error) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(s.closing, cancel)()
+// serveStandard ends a stream of a standard client when the server stops, or turns its streams away.
+func (s *Server) serveStandard(stream context.Context, serve func(context.Context) error) error {
+	ctx, done := s.attend(stream)
+	defer done()
 	err := serve(ctx)
-	if s.closing.Err() != nil {
-		return context.Cause(s.closing)
+	if ctx.Err() != nil && stream.Err() == nil {
+		return context.Cause(ctx)
 	}
 	return err
 }

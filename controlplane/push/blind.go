@@ -1,6 +1,9 @@
 package push
 
-import "time"
+import (
+	"context"
+	"time"
+)
 
 // longestBlind bounds the time between two attempts to send proxies to others.
 const longestBlind = 5 * time.Minute
@@ -27,14 +30,28 @@ func (b *blindness) look(trouble error, now time.Time) bool {
 	return false
 }
 
-// turnAway ends all streams of proxies. Each tries another replica next.
-func (s *Server) turnAway() {
+// attend returns a context for a stream, until done is called. When the server stops or turns its streams away, it ends
+// with the reason as its cause.
+func (s *Server) attend(stream context.Context) (ctx context.Context, done func()) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.sessions) > 0 {
-		s.log.Warn("this replica does not follow the store and sends its proxies to others", "streams", len(s.sessions))
+	present := s.present
+	s.mu.Unlock()
+	ctx, cancel := context.WithCancelCause(stream)
+	forget := context.AfterFunc(present, func() { cancel(context.Cause(present)) })
+	return ctx, func() {
+		forget()
+		cancel(nil)
 	}
-	for session := range s.sessions {
-		session.end(errBlind)
+}
+
+// turnAway ends all streams. Each client tries another replica next.
+func (s *Server) turnAway() {
+	if streams := s.connections.streams(); streams > 0 {
+		s.log.Warn("this replica does not follow the store and sends its clients to others", "streams", streams)
 	}
+	s.mu.Lock()
+	turn := s.turn
+	s.present, s.turn = context.WithCancelCause(s.closing)
+	s.mu.Unlock()
+	turn(errBlind)
 }

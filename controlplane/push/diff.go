@@ -6,10 +6,7 @@ import (
 	"sync"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
-
-	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 
 	"github.com/prism-gateway/prism/controlplane/snapshot"
 	"github.com/prism-gateway/prism/shared/ident"
@@ -25,10 +22,11 @@ type difference struct {
 	removed []string                // sorted
 }
 
-func (d *difference) empty() bool { return len(d.set) == 0 && len(d.removed) == 0 }
+// unchanged is the difference between two states that are the same.
+var unchanged = &difference{}
 
-// differ computes a difference. The collection is named so that clients can tell the resources of one from another's.
-func differ(from *manifest.Manifest, to *snapshot.Collection, name, typeURL string) (*difference, error) {
+// differ computes a difference. The cell is said so that clients can tell the resources of one collection from another's.
+func differ(from *manifest.Manifest, to *snapshot.Collection, c cell) (*difference, error) {
 	entries, removed := manifest.Diff(from, to.Manifest())
 	d := &difference{
 		removed: removed,
@@ -36,6 +34,7 @@ func differ(from *manifest.Manifest, to *snapshot.Collection, name, typeURL stri
 		sizes:   make([]int, 0, len(entries)),
 		hashes:  make([]ident.Hash, 0, len(entries)),
 	}
+	name := c.String()
 	aliases := []string{name}
 	for _, e := range entries {
 		object, ok := to.Object(e.Name)
@@ -46,19 +45,19 @@ func differ(from *manifest.Manifest, to *snapshot.Collection, name, typeURL stri
 			Name:     e.Name,
 			Version:  e.Hash.String(),
 			Aliases:  aliases,
-			Resource: &anypb.Any{TypeUrl: memberType(e.Name, typeURL), Value: object.Data},
+			Resource: &anypb.Any{TypeUrl: memberType(e.Name, c), Value: object.Data},
 		}
 		d.set = append(d.set, r)
-		d.sizes = append(d.sizes, proto.Size(r)+8) // and the field's tag and length
+		d.sizes = append(d.sizes, sizeOf(r))
 		d.hashes = append(d.hashes, e.Hash)
 	}
 	return d, nil
 }
 
 // memberType is the type of a member's bytes. The shared collection holds messages of several types.
-func memberType(name, typeURL string) string {
-	if typeURL != SharedType {
-		return typeURL
+func memberType(name string, c cell) string {
+	if c != sharedCell {
+		return NamespaceType
 	}
 	if strings.HasPrefix(name, snapshot.ProfilePrefix) {
 		return "type.googleapis.com/prism.config.v1.Profile"
@@ -66,43 +65,17 @@ func memberType(name, typeURL string) string {
 	return "type.googleapis.com/prism.config.v1.Backend"
 }
 
-// sentinelResource says what the collection now is.
-func sentinelResource(name string, s *configv1.Sentinel, root ident.Hash) (*discoveryv3.Resource, error) {
-	body, err := proto.Marshal(s)
-	if err != nil {
-		return nil, fmt.Errorf("sentinel of %s: %w", name, err)
-	}
-	return &discoveryv3.Resource{
-		Name:     name,
-		Version:  root.String(),
-		Aliases:  []string{name},
-		Resource: &anypb.Any{TypeUrl: SentinelType, Value: body},
-	}, nil
-}
-
-func assignmentResource(a *configv1.Assignment) (*discoveryv3.Resource, error) {
-	body, err := proto.MarshalOptions{Deterministic: true}.Marshal(a)
-	if err != nil {
-		return nil, err
-	}
-	return &discoveryv3.Resource{
-		Name:     fleetName,
-		Version:  ident.HashOf(body).String(),
-		Resource: &anypb.Any{TypeUrl: AssignmentType, Value: body},
-	}, nil
-}
-
 // memo computes each difference once for all streams that need it at about the same time.
 type memo struct {
-	mu        sync.Mutex // guards the rest
+	mu        sync.Mutex // guards the rest; held for a look into a map
 	known     map[step]*computing
 	order     []step // the oldest first
 	resources int    // held by all in known
 }
 
-// step is the way from one state of a collection to another. Empty collections have one root, so the name is part of it.
+// step is the way from one state of a collection to another. Empty collections have one root, so the cell is part of it.
 type step struct {
-	name     string
+	cell     cell
 	from, to ident.Hash
 }
 
@@ -121,21 +94,21 @@ const (
 
 func newMemo() *memo { return &memo{known: map[step]*computing{}} }
 
-func (m *memo) get(from *manifest.Manifest, to *snapshot.Collection, name, typeURL string) (*difference, error) {
-	key := step{name: name, from: from.Root(), to: to.Root()}
+func (m *memo) get(from *manifest.Manifest, to *snapshot.Collection, c cell) (*difference, error) {
+	key := step{cell: c, from: from.Root(), to: to.Root()}
 	m.mu.Lock()
-	c, ok := m.known[key]
+	one, ok := m.known[key]
 	if !ok {
-		c = &computing{}
-		m.known[key] = c
+		one = &computing{}
+		m.known[key] = one
 		m.order = append(m.order, key)
 	}
 	m.mu.Unlock()
-	c.once.Do(func() {
-		c.diff, c.err = differ(from, to, name, typeURL)
-		m.computed(key, c)
+	one.once.Do(func() {
+		one.diff, one.err = differ(from, to, c)
+		m.computed(key, one)
 	})
-	return c.diff, c.err
+	return one.diff, one.err
 }
 
 // computed makes room for what has just been computed.

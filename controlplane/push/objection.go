@@ -3,6 +3,7 @@ package push
 import (
 	"cmp"
 	"context"
+	"maps"
 	"slices"
 	"strings"
 
@@ -48,7 +49,7 @@ func (f *feed) object(by map[cell][]*configv1.Rejection, whole string) {
 		return
 	}
 	told := map[*configv1.Rejection]bool{} // one that belongs to several partitions is told once
-	for _, c := range sortedCells(by) {
+	for _, c := range slices.Sorted(maps.Keys(by)) {
 		var named []*configv1.Rejection
 		for _, r := range by[c] {
 			switch {
@@ -66,23 +67,18 @@ func (f *feed) object(by map[cell][]*configv1.Rejection, whole string) {
 	}
 }
 
-func sortedCells(by map[cell][]*configv1.Rejection) []cell {
-	cells := make([]cell, 0, len(by))
-	for c := range by {
-		cells = append(cells, c)
-	}
-	slices.Sort(cells)
-	return cells
-}
-
 // partitionsOf returns the partition of a cell; for what is shared, all that the stream has, or the first.
 func (f *feed) partitionsOf(c cell) []ident.Partition {
 	if c != sharedCell {
 		return []ident.Partition{ident.Partition(c)}
 	}
-	partitions := f.session.partitions()
-	if len(partitions) == 0 {
+	held := f.session.namespaces.have
+	if len(held) == 0 {
 		return []ident.Partition{0}
+	}
+	partitions := make([]ident.Partition, len(held))
+	for i, h := range held {
+		partitions[i] = ident.Partition(h.cell)
 	}
 	return partitions
 }

@@ -96,10 +96,6 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// pageBytes bounds a response, but for one resource that is larger by itself. It is what a client that does not read
-// has the server hold.
-const pageBytes = 128 << 10
-
 // Server pushes configuration. Its methods may be called from any goroutine.
 type Server struct {
 	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
@@ -122,14 +118,14 @@ type Server struct {
 	closing context.Context // ends all streams, with the reason as its cause
 	close   context.CancelCauseFunc
 
-	shown atomic.Pointer[state] // nil until Run has something
+	shown   atomic.Pointer[state] // nil until Run has something
+	history *history
 
-	mu         sync.Mutex                                // guards the rest; never held while something is sent
-	sessions   map[*session]struct{}                     // all of them
-	partitions map[ident.Partition]map[*session]struct{} // who subscribes to what
-	assigned   map[*session]struct{}
-	past       past // of head and stable, which the store has for longer
-	mixed      past // of cells that some releases have reached, which nobody else has
+	mu         sync.Mutex            // guards the rest; held to look at who there is, never while somebody is told
+	sessions   map[*session]struct{} // all of them
+	partitions [][]*session          // who subscribes to what; nil before the first has
+	present    context.Context       // ends the streams that there are, with the reason as its cause
+	turn       context.CancelCauseFunc
 }
 
 // New checks cfg. It does no I/O.
@@ -162,14 +158,11 @@ func New(cfg Config) (*Server, error) {
 		refused:     cfg.Refused,
 		objections:  make(chan objection, waitingObjections),
 		connections: newConnections(),
-
-		sessions:   map[*session]struct{}{},
-		partitions: map[ident.Partition]map[*session]struct{}{},
-		assigned:   map[*session]struct{}{},
-		past:       past{room: pastManifests},
-		mixed:      past{room: mixedManifests},
+		history:     newHistory(),
+		sessions:    map[*session]struct{}{},
 	}
 	s.closing, s.close = context.WithCancelCause(context.Background())
+	s.present, s.turn = context.WithCancelCause(s.closing)
 	return s, nil
 }
 
@@ -223,36 +216,38 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 }
 
-// publish shows what is newest to all streams that hold something that it changes.
+// publish shows what is newest to all streams that hold something that it changes. Whoever comes first does it, so that
+// nobody waits for anybody.
 func (s *Server) publish() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	for {
+		before := s.shown.Load()
+		next := s.newest(before)
+		if next == before {
+			return
+		}
+		if s.shown.CompareAndSwap(before, next) {
+			s.wake(before, next)
+			return
+		}
+	}
+}
+
+// newest is what is to be shown now, which is shown itself when nothing has moved.
+func (s *Server) newest(shown *state) *state {
 	revision := s.store.Revision() // before Released, which is at least as new
 	released := s.store.Released()
 	if released == nil {
-		return
+		return shown
 	}
-	before := s.shown.Load()
-	if before == nil {
-		before = &state{}
-	}
+	before := cmp.Or(shown, &state{})
 	next := &state{released: released, revision: revision, news: before.news, owners: s.newestOwners(before.owners)}
 	if before.released == released && before.owners == next.owners {
-		return
+		return shown
 	}
-	if record := s.store.Recorded(); before.released != released {
-		next.news = newNews(record, next.partitions())
+	if before.released != released {
+		next.news = newNews(s.store.Recorded(), next.partitions())
 	}
-	s.shown.Store(next)
-	if before.released == nil {
-		return // no stream has been taken yet
-	}
-	if before.owners != next.owners {
-		for session := range s.assigned {
-			session.assignment.wake(fleetName)
-		}
-	}
-	s.wakeLocked(before, next)
+	return next
 }
 
 // newestOwners returns those of the newest assignment; when it is none or another with the same contents, the former.
@@ -272,66 +267,55 @@ func (s *Server) newestOwners(former *owners) *owners {
 	return next
 }
 
-// wakeLocked wakes the sessions of which a view has moved.
-func (s *Server) wakeLocked(before, after *state) {
-	by := newShift(before.released, after.released)
+// wake has the sessions look at what may have moved. Those that come meanwhile see the newest by themselves.
+func (s *Server) wake(before, after *state) {
+	if before == nil {
+		return // no stream has been taken yet
+	}
+	owners := before.owners != after.owners
 	// Without a release every rank sees the same.
-	ranks := before.owners != after.owners && len(before.released.Active())+len(after.released.Active()) > 0
-	for p, sessions := range s.partitions {
-		if !ranks && !by.may(p) {
-			continue
-		}
-		name := p.String()
-		for session := range sessions {
-			was, is := before.view(session.node, p), after.view(session.node, p)
-			own, shared := moved(was.Partition, is.Partition), moved(was.Shared, is.Shared)
-			if own {
-				s.keepLocked(was.Partition, before.released.Head().Collection(p), before.released.Stable().Collection(p))
+	ranks := owners && len(before.released.Active())+len(after.released.Active()) > 0
+	by := newShift(before.released, after.released)
+	if owners || by.shared {
+		for _, session := range s.everybody() {
+			if owners {
+				session.assignment.wakeAll()
 			}
-			if shared {
-				s.keepLocked(was.Shared, before.released.Head().Shared(), before.released.Stable().Shared())
-			}
-			if own || shared {
-				session.namespaces.wake(name)
+			if ranks || by.shared {
+				session.namespaces.wakeAll()
 			}
 		}
 	}
-}
-
-// keepLocked remembers a collection that was shown. stored are those that the store keeps.
-func (s *Server) keepLocked(c *snapshot.Collection, stored ...*snapshot.Collection) {
-	if slices.ContainsFunc(stored, func(o *snapshot.Collection) bool { return !moved(c, o) }) {
-		s.past.keep(c.Manifest())
-	} else {
-		s.mixed.keep(c.Manifest())
-	}
-}
-
-// past remembers the manifests that were replaced last, for proxies that reconnect after having missed little.
-type past struct {
-	room   int
-	byRoot map[ident.Hash]*manifest.Manifest
-	order  []ident.Hash
-}
-
-const (
-	pastManifests  = 256
-	mixedManifests = 1024
-)
-
-func (p *past) keep(m *manifest.Manifest) {
-	if p.byRoot == nil {
-		p.byRoot = map[ident.Hash]*manifest.Manifest{}
-	}
-	if _, known := p.byRoot[m.Root()]; known {
+	if ranks || by.shared {
 		return
 	}
-	if len(p.order) == p.room {
-		delete(p.byRoot, p.order[0])
-		p.order = p.order[1:]
+	for p := range ident.Partition(after.partitions()) {
+		if by.may(p) {
+			for _, session := range s.subscribers(p) {
+				session.namespaces.wake(cell(p))
+			}
+		}
 	}
-	p.byRoot[m.Root()] = m
-	p.order = append(p.order, m.Root())
+}
+
+func (s *Server) everybody() []*session {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make([]*session, 0, len(s.sessions))
+	for session := range s.sessions {
+		all = append(all, session)
+	}
+	return all
+}
+
+// subscribers returns a copy.
+func (s *Server) subscribers(p ident.Partition) []*session {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if int(p) >= len(s.partitions) {
+		return nil
+	}
+	return slices.Clone(s.partitions[p])
 }
 
 // manifestOf finds the members that a collection had at a root: in memory, else in the store.
@@ -342,10 +326,7 @@ func (s *Server) manifestOf(ctx context.Context, now *snapshot.Collection, root 
 	if root.IsZero() {
 		return manifest.Empty, true
 	}
-	s.mu.Lock()
-	m := cmp.Or(s.past.byRoot[root], s.mixed.byRoot[root])
-	s.mu.Unlock()
-	if m != nil {
+	if m := s.history.find(root); m != nil {
 		return m, true
 	}
 	m, err := s.store.Manifest(ctx, root)

@@ -8,12 +8,10 @@ import (
 // Resync has a partition sent in full to a proxy, whatever it has of it. It reports whether the proxy has a stream here
 // that subscribes to the partition.
 func (s *Server) Resync(node string, p ident.Partition) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	found := false
-	for session := range s.partitions[p] {
+	for _, session := range s.subscribers(p) {
 		if session.node == node {
-			session.namespaces.again(p.String())
+			session.namespaces.again(cell(p))
 			found = true
 		}
 	}
@@ -21,22 +19,19 @@ func (s *Server) Resync(node string, p ident.Partition) bool {
 }
 
 // again has a collection sent in full.
-func (f *feed) again(name string) {
+func (f *feed) again(c cell) {
 	f.session.mu.Lock()
 	defer f.session.mu.Unlock()
-	if f.anew == nil {
-		f.anew = map[string]struct{}{}
-	}
-	f.anew[name] = struct{}{}
-	f.markLocked(name)
+	f.anew.add(c)
+	f.dirty.add(c)
 	f.sendLocked()
 }
 
 // begin forgets what the client has of collections that are sent in full. The shared set it has all the same.
-func (f *feed) begin(anew map[string]struct{}) {
-	for name := range anew {
-		if h := f.have[name]; h != nil {
-			*h = holding{manifest: manifest.Empty, shared: h.shared, kept: h.kept, full: true}
+func (f *feed) begin(anew cells) {
+	for _, c := range anew {
+		if h := f.holds(c); h != nil {
+			*h = holding{cell: c, at: &mark{cell: c, manifest: manifest.Empty, shared: h.at.shared}, kept: h.kept, full: true}
 		}
 	}
 }

@@ -38,7 +38,6 @@ type session struct {
 	ctx    context.Context
 	node   string
 	build  string
-	end    context.CancelCauseFunc // ends the stream, for any goroutine
 
 	assignment, shared, namespaces *feed
 	unknown                        map[string]*feed // feeds of types that this build does not know, by type
@@ -46,8 +45,10 @@ type session struct {
 	claim   ident.Hash // the shared root that the proxy came with
 	claimed bool
 	sets    []ident.Hash // roots of the shared sets that were sent last, newest last
-	ready   []string     // partitions that wait for no set any more
-	flagged bool         // it is slow; belongs to Run
+	lacking ident.Hash   // a root that the client was found to lack, until a set is sent
+	ready   []cell       // partitions that wait for no set any more
+	tracked *tracked
+	flagged bool // it is slow; belongs to Run
 
 	mu sync.Mutex // guards what feeds say it does
 }
@@ -73,22 +74,20 @@ func (s *Server) DeltaAggregatedResources(stream discoveryv3.AggregatedDiscovery
 			return s.standard.Delta(ctx, &begun{AggregatedDiscoveryService_DeltaAggregatedResourcesServer: stream, first: first})
 		})
 	}
-	ctx, cancel := context.WithCancelCause(stream.Context())
-	defer cancel(nil)
-	defer context.AfterFunc(s.closing, func() { cancel(context.Cause(s.closing)) })()
+	ctx, done := s.attend(stream.Context())
+	defer done()
 	session, err := s.newSession(ctx, stream, first)
 	if err != nil {
 		return err
 	}
-	session.end = cancel
 	if err := s.catchUp(ctx, first.GetNode()); err != nil {
 		return err
 	}
 	s.join(session)
-	s.tracker.open(session, session.node, session.build)
+	session.tracked = s.tracker.open(session.node, session.build)
 	defer func() {
 		s.leave(session)
-		s.tracker.closed(session, session.node)
+		s.tracker.closed(session.tracked)
 		deaf = s.closing.Err() != nil && session.waits(time.Now(), 0)
 	}()
 	err = delta.NewServer(ctx, session, nil, delta.DeactivateLegacyWildcard()).DeltaStreamHandler(session, resource.AnyType)
@@ -123,8 +122,7 @@ func (s *Server) newSession(ctx context.Context, stream discoveryv3.AggregatedDi
 	session := &session{
 		begun:  begun{AggregatedDiscoveryService_DeltaAggregatedResourcesServer: stream, first: first},
 		server: s, ctx: ctx, node: id,
-		build:   first.GetNode().GetUserAgentVersion(),
-		unknown: map[string]*feed{},
+		build: first.GetNode().GetUserAgentVersion(),
 	}
 	session.assignment = newFeed(session, AssignmentType)
 	session.shared = newFeed(session, SharedType)
@@ -145,19 +143,29 @@ func (s *Server) leave(session *session) {
 	defer s.mu.Unlock()
 	s.metrics.streams.Dec()
 	delete(s.sessions, session)
-	delete(s.assigned, session)
-	for name := range session.namespaces.have {
-		if p, err := ident.ParsePartition(name); err == nil {
-			s.dropLocked(session, p)
-		}
+	for _, h := range session.namespaces.have {
+		s.unsubscribeLocked(session, h.cell)
 	}
 }
 
-func (s *Server) dropLocked(session *session, p ident.Partition) {
-	delete(s.partitions[p], session)
-	if len(s.partitions[p]) == 0 {
-		delete(s.partitions, p)
+// subscribe has a session woken for a partition.
+func (s *Server) subscribe(next *session, c cell) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.partitions == nil {
+		s.partitions = make([][]*session, s.shown.Load().partitions())
 	}
+	s.partitions[c] = append(s.partitions[c], next)
+}
+
+func (s *Server) unsubscribe(former *session, c cell) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unsubscribeLocked(former, c)
+}
+
+func (s *Server) unsubscribeLocked(former *session, c cell) {
+	s.partitions[c] = slices.DeleteFunc(s.partitions[c], func(o *session) bool { return o == former })
 }
 
 // Send notes what goes out, then sends it. A response that would say nothing is left out.
@@ -169,7 +177,7 @@ func (s *session) Send(response *discoveryv3.DeltaDiscoveryResponse) error {
 	}
 	f.inFlight = response.GetNonce()
 	f.sentAt.Store(time.Now().UnixNano())
-	s.server.tracker.sent(s, s.node, f.ends)
+	s.server.tracker.sent(s.tracked, f.ends)
 	s.server.metrics.responses.WithLabelValues(f.label()).Inc()
 	s.server.metrics.resources.WithLabelValues(f.label()).Add(float64(len(response.GetResources())))
 	if err := s.AggregatedDiscoveryService_DeltaAggregatedResourcesServer.Send(response); err != nil {
@@ -194,6 +202,9 @@ func (s *session) feed(typeURL string) *feed {
 	f, ok := s.unknown[typeURL]
 	if !ok {
 		f = newFeed(s, typeURL)
+		if s.unknown == nil {
+			s.unknown = map[string]*feed{}
+		}
 		s.unknown[typeURL] = f
 	}
 	return f
@@ -242,13 +253,4 @@ func (s *Server) catchUp(ctx context.Context, node *corev3.Node) error {
 	}
 	s.publish() // Run may not have come to it yet
 	return nil
-}
-
-func sortedNames[V any](m map[string]V) []string {
-	names := make([]string, 0, len(m))
-	for name := range m {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return names
 }

@@ -15,94 +15,84 @@ const sentSets = 4
 
 // lacks reports whether the client may not have a shared set. A client that does not subscribe to them lacks none.
 func (s *session) lacks(root ident.Hash) bool {
-	if s.shared.have[sharedName] == nil || root.IsZero() || slices.Contains(s.sets, root) {
+	if s.shared.holds(sharedCell) == nil || root.IsZero() || slices.Contains(s.sets, root) {
 		return false
 	}
+	if root == s.lacking {
+		return true
+	}
 	for _, h := range s.namespaces.have {
-		if h.kept && h.shared == root {
+		if h.kept && h.at.shared == root {
 			return false
 		}
 	}
+	s.lacking = root // many partitions ask for the same
 	return true
 }
 
 // fetch has the set sent that a partition refers to, and then the partition.
-func (s *session) fetch(name string) {
-	if s.namespaces.waiting == nil {
-		s.namespaces.waiting = map[string]struct{}{}
-	}
-	s.namespaces.waiting[name] = struct{}{}
-	s.shared.wake(sharedName)
+func (s *session) fetch(c cell) {
+	s.namespaces.waiting.add(c)
+	s.shared.wake(sharedCell)
 }
 
 // nextSet is the shared set that is sent next: the oldest that partitions wait for. While none waits it is the one of
 // a partition that the client has, or of any.
-func (s *session) nextSet() target {
+func (s *session) nextSet(shown *state) target {
 	var next target
-	for _, name := range sortedNames(s.namespaces.waiting) {
-		t := s.namespaces.target(name)
-		if s.lacks(t.shared.Root()) && (next.collection == nil || t.snapshot < next.snapshot) {
+	for _, c := range s.namespaces.waiting {
+		t := s.namespaces.target(shown, c)
+		if (next.collection == nil || t.snapshot < next.snapshot) && s.lacks(t.sharedRoot()) {
 			next = target{collection: t.shared, snapshot: t.snapshot}
 		}
 	}
 	if next.collection != nil {
 		return next
 	}
-	p := ident.Partition(0)
-	if held := s.partitions(); len(held) > 0 {
-		p = held[0]
+	c := cell(0)
+	if len(s.namespaces.have) > 0 {
+		c = s.namespaces.have[0].cell
 	}
-	view := s.server.shown.Load().view(s.node, p)
-	return target{collection: view.Shared, snapshot: view.Snapshot}
+	t := s.namespaces.target(shown, c)
+	return target{collection: t.shared, snapshot: t.snapshot}
 }
 
 // sentSet notes that a set was sent whole, and reports whether no partition waits for another.
-func (s *session) sentSet(root ident.Hash) bool {
+func (s *session) sentSet(shown *state, root ident.Hash) bool {
 	s.sets = append(s.sets, root)
 	s.sets = s.sets[max(0, len(s.sets)-sentSets):]
-	for name := range s.namespaces.waiting {
-		if !s.lacks(s.namespaces.target(name).shared.Root()) {
-			delete(s.namespaces.waiting, name)
-			s.ready = append(s.ready, name)
+	s.lacking = ident.Hash{}
+	var still cells
+	for _, c := range s.namespaces.waiting {
+		if s.lacks(s.namespaces.target(shown, c).sharedRoot()) {
+			still = append(still, c)
+		} else {
+			s.ready = append(s.ready, c)
 		}
 	}
-	return len(s.namespaces.waiting) == 0
+	s.namespaces.waiting = still
+	return len(still) == 0
 }
 
 // resume has the partitions sent whose set was.
 func (s *session) resume() {
-	names := s.ready
-	s.ready = nil
 	f := s.namespaces
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, name := range names {
-		f.markLocked(name)
+	for _, c := range s.ready {
+		f.dirty.add(c)
 	}
+	s.ready = nil
 	f.sendLocked()
 }
 
 // forgetSets is for a client that no longer subscribes to the shared sets, or subscribes anew.
 func (s *session) forgetSets() {
-	s.sets = nil
-	for _, h := range s.namespaces.have {
-		h.kept = false
+	s.sets, s.lacking = nil, ident.Hash{}
+	for i := range s.namespaces.have {
+		s.namespaces.have[i].kept = false
 	}
-	for name := range s.namespaces.waiting {
-		s.ready = append(s.ready, name)
-	}
-	clear(s.namespaces.waiting)
+	s.ready = append(s.ready, s.namespaces.waiting...)
+	s.namespaces.waiting = nil
 	s.resume()
-}
-
-// partitions are those that the client subscribes to, in order.
-func (s *session) partitions() []ident.Partition {
-	held := make([]ident.Partition, 0, len(s.namespaces.have))
-	for name := range s.namespaces.have {
-		if p, err := ident.ParsePartition(name); err == nil {
-			held = append(held, p)
-		}
-	}
-	slices.Sort(held)
-	return held
 }

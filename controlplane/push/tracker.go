@@ -2,7 +2,6 @@ package push
 
 import (
 	"cmp"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -18,59 +17,32 @@ import (
 	"github.com/prism-gateway/prism/shared/manifest"
 )
 
-// cell is a partition on one proxy, or sharedCell.
-type cell int64
-
-const sharedCell cell = -1
-
-// String is the name of the cell's collection.
-func (c cell) String() string {
-	if c == sharedCell {
-		return sharedName
-	}
-	return ident.Partition(c).String()
-}
-
-func cellOf(name string) cell {
-	if p, err := ident.ParsePartition(name); err == nil {
-		return cell(p)
-	}
-	return sharedCell
-}
-
 // Tracker knows what each stream of this replica was sent and what it answered. Its methods may be called from any
 // goroutine.
 type Tracker struct {
-	mu      sync.Mutex
-	streams map[string]*tracked                      // by proxy; the newest stream of each
-	cells   map[ident.Partition]map[string]*progress // by partition and proxy
-	changed func(ident.Partition)                    // nil: nobody listens
+	mu      sync.Mutex                     // guards the rest, streams too; held for what is known of one stream or one partition
+	streams map[string]*tracked            // by proxy; the newest stream of each
+	cells   map[ident.Partition][]*tracked // who subscribes to a partition, by proxy
+	changed func(ident.Partition)          // nil: nobody listens
 }
 
 // tracked is one stream.
 type tracked struct {
-	session *session
-	build   string
-	heard   time.Time
-	cells   map[cell]*progress
+	proxy, build string
+	heard        time.Time
+	cells        []progress // by cell
 }
 
 // progress is how far one stream is with one collection.
 type progress struct {
-	stream         *tracked
-	sent, accepted pair
+	cell           cell
+	sent, accepted *mark // nil while nothing was
 	rejections     []*configv1.Rejection
 }
 
-// pair is a root and the shared root it goes with.
-type pair struct{ root, shared ident.Hash }
-
 // NewTracker returns a Tracker that knows nothing.
 func NewTracker() *Tracker {
-	return &Tracker{
-		streams: map[string]*tracked{},
-		cells:   map[ident.Partition]map[string]*progress{},
-	}
+	return &Tracker{streams: map[string]*tracked{}, cells: map[ident.Partition][]*tracked{}}
 }
 
 // Cells returns what is known of a partition: one entry for each proxy whose stream subscribes to it, by proxy. The
@@ -79,18 +51,23 @@ func (t *Tracker) Cells(p ident.Partition) []*controlv1.CellState {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	states := make([]*controlv1.CellState, 0, len(t.cells[p]))
-	for _, proxy := range slices.Sorted(maps.Keys(t.cells[p])) {
-		progress := t.cells[p][proxy]
-		states = append(states, &controlv1.CellState{
-			Proxy:              proxy,
-			Partition:          uint32(p),
-			SentRoot:           progress.sent.root.Bytes(),
-			AcceptedRoot:       progress.accepted.root.Bytes(),
-			AcceptedSharedRoot: progress.accepted.shared.Bytes(),
-			Rejections:         progress.stream.refused(progress),
-			Build:              progress.stream.build,
-			LastSeen:           timestamppb.New(progress.stream.heard),
-		})
+	for _, stream := range t.cells[p] {
+		at, _ := stream.find(cell(p))
+		progress := &stream.cells[at]
+		state := &controlv1.CellState{
+			Proxy:      stream.proxy,
+			Partition:  uint32(p),
+			Rejections: stream.refused(progress),
+			Build:      stream.build,
+			LastSeen:   timestamppb.New(stream.heard),
+		}
+		if m := progress.sent; m != nil {
+			state.SentRoot = m.root().Bytes()
+		}
+		if m := progress.accepted; m != nil {
+			state.AcceptedRoot, state.AcceptedSharedRoot = m.root().Bytes(), m.shared.Bytes()
+		}
+		states = append(states, state)
 	}
 	return states
 }
@@ -114,8 +91,13 @@ func (t *Tracker) Rejections(proxy string) []*configv1.Rejection {
 // Streams returns the proxies that have a stream here, sorted.
 func (t *Tracker) Streams() []string {
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	return slices.Sorted(maps.Keys(t.streams))
+	proxies := make([]string, 0, len(t.streams))
+	for proxy := range t.streams {
+		proxies = append(proxies, proxy)
+	}
+	t.mu.Unlock()
+	slices.Sort(proxies)
+	return proxies
 }
 
 // Listen has changed called after something about a partition has changed, with locks of the Tracker held: it must return
@@ -126,11 +108,16 @@ func (t *Tracker) Listen(changed func(ident.Partition)) {
 	t.changed = changed
 }
 
+// find returns where the progress of a cell is, or ought to be.
+func (s *tracked) find(c cell) (int, bool) {
+	return slices.BinarySearchFunc(s.cells, c, func(p progress, c cell) int { return cmp.Compare(p.cell, c) })
+}
+
 // refused is what a stream refuses of a partition, and of what all share.
 func (s *tracked) refused(of *progress) []*configv1.Rejection {
 	all := slices.Clone(of.rejections)
-	if shared := s.cells[sharedCell]; shared != nil {
-		all = append(all, shared.rejections...)
+	if i, ok := s.find(sharedCell); ok {
+		all = append(all, s.cells[i].rejections...)
 	}
 	return all
 }
@@ -142,129 +129,114 @@ func (t *Tracker) signalLocked(c cell) {
 }
 
 // open takes a new stream of a proxy. It replaces the one before, which the proxy has left, seen or unseen.
-func (t *Tracker) open(s *session, proxy, build string) {
+func (t *Tracker) open(proxy, build string) *tracked {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.forgetLocked(proxy)
-	t.streams[proxy] = &tracked{session: s, build: build, heard: time.Now(), cells: map[cell]*progress{}}
+	if former := t.streams[proxy]; former != nil {
+		t.forgetLocked(former)
+	}
+	stream := &tracked{proxy: proxy, build: build, heard: time.Now()}
+	t.streams[proxy] = stream
+	return stream
 }
 
 // closed forgets a stream, unless a newer one has taken its place.
-func (t *Tracker) closed(s *session, proxy string) {
+func (t *Tracker) closed(stream *tracked) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if stream := t.streams[proxy]; stream != nil && stream.session == s {
-		t.forgetLocked(proxy)
+	if t.streams[stream.proxy] == stream {
+		t.forgetLocked(stream)
 	}
 }
 
-func (t *Tracker) forgetLocked(proxy string) {
-	stream, ok := t.streams[proxy]
-	if !ok {
-		return
+func (t *Tracker) forgetLocked(stream *tracked) {
+	delete(t.streams, stream.proxy)
+	for _, progress := range stream.cells {
+		t.leaveLocked(stream, progress.cell)
 	}
-	delete(t.streams, proxy)
-	for c := range stream.cells {
-		t.removeLocked(stream, proxy, c)
-	}
+	stream.cells = nil
 }
 
-func (t *Tracker) removeLocked(stream *tracked, proxy string, c cell) {
-	delete(stream.cells, c)
+// leaveLocked takes a stream from those of a partition.
+func (t *Tracker) leaveLocked(stream *tracked, c cell) {
 	if c == sharedCell {
 		return
 	}
 	p := ident.Partition(c)
-	delete(t.cells[p], proxy)
-	if len(t.cells[p]) == 0 {
+	left := slices.DeleteFunc(t.cells[p], func(o *tracked) bool { return o == stream })
+	if t.cells[p] = left; len(left) == 0 {
 		delete(t.cells, p)
 	}
 	t.signalLocked(c)
 }
 
-// streamLocked returns the proxy's stream if it is this one still, and notes that it was heard of.
-func (t *Tracker) streamLocked(s *session, proxy string) *tracked {
-	stream := t.streams[proxy]
-	if stream == nil || stream.session != s {
-		return nil
+// heardLocked notes that a stream was heard of. It is false for one that a newer has replaced.
+func (t *Tracker) heardLocked(stream *tracked) bool {
+	if t.streams[stream.proxy] != stream {
+		return false
 	}
 	stream.heard = time.Now()
-	return stream
+	return true
 }
 
-func (t *Tracker) progressLocked(stream *tracked, proxy string, c cell) *progress {
-	if known, ok := stream.cells[c]; ok {
-		return known
-	}
-	added := &progress{stream: stream}
-	stream.cells[c] = added
-	if c != sharedCell {
-		p := ident.Partition(c)
-		if t.cells[p] == nil {
-			t.cells[p] = map[string]*progress{}
+// progressLocked returns a stream's progress with a cell. It is good until the next call.
+func (t *Tracker) progressLocked(stream *tracked, c cell) *progress {
+	i, known := stream.find(c)
+	if !known {
+		stream.cells = slices.Insert(stream.cells, i, progress{cell: c})
+		if c != sharedCell {
+			p := ident.Partition(c)
+			at, _ := slices.BinarySearchFunc(t.cells[p], stream.proxy, func(o *tracked, proxy string) int { return strings.Compare(o.proxy, proxy) })
+			t.cells[p] = slices.Insert(t.cells[p], at, stream)
 		}
-		t.cells[p][proxy] = added
 	}
-	return added
+	return &stream.cells[i]
 }
 
 // resumed notes what a proxy came with: it is in effect there.
-func (t *Tracker) resumed(s *session, proxy string, e end) {
+func (t *Tracker) resumed(stream *tracked, m *mark) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	stream := t.streamLocked(s, proxy)
-	if stream == nil {
-		return
+	if t.heardLocked(stream) {
+		progress := t.progressLocked(stream, m.cell)
+		progress.sent, progress.accepted = m, m
+		t.signalLocked(m.cell)
 	}
-	progress := t.progressLocked(stream, proxy, e.cell)
-	progress.sent = pair{root: e.manifest.Root(), shared: e.shared}
-	progress.accepted = progress.sent
-	t.signalLocked(e.cell)
 }
 
-func (t *Tracker) sent(s *session, proxy string, ends []end) {
+func (t *Tracker) sent(stream *tracked, ends []*mark) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	stream := t.streamLocked(s, proxy)
-	if stream == nil {
+	if !t.heardLocked(stream) {
 		return
 	}
-	for _, e := range ends {
-		t.progressLocked(stream, proxy, e.cell).sent = pair{root: e.manifest.Root(), shared: e.shared}
-		t.signalLocked(e.cell)
+	for _, m := range ends {
+		t.progressLocked(stream, m.cell).sent = m
+		t.signalLocked(m.cell)
 	}
 }
 
 // answered notes an acknowledgement. What was refused by name leaves the rest in effect, unless it is the name of the
 // collection; whole, which is empty for an acknowledgement, says why nothing is.
-func (t *Tracker) answered(s *session, proxy string, ends []end, rejected map[cell][]*configv1.Rejection, whole string) {
+func (t *Tracker) answered(stream *tracked, ends []*mark, rejected map[cell][]*configv1.Rejection, whole string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	stream := t.streamLocked(s, proxy)
-	if stream == nil {
+	if !t.heardLocked(stream) {
 		return
 	}
-	shared := t.progressLocked(stream, proxy, sharedCell)
-	before := len(shared.rejections)
-	defer func() {
-		if _, refused := rejected[sharedCell]; refused || before != len(shared.rejections) {
-			for c := range stream.cells { // it is told of each of them
-				t.signalLocked(c)
-			}
-		}
-	}()
-	for _, e := range ends {
-		progress := t.progressLocked(stream, proxy, e.cell)
-		progress.rejections = standing(progress.rejections, e.manifest)
+	before := len(t.progressLocked(stream, sharedCell).rejections)
+	for _, m := range ends {
+		progress := t.progressLocked(stream, m.cell)
+		progress.rejections = standing(progress.rejections, m.manifest)
 		if whole != "" {
-			progress.rejections = append(progress.rejections, &configv1.Rejection{Resource: e.cell.String(), Reason: whole})
-		} else if !names(rejected[e.cell], e.cell.String()) {
-			progress.accepted = pair{root: e.manifest.Root(), shared: e.shared}
+			progress.rejections = append(progress.rejections, &configv1.Rejection{Resource: m.cell.String(), Reason: whole})
+		} else if !names(rejected[m.cell], m.cell) {
+			progress.accepted = m
 		}
-		t.signalLocked(e.cell)
+		t.signalLocked(m.cell)
 	}
 	for c, list := range rejected {
-		progress := t.progressLocked(stream, proxy, c)
+		progress := t.progressLocked(stream, c)
 		again := map[string]bool{}
 		for _, r := range list {
 			again[r.GetResource()] = true
@@ -274,10 +246,16 @@ func (t *Tracker) answered(s *session, proxy string, ends []end, rejected map[ce
 		})...)
 		t.signalLocked(c)
 	}
+	if _, refused := rejected[sharedCell]; refused || before != len(t.progressLocked(stream, sharedCell).rejections) {
+		for _, progress := range stream.cells { // it is told of each of them
+			t.signalLocked(progress.cell)
+		}
+	}
 }
 
-func names(rejections []*configv1.Rejection, resource string) bool {
-	return slices.ContainsFunc(rejections, func(r *configv1.Rejection) bool { return r.GetResource() == resource })
+// names reports whether the collection itself is among what is refused of it.
+func names(rejections []*configv1.Rejection, c cell) bool {
+	return slices.ContainsFunc(rejections, func(r *configv1.Rejection) bool { return r.GetResource() == c.String() })
 }
 
 // standing are the rejections whose version is still the collection's: others were overtaken by a good one or by a
@@ -293,11 +271,15 @@ func standing(rejections []*configv1.Rejection, m *manifest.Manifest) []*configv
 }
 
 // dropped notes that a stream no longer subscribes to a partition.
-func (t *Tracker) dropped(s *session, proxy string, c cell) {
+func (t *Tracker) dropped(stream *tracked, c cell) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if stream := t.streamLocked(s, proxy); stream != nil {
-		t.removeLocked(stream, proxy, c)
+	if !t.heardLocked(stream) {
+		return
+	}
+	if i, known := stream.find(c); known {
+		stream.cells = slices.Delete(stream.cells, i, i+1)
+		t.leaveLocked(stream, c)
 	}
 }
 

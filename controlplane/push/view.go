@@ -6,6 +6,8 @@ import (
 	"sync"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
@@ -16,17 +18,24 @@ import (
 	"github.com/prism-gateway/prism/shared/ident"
 )
 
-// state is what streams are shown. It does not change.
+// state is what streams are shown. It does not change, but for the endings, which are made when they are needed.
 type state struct {
 	released *release.State
 	revision int64 // of the store at which released was the newest
 	news     *news
 	owners   *owners
+
+	mu   sync.Mutex        // guards ends; held to look one up, or to make one
+	ends map[endKey]ending // made since the state is shown
 }
 
 // view is what a proxy is to have of a partition.
 func (s *state) view(node string, p ident.Partition) release.View {
-	return s.released.View(p, s.owners.rank(node, p))
+	rank := release.Other
+	if len(s.released.Active()) > 0 { // else every rank sees the same
+		rank = s.owners.rank(node, p)
+	}
+	return s.released.View(p, rank)
 }
 
 // partitions is how many there are.
@@ -35,16 +44,22 @@ func (s *state) partitions() uint32 { return s.released.Head().Partitions() }
 // owners is an assignment, as it is pushed and as it is asked. It does not change.
 type owners struct {
 	resource   *discoveryv3.Resource
+	size       int // of resource, in bytes on the wire
 	assignment *configv1.Assignment
 	members    map[string]uint32 // places in the assignment, by id
 }
 
 func newOwners(a *configv1.Assignment) (*owners, error) {
-	resource, err := assignmentResource(a)
+	body, err := proto.MarshalOptions{Deterministic: true}.Marshal(a)
 	if err != nil {
 		return nil, err
 	}
-	o := &owners{resource: resource, assignment: a, members: make(map[string]uint32, len(a.GetMembers()))}
+	resource := &discoveryv3.Resource{
+		Name:     fleetName,
+		Version:  ident.HashOf(body).String(),
+		Resource: &anypb.Any{TypeUrl: AssignmentType, Value: body},
+	}
+	o := &owners{resource: resource, size: sizeOf(resource), assignment: a, members: make(map[string]uint32, len(a.GetMembers()))}
 	for i, m := range a.GetMembers() {
 		o.members[m.GetId()] = uint32(i)
 	}
