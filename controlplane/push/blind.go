@@ -5,10 +5,10 @@ import (
 	"time"
 )
 
-// longestBlind bounds the time between two attempts to send proxies to others.
+// longestBlind bounds the time between two attempts to send clients to others.
 const longestBlind = 5 * time.Minute
 
-// blindness is for how long a replica has not followed the store. A proxy on such a replica would get no changes for as
+// blindness is for how long a replica has not followed the store. A client of such a replica would get no changes for as
 // long as it lasts, although others have them.
 type blindness struct {
 	first    time.Duration
@@ -16,7 +16,7 @@ type blindness struct {
 	since    time.Time // zero while the store is followed
 }
 
-// look reports whether it is time to turn proxies away.
+// look reports whether it is time to turn clients away.
 func (b *blindness) look(trouble error, now time.Time) bool {
 	switch {
 	case trouble == nil:

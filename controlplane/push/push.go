@@ -87,8 +87,8 @@ type Config struct {
 	StreamBurst      int
 	// LagPatience is how long a stream of a proxy that has seen newer state than this replica waits; 0 means 5 s.
 	LagPatience time.Duration
-	// BlindPatience is for how long this replica may not follow the store before it sends its proxies to others; 0 means
-	// 10 s. It doubles each time, up to five minutes: when no replica follows the store, proxies come back.
+	// BlindPatience is for how long this replica may not follow the store before it sends its clients to others; 0 means
+	// 10 s. It doubles each time, up to five minutes: when no replica follows the store, they come back.
 	BlindPatience time.Duration
 	// Registerer takes the metrics; nil keeps them unregistered.
 	Registerer prometheus.Registerer
