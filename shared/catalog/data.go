@@ -37,12 +37,13 @@ var types = []BackendType{
 		Name: "nats", Offered: true, Interfaces: []string{
 			"keyvalue", "keyvalue.counter", "keyvalue.large", "keyvalue.list", "keyvalue.scan", "keyvalue.ttl", "keyvalue.version",
 			"keyvalue.watch",
-		}, Durability: durable, Consistency: strong,
+			// A server makes what it has written durable every two minutes, unless it is set otherwise, which cannot be seen.
+		}, Durability: relaxed, Consistency: strong,
 		MaxValueBytes: maxMessage, TTLGranularity: time.Millisecond, NeedsEndpoint: true, Address: HostPort,
 		Settings: []Setting{
 			{Name: "ca_file", Form: Text, Text: "a file of certificates that the servers' are verified by; asks for TLS"},
 			{
-				Name: "replicas", Form: OneOf, Values: []string{"1", "3", "5"}, Durability: map[string]configv1.Durability{"": relaxed, "1": relaxed},
+				Name: "replicas", Form: OneOf, Values: []string{"1", "3", "5"},
 				Text: "on how many servers a stream that is made is kept; default 1",
 			},
 			{Name: "stream", Form: Text, Text: "the stream's name, made when it is missing; default prism-kv"},
