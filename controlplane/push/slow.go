@@ -48,10 +48,9 @@ func (s *session) waits(now time.Time, long time.Duration) bool {
 
 // flagSlow counts the slow streams, and names each once.
 func (s *Server) flagSlow(now time.Time) {
-	s.mu.Lock()
 	var found []string
 	n := 0
-	for session := range s.sessions {
+	for _, session := range s.everybody() {
 		slow := session.waits(now, slowAfter)
 		if slow {
 			n++
@@ -61,7 +60,6 @@ func (s *Server) flagSlow(now time.Time) {
 		}
 		session.flagged = slow
 	}
-	s.mu.Unlock()
 	s.metrics.slow.Set(float64(n))
 	for _, node := range found {
 		s.log.Warn("a proxy does not acknowledge what it is sent", "proxy", node, "after", slowAfter)

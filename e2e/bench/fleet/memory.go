@@ -90,7 +90,7 @@ func (b *changing) garbage() {
 			note: fmt.Sprintf("without etcd; %s and %s of it are what the fleet costs at rest in the same time, left out", kib(idle/float64(n)), short(idleUsed/time.Duration(n)))})
 	}
 	if b.wanted("C3") {
-		b.table.add(row{id: "C3", text: "not measured here", note: "go test -run '^$' -bench Publish ./controlplane/push"})
+		b.table.add(row{id: "C3", text: "not measured here", note: "go test -run '^$' -bench Hold ./controlplane/push"})
 	}
 }
 
