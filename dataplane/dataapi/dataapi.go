@@ -112,12 +112,7 @@ func unary[Req any, M interface {
 			if err := f.Decode(m); err != nil {
 				return nil, undecodable(err)
 			}
-			for attempt := 0; ; attempt++ {
-				out, err := call(ctx, r, m)
-				if err == nil || !s.again(ctx, r, err, write, m, attempt) {
-					return out, err
-				}
-			}
+			return repeatedly(ctx, s, r, write, m, call)
 		},
 	}
 	op.info = &grpc.UnaryServerInfo{Server: s, FullMethod: op.name}

@@ -16,6 +16,25 @@ const (
 	firstWait  = 5 * time.Millisecond
 )
 
+// repeatedly calls until the call succeeds or is not to be tried again. When one attempt of a write may have been applied,
+// or may be later, it stays so: that a later attempt was not applied says nothing of the earlier one.
+func repeatedly[Req any, Res any](ctx context.Context, s *Server, r *routing.Route, write bool, in Req, call func(context.Context, *routing.Route, Req) (Res, error)) (Res, error) {
+	unknown := false
+	for attempt := 0; ; attempt++ {
+		out, err := call(ctx, r, in)
+		if err == nil {
+			return out, nil
+		}
+		if !s.again(ctx, r, err, write, in, attempt) {
+			if unknown {
+				err = fault.From(err).WithOutcome(fault.OutcomeUnknown)
+			}
+			return out, err
+		}
+		unknown = unknown || write && fault.From(err).Outcome != fault.NotApplied
+	}
+}
+
 // again waits and reports whether to try a call once more: one that the store did not answer, that is safe to repeat, and
 // that the namespace's budget of retries allows.
 func (s *Server) again(ctx context.Context, r *routing.Route, err error, write bool, request any, attempt int) bool {
