@@ -77,6 +77,11 @@ soak-swaps: build ## 10,000 swaps of the called namespace at full load
 	scripts/fetch redis etcd
 	PRISM_SWAPS=10000 go test -count=1 -timeout 60m -v -run '^TestSwapsUnderLoad$$' ./e2e
 
+.PHONY: soak-stores
+soak-stores: build ## 20 rounds of faults between the proxies and a store
+	scripts/fetch redis etcd
+	PRISM_STORE_FAULTS=20 go test -count=1 -timeout 70m -v -run '^TestStoreFaults$$' ./e2e
+
 .PHONY: generate
 generate: ## generate the Go code beside the .proto files
 	scripts/generate
