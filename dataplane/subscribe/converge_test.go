@@ -58,6 +58,7 @@ type conversation struct {
 	first  bool
 	have   map[string]members // by subscribed collection; nil: nothing
 	shared map[string]string  // the shared root last sent with a partition
+	claim  string             // the shared root that the proxy came with
 	asked  map[string]bool    // types whose first request is to be answered
 	flying map[string]bool
 	pages  map[string][]*response
@@ -131,8 +132,13 @@ func (c *conversation) take(r *request) {
 	for _, name := range r.GetResourceNamesSubscribe() {
 		c.have[name] = nil
 		if version, ok := r.GetInitialResourceVersions()[name]; ok {
-			root, shared, _ := strings.Cut(version, "/")
-			c.shared[name] = shared
+			root, shared, other := strings.Cut(version, "/")
+			if r.GetTypeUrl() == subscribe.SharedType {
+				c.claim = root
+			}
+			if c.shared[name] = shared; !other {
+				c.shared[name] = c.claim
+			}
 			c.mu.Lock()
 			c.have[name] = c.history[name+root]
 			c.mu.Unlock()

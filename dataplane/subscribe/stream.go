@@ -116,7 +116,7 @@ func (l *loop) opened(s *session) {
 	l.subscribe(AssignmentType, []string{assignmentName}, assignmentVersion)
 	collections := []*collection{l.shared}
 	l.restart(l.shared)
-	l.subscribe(SharedType, []string{sharedName}, roots(collections))
+	l.subscribe(SharedType, []string{sharedName}, l.roots(collections))
 	collections = collections[:0]
 	var names []string
 	for _, c := range l.order {
@@ -128,7 +128,7 @@ func (l *loop) opened(s *session) {
 		collections, names = append(collections, &c.collection), append(names, c.name)
 	}
 	if len(names) > 0 {
-		l.subscribe(NamespaceType, names, roots(collections))
+		l.subscribe(NamespaceType, names, l.roots(collections))
 	}
 }
 
@@ -138,15 +138,17 @@ func (l *loop) restart(c *collection) {
 	c.wantFull, c.resyncAt = false, time.Time{}
 }
 
-// roots says what is here of collections: the root, and for partitions also the shared root that they are in effect with.
-func roots(collections []*collection) map[string]string {
+// roots says what is here of collections: the root, and for a partition that is in effect with another shared set than the
+// one that this stream was told of, that one's too.
+func (l *loop) roots(collections []*collection) map[string]string {
 	out := map[string]string{}
 	for _, c := range collections {
 		if c.have == nil || c.spoilt {
 			continue
 		}
 		out[c.name] = c.have.root().String()
-		if c.typeURL == NamespaceType {
+		told := l.shared.have != nil && !l.shared.spoilt && l.shared.have.root() == c.have.shared
+		if c.typeURL == NamespaceType && !told {
 			out[c.name] += "/" + c.have.shared.String()
 		}
 	}

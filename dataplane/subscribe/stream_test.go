@@ -319,3 +319,28 @@ func TestAReportNamesTheInstallation(t *testing.T) {
 		}
 	})
 }
+
+// A partition's shared set is named only when it is another than the one that the stream was told of.
+func TestResumesWithTheSharedSetOfEachPartition(t *testing.T) {
+	one := nsIn(1, 0)
+	synctest.Test(t, func(t *testing.T) {
+		_, cp, s := running(t, members{one: "1"}, nil)
+		root, older := manifestOf("p/0001", members{one: "1"}).Root().String(), manifestOf("shared", backends).Root().String()
+		resumed := func(claim, want string) *adsStream {
+			t.Helper()
+			s.fail(status.Error(codes.Unavailable, "going away"))
+			next := cp.accept(t)
+			next.next() // of the assignment
+			if r := next.next(); r.GetInitialResourceVersions()["shared"] != claim {
+				t.Fatalf("the shared set %v, want %s", r, claim)
+			}
+			if r := next.next(); r.GetInitialResourceVersions()["p/0001"] != want {
+				t.Fatalf("resumes with %v, want %s", r, want)
+			}
+			return next
+		}
+		s = resumed(older, root)
+		s.ack(s.send(subscribe.SharedType, content("shared", backends, backends2, nil)))
+		resumed(manifestOf("shared", backends2).Root().String(), root+"/"+older)
+	})
+}

@@ -315,7 +315,7 @@ func TestRefusedByApply(t *testing.T) {
 		s = cp.accept(t)
 		s.next()
 		s.next()
-		if r := s.next(); r.GetInitialResourceVersions()["p/0001"] != manifestOf("p/0001", members{one: "bad", two: "bad", three: "3"}).Root().String()+"/"+manifestOf("shared", backends).Root().String() {
+		if r := s.next(); r.GetInitialResourceVersions()["p/0001"] != manifestOf("p/0001", members{one: "bad", two: "bad", three: "3"}).Root().String() {
 			t.Fatalf("resumes with %v", r)
 		}
 
