@@ -26,6 +26,7 @@ type sent struct {
 	reason   fault.Reason
 	got      int64 // the sum, or the number in the value read
 	ok       bool
+	proxy    int
 	duration time.Duration
 }
 
@@ -37,16 +38,16 @@ type backendHistory struct {
 
 	mu      sync.Mutex // guards what follows
 	clients [][]sent
-	acked   int
+	acked   []int // by proxy
 	failed  map[fault.Reason]int
 }
 
 func newBackendHistory(namespace string, clients int, proxies []datav1.KeyValueClient) *backendHistory {
-	return &backendHistory{namespace: namespace, proxies: proxies, clients: make([][]sent, clients), failed: map[fault.Reason]int{}}
+	return &backendHistory{namespace: namespace, proxies: proxies, clients: make([][]sent, clients), acked: make([]int, len(proxies)), failed: map[fault.Reason]int{}}
 }
 
-// counts is how many attempts were acknowledged and how many failed so far, by reason.
-func (h *backendHistory) counts() (acked, failed int, reasons map[fault.Reason]int) {
+// counts is how many attempts were acknowledged so far, by proxy, and how many failed, by reason.
+func (h *backendHistory) counts() (acked []int, failed int, reasons map[fault.Reason]int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	reasons = map[fault.Reason]int{}
@@ -54,7 +55,7 @@ func (h *backendHistory) counts() (acked, failed int, reasons map[fault.Reason]i
 		reasons[r] = n
 		failed += n
 	}
-	return h.acked, failed, reasons
+	return slices.Clone(h.acked), failed, reasons
 }
 
 func (h *backendHistory) add(client int, s sent, began time.Time, err error) (ok bool) {
@@ -67,7 +68,7 @@ func (h *backendHistory) add(client int, s sent, began time.Time, err error) (ok
 	defer h.mu.Unlock()
 	h.clients[client] = append(h.clients[client], s)
 	if s.ok {
-		h.acked++
+		h.acked[s.proxy]++
 	} else {
 		h.failed[s.reason]++
 	}
@@ -78,33 +79,33 @@ func (h *backendHistory) add(client int, s sent, began time.Time, err error) (ok
 func (h *backendHistory) client(ctx context.Context, c int) {
 	random := rand.New(rand.NewPCG(uint64(c), 7))
 	calls := context.WithoutCancel(ctx)
-	proxy := func() datav1.KeyValueClient { return h.proxies[random.IntN(len(h.proxies))] }
+	proxy := func() int { return random.IntN(len(h.proxies)) }
 	pause := func() { time.Sleep(10 * time.Millisecond) } // a pace at which a refusal is not asked for all the time
 	for n := 1; ctx.Err() == nil; n++ {
 		in := &datav1.IncrementRequest{Namespace: h.namespace, Id: counterOf(c), Delta: 1,
 			Token: &datav1.IdempotencyToken{Nonce: binary.BigEndian.AppendUint64(make([]byte, 8), uint64(n)), MadeAt: timestamppb.Now()}}
 		for again := false; ; again = true {
-			began := time.Now()
-			out, err := proxy().Increment(calls, in)
-			if h.add(c, sent{op: "increment", n: n, again: again, got: out.GetValue()}, began, err) {
+			began, p := time.Now(), proxy()
+			out, err := h.proxies[p].Increment(calls, in)
+			if h.add(c, sent{proxy: p, op: "increment", n: n, again: again, got: out.GetValue()}, began, err) {
 				break
 			}
 			pause()
 		}
-		began := time.Now()
-		_, err := proxy().Put(calls, &datav1.PutRequest{Namespace: h.namespace, Id: itemOf(c), Value: fmt.Append(nil, n)})
-		if !h.add(c, sent{op: "put", n: n}, began, err) {
+		began, p := time.Now(), proxy()
+		_, err := h.proxies[p].Put(calls, &datav1.PutRequest{Namespace: h.namespace, Id: itemOf(c), Value: fmt.Append(nil, n)})
+		if !h.add(c, sent{proxy: p, op: "put", n: n}, began, err) {
 			pause()
 		}
-		began = time.Now()
-		read, err := proxy().Get(calls, &datav1.GetRequest{Namespace: h.namespace, Id: itemOf(c)})
+		began, p = time.Now(), proxy()
+		read, err := h.proxies[p].Get(calls, &datav1.GetRequest{Namespace: h.namespace, Id: itemOf(c)})
 		var got int64
 		if err == nil && read.GetItem() != nil {
 			if _, scanErr := fmt.Sscan(string(read.GetItem().GetValue()), &got); scanErr != nil {
 				got = -1
 			}
 		}
-		if !h.add(c, sent{op: "get", got: got}, began, err) {
+		if !h.add(c, sent{proxy: p, op: "get", got: got}, began, err) {
 			pause()
 		}
 	}

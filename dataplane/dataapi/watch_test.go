@@ -198,7 +198,7 @@ func TestAWatchEndsWhenItsStoreIsNotServedHere(t *testing.T) {
 				watches = append(watches, caller{t, t.Context(), p.client, "orders"}.watch("id", nil))
 			}
 			c := caller{t, t.Context(), owner.client, "orders"}
-			version := c.put("id", "a", "v").GetVersion()
+			c.put("id", "a", "v")
 			for _, w := range watches {
 				w.wants(isPut, "a", "v")
 			}
@@ -206,7 +206,7 @@ func TestAWatchEndsWhenItsStoreIsNotServedHere(t *testing.T) {
 			config.Limits.Concurrency++ // the same store: the watch goes on
 			s.Namespace(config)
 			applyAll(t, s, owner, other)
-			version = c.put("id", "b", "v").GetVersion()
+			version := c.put("id", "b", "v").GetVersion()
 			for _, w := range watches {
 				w.wants(isPut, "b", "v")
 			}
