@@ -129,6 +129,16 @@ func (b *Breaker) End(err error) {
 	}
 }
 
+// Answered tells that the backend answered something else than a call, such as a ping: the next call is let through to see.
+func (b *Breaker) Answered() {
+	if b == nil || State(b.state.Load()) == Closed {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.until = b.now()
+}
+
 // probeLocked takes the end of a call while the breaker is not closed: it may be the probe, or one that had begun before.
 func (b *Breaker) probeLocked(failed, counts bool) {
 	switch {

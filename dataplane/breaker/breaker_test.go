@@ -63,6 +63,20 @@ func TestOpensAndClosesAgain(t *testing.T) {
 	})
 }
 
+func TestAnAnswerLetsTheNextCallThrough(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := breaker.New(nil)
+		calls(b, 100, down)
+		if n := calls(b, 10, nil); n != 0 {
+			t.Fatalf("%d calls were admitted by an open breaker", n)
+		}
+		b.Answered()
+		if n := calls(b, 10, nil); n != 10 || b.State() != breaker.Closed {
+			t.Errorf("after an answer %d of 10 calls were admitted, state %s", n, b.State())
+		}
+	})
+}
+
 func TestStaysClosed(t *testing.T) {
 	for name, ends := range map[string][]error{
 		"refusals of writes":          {wrong},

@@ -267,6 +267,7 @@ func (p *Pool) run(ctx context.Context) {
 		wait := p.owner.cfg.PingEvery
 		if err := p.ping(ctx); err == nil {
 			p.set(Ready, "")
+			p.breaker.Answered()
 			retry = firstRetry
 		} else if ctx.Err() == nil {
 			p.set(Down, "backend "+p.backend+": "+fault.From(err).Text)

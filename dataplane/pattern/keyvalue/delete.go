@@ -1,7 +1,6 @@
 package keyvalue
 
 import (
-	"cmp"
 	"context"
 
 	"github.com/prism-gateway/prism/dataplane/driver"
@@ -73,7 +72,9 @@ func (s *Store) deleteItems(ctx context.Context, items []driver.Item) (gone uint
 		for _, r := range s.writeAll(ctx, writes) {
 			switch {
 			case r.Err != nil:
-				err = cmp.Or[error](err, fault.From(r.Err))
+				if f := fault.From(r.Err); err == nil || f.Outcome != fault.NotApplied {
+					err = f // one that may be done says more than one that is not
+				}
 			case r.Existed:
 				gone++
 			}
