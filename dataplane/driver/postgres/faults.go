@@ -101,7 +101,9 @@ func classify(err error) *fault.Fault {
 	case "3D000":
 		return down(err, "the backend has no such database")
 	case "42501":
-		return down(err, "the backend denies the proxy the operation")
+		return down(err, "the backend denies the proxy the operation; its role must be able to make the schema, or somebody else must have made it")
+	case "25000":
+		return down(err, "the backend's transactions are not read committed; set default_transaction_isolation")
 	case "3F000", "42P01", "42883", "42703":
 		return down(err, "the backend lacks the tables of Prism")
 	}

@@ -44,6 +44,15 @@ CREATE INDEX token_until ON {s}.token (until);
 //
 // The status that they return is one of the constants of this package.
 const functions = `
+-- A transaction whose snapshot is older than the lock would judge conditions by what is no longer true.
+CREATE FUNCTION {s}.hold(lock bigint) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+	IF current_setting('transaction_isolation') <> 'read committed' THEN
+		RAISE invalid_transaction_state USING MESSAGE = 'transactions must be read committed';
+	END IF;
+	PERFORM pg_advisory_xact_lock(lock);
+END $$;
+
 CREATE FUNCTION {s}.apply(
 	lock bigint, in_space bytea, in_id bytea, in_key bytea, op int, condition int, expected bytea, now bigint, in_expire bigint,
 	keep boolean, in_version bytea, in_modified bigint, in_meta bytea, in_value bytea, in_large bytea, in_size bigint, previous boolean,
@@ -52,7 +61,7 @@ CREATE FUNCTION {s}.apply(
 ) LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan AS $$
 DECLARE there boolean;
 BEGIN
-	PERFORM pg_advisory_xact_lock(lock);
+	PERFORM {s}.hold(lock);
 	SELECT i.version, i.expire, i.modified, CASE WHEN i.large IS NULL THEN octet_length(i.value) ELSE i.size END, i.meta, i.large,
 		CASE WHEN previous THEN i.value END
 		INTO old_version, old_expire, old_modified, old_size, old_meta, old_large, old_value
@@ -110,7 +119,7 @@ CREATE FUNCTION {s}.write_once(
 ) LANGUAGE plpgsql AS $$
 DECLARE t {s}.token;
 BEGIN
-	PERFORM pg_advisory_xact_lock(lock);
+	PERFORM {s}.hold(lock);
 	SELECT * INTO t FROM {s}.token k WHERE k.space = in_space AND k.id = in_id AND k.nonce = in_nonce AND k.until > now;
 	IF FOUND THEN
 		status := CASE WHEN t.request = in_request THEN 3 ELSE 4 END;
@@ -149,7 +158,7 @@ DECLARE
 	old_meta bytea;
 	a record;
 BEGIN
-	PERFORM pg_advisory_xact_lock(lock);
+	PERFORM {s}.hold(lock);
 	status := 0;
 	IF in_nonce IS NOT NULL THEN
 		SELECT * INTO t FROM {s}.token k WHERE k.space = in_space AND k.id = in_id AND k.nonce = in_nonce AND k.until > now;
@@ -202,7 +211,7 @@ DECLARE
 	t {s}.token;
 	a record;
 BEGIN
-	PERFORM pg_advisory_xact_lock(lock);
+	PERFORM {s}.hold(lock);
 	status := 0;
 	place := 0;
 	versions := '{}';

@@ -10,6 +10,7 @@ import (
 	"github.com/prism-gateway/prism/dataplane/driver"
 	"github.com/prism-gateway/prism/dataplane/driver/conformance"
 	"github.com/prism-gateway/prism/dataplane/driver/postgres"
+	"github.com/prism-gateway/prism/shared/fault"
 	"github.com/prism-gateway/prism/shared/secret"
 	"github.com/prism-gateway/prism/shared/testserver/postgresserver"
 )
@@ -63,4 +64,26 @@ func TestConformance(t *testing.T) {
 
 func Benchmark(b *testing.B) {
 	conformance.Bench(b, backend(b, postgresserver.Start(b, postgresserver.Options{Keep: true})))
+}
+
+// TestIsolation refuses writes where a transaction would judge by what is no longer true, and sees to it that none does
+// where it can.
+func TestIsolation(t *testing.T) {
+	s := postgresserver.Start(t, postgresserver.Options{})
+	for cache, refused := range map[string]bool{"true": false, "false": true} {
+		cfg := config(t, s)
+		execute(t, connect(t, s, "postgres"), "ALTER DATABASE "+cfg.Settings["database"]+" SET default_transaction_isolation = 'repeatable read'")
+		cfg.Settings["statement_cache"] = cache
+		i, err := postgres.Driver().Open(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = i.(driver.KeyValue).Write(t.Context(), "s.1", driver.Write{Name: driver.Name{ID: []byte("a")}, Condition: driver.IfAbsent})
+		if f := fault.From(err); (f != nil) != refused || refused && (f.Outcome != fault.NotApplied || !strings.Contains(f.Text, "read committed")) {
+			t.Errorf("statement_cache %s: %+v", cache, f)
+		}
+		if err := i.Close(); err != nil {
+			t.Error(err)
+		}
+	}
 }
