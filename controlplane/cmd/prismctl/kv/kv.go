@@ -46,7 +46,8 @@ their keys. Ids and keys are text unless --encoding says otherwise.`,
 	}
 	cmd.PersistentFlags().StringVar(&c.encoding, "encoding", "text", "how ids and keys are written: text, hex (0x6869) or base64")
 	_ = cmd.RegisterFlagCompletionFunc("encoding", cobra.FixedCompletions([]string{"text", "hex", "base64"}, cobra.ShellCompDirectiveNoFileComp)) // fails only for an unknown flag
-	cmd.AddCommand(c.get(), c.put(), c.delete(), c.scan(), c.ids(), c.touch(), c.describe())
+	cmd.AddCommand(c.get(), c.put(), c.delete(), c.scan(), c.ids(), c.touch(), c.describe(),
+		c.increment(), c.transact(), c.batchGet(), c.batchWrite(), c.readValue(), c.writeValue(), c.watch())
 	for _, sub := range cmd.Commands() {
 		sub.ValidArgsFunction = t.Complete(namespace.Names)
 	}
@@ -145,7 +146,7 @@ func (c *Commands) get() *cobra.Command {
 func (c *Commands) put() *cobra.Command {
 	var ttl time.Duration
 	var contentType, ifVersion string
-	var ifAbsent, ifPresent bool
+	var ifAbsent, ifPresent, once bool
 	cmd := &cobra.Command{
 		Use:   "put NAMESPACE ID [KEY] VALUE",
 		Short: "Write an item",
@@ -166,7 +167,7 @@ Text that begins with @ goes through standard input; text that begins with - fol
 			if err != nil {
 				return err
 			}
-			req := &datav1.PutRequest{Namespace: args[0], Id: id, Key: key, Value: value, ContentType: contentType}
+			req := &datav1.PutRequest{Namespace: args[0], Id: id, Key: key, Value: value, ContentType: contentType, Token: token(once)}
 			if req.Condition, err = condition(ifAbsent, ifPresent, ifVersion); err != nil {
 				return err
 			}
@@ -186,6 +187,7 @@ Text that begins with @ goes through standard input; text that begins with - fol
 	cmd.Flags().DurationVar(&ttl, "ttl", 0, "how long the item lives; default the namespace's")
 	cmd.Flags().StringVar(&contentType, "content-type", "", "the media type of the value")
 	conditionFlags(cmd, &ifAbsent, &ifPresent, &ifVersion)
+	onceFlag(cmd, &once)
 	return cmd
 }
 
@@ -334,6 +336,22 @@ func (c *Commands) describe() *cobra.Command {
 	}
 }
 
+// duration is a duration that may be absent.
+func duration(d *durationpb.Duration) string {
+	if d == nil {
+		return ""
+	}
+	return d.AsDuration().String()
+}
+
+// large is the size of the largest large value, empty when there are none.
+func large(bytes uint64) string {
+	if bytes == 0 {
+		return ""
+	}
+	return "up to " + strconv.FormatUint(bytes, 10) + " bytes"
+}
+
 func describe(w io.Writer, d *datav1.DescribeResponse) {
 	var levels []string
 	for _, l := range d.GetConsistencyLevels() {
@@ -359,6 +377,9 @@ func describe(w io.Writer, d *datav1.DescribeResponse) {
 		"largest key", strconv.Itoa(int(d.GetMaxKeyBytes()))+" bytes",
 		"largest value", strconv.FormatUint(d.GetMaxValueBytes(), 10)+" bytes",
 		"largest batch", strconv.Itoa(int(d.GetMaxBatchEntries()))+" entries, "+strconv.FormatUint(d.GetMaxRequestBytes(), 10)+" bytes",
+		"large values", large(d.GetMaxLargeValueBytes()),
+		"tokens last", duration(d.GetIdempotencyWindow()),
+		"reads as old as", duration(d.GetMaxStaleness()),
 		"deadline", d.GetDefaultDeadline().AsDuration().String()+", at most "+d.GetMaxDeadline().AsDuration().String(),
 	)
 	for _, n := range d.GetNotes() {

@@ -114,13 +114,18 @@ func (f *Flags) WithoutLimit(ctx context.Context, call func(context.Context, *cl
 
 // WithData calls a proxy within the time of one call. Its errors say what to do when nobody answered.
 func (f *Flags) WithData(ctx context.Context, call func(context.Context, *client.Client) error) error {
+	ctx, cancel := context.WithTimeout(ctx, f.Timeout)
+	defer cancel()
+	return f.DataWithoutLimit(ctx, call)
+}
+
+// DataWithoutLimit is WithData for as long as ctx lives.
+func (f *Flags) DataWithoutLimit(ctx context.Context, call func(context.Context, *client.Client) error) error {
 	c, err := f.Client()
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	ctx, cancel := context.WithTimeout(ctx, f.Timeout)
-	defer cancel()
 	return f.explain(call(ctx, c), "a proxy", "--data")
 }
 
