@@ -86,6 +86,50 @@ func TestSharedChangeReachesPartitionsAsSentinel(t *testing.T) {
 	}
 }
 
+// What a busy stream missed of the shared set is not sent to it: after what is under way come the newest set and, once, the
+// partitions that refer to it.
+func TestNewestSharedSetReplacesThoseThatWait(t *testing.T) {
+	s := newSource(partitions)
+	s.set(t, "backend/main", "localhost:0")
+	r := start(t, s)
+	held := []string{"p/0003", "p/0004", "p/0005"}
+	busy, quick := as(t, r, "busy", held...), as(t, r, "quick", held...)
+	settle := func(p *proxy) {
+		t.Helper()
+		for want := string(s.Head().Shared().Root().Bytes()); string(p.ends["p/0005"].GetSharedRoot()) != want; {
+			p.next()
+		}
+	}
+	settle(busy)
+	settle(quick)
+
+	s.set(t, "backend/main", "localhost:1")
+	set, cells := busy.receive(), busy.receive()
+	for i := range 5 {
+		s.set(t, "backend/main", fmt.Sprint("localhost:", i+2))
+		settle(quick)
+	}
+	for _, underWay := range []*discoveryv3.DeltaDiscoveryResponse{set, cells} {
+		busy.apply(underWay)
+		busy.ack(underWay)
+	}
+	if got := names(busy.next()); !slices.Equal(got, []string{"backend/main", "shared"}) {
+		t.Errorf("the set came as %v", got)
+	}
+	if got := names(busy.next()); !slices.Equal(got, held) {
+		t.Errorf("the partitions came as %v", got)
+	}
+	for _, name := range append(held, "shared") {
+		root := busy.ends[name].GetSharedRoot()
+		if name == "shared" {
+			root = busy.ends[name].GetRoot()
+		}
+		if string(root) != string(s.Head().Shared().Root().Bytes()) {
+			t.Errorf("%s is not in the newest set", name)
+		}
+	}
+}
+
 func TestAssignment(t *testing.T) {
 	s := newSource(partitions)
 	r := start(t, s)
