@@ -298,6 +298,7 @@ func (s *Server) wake(before, after *state) {
 	}
 }
 
+// everybody returns all sessions, for use without the lock.
 func (s *Server) everybody() []*session {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -308,7 +309,7 @@ func (s *Server) everybody() []*session {
 	return all
 }
 
-// subscribers returns a copy.
+// subscribers returns those of a partition, for use without the lock.
 func (s *Server) subscribers(p ident.Partition) []*session {
 	s.mu.Lock()
 	defer s.mu.Unlock()
