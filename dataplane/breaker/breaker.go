@@ -44,7 +44,7 @@ type Breaker struct {
 	counts [slots]count
 	off    time.Duration // how long it is open this time
 	until  time.Time     // when a probe may pass
-	probed bool          // one is under way
+	probed time.Time     // since when one is under way; zero: none
 }
 
 // count is the calls of one second.
@@ -76,12 +76,13 @@ func (b *Breaker) Begin() error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	wait := b.until.Sub(b.now())
+	now := b.now()
+	wait := b.until.Sub(now)
 	switch {
 	case State(b.state.Load()) == Closed:
 		return nil
-	case wait <= 0 && !b.probed:
-		b.probed = true
+	case wait <= 0 && (b.probed.IsZero() || now.Sub(b.probed) > lastOff): // one that never ends decides nothing
+		b.probed = now
 		b.state.Store(int32(HalfOpen))
 		return nil
 	}
@@ -142,22 +143,22 @@ func (b *Breaker) Answered() {
 // probeLocked takes the end of a call while the breaker is not closed: it may be the probe, or one that had begun before.
 func (b *Breaker) probeLocked(failed, counts bool) {
 	switch {
-	case failed && b.probed:
+	case failed && !b.probed.IsZero():
 		b.off = min(2*b.off, lastOff)
 		b.openLocked(b.now())
 	case !failed && counts:
 		b.counts = [slots]count{}
-		b.probed = false
+		b.probed = time.Time{}
 		b.failing.Store(false)
 		b.state.Store(int32(Closed))
 	default:
-		b.probed = false // it said nothing of the backend: the next is the probe
+		b.probed = time.Time{} // it said nothing of the backend: the next is the probe
 	}
 }
 
 // openLocked refuses calls for a while, which differs a little between proxies.
 func (b *Breaker) openLocked(now time.Time) {
-	b.probed = false
+	b.probed = time.Time{}
 	b.until = now.Add(b.off/2 + rand.N(b.off))
 	b.state.Store(int32(Open))
 }
@@ -169,6 +170,12 @@ func (b *Breaker) windowLocked(now time.Time) (succeeded, failed int) {
 		}
 	}
 	return succeeded, failed
+}
+
+// Failed reports whether a call's end speaks against the backend.
+func Failed(err error) bool {
+	failed, _ := verdict(err)
+	return failed
 }
 
 // verdict says whether a call's end speaks against the backend, and whether it says anything of it at all.

@@ -24,14 +24,10 @@ func watch(c streamed) error {
 	}
 	ctx, cancel, moved := c.whileServed()
 	defer cancel()
-	last := in.GetStartVersion()
-	err = kv.Watch(ctx, keyvalue.Following{ID: in.GetId(), Prefix: in.GetPrefix(), After: in.GetStartVersion()}, func(events []driver.Event) error {
+	last, err := kv.Watch(ctx, keyvalue.Following{ID: in.GetId(), Prefix: in.GetPrefix(), After: in.GetStartVersion()}, func(events []driver.Event) error {
 		out := &datav1.WatchResponse{Events: make([]*datav1.WatchEvent, len(events))}
 		for i, e := range events {
 			out.Events[i] = &datav1.WatchEvent{Kind: datav1.WatchKind(e.Kind), Item: itemOf(&e.Item)}
-			if len(e.Item.Version) > 0 {
-				last = e.Item.Version
-			}
 		}
 		return c.SendMsg(out)
 	})

@@ -11,8 +11,8 @@ import (
 
 // The bounds of what is kept of an id's changes for watchers that come back.
 const (
-	maxLog      = 1024            // changes
-	maxLogBytes = 1 << 20         // of items
+	maxLog      = 4096            // changes
+	maxLogBytes = 8 << 20         // of items
 	keepLog     = 5 * time.Minute // after the last watcher left
 	lapseEvery  = 100 * time.Millisecond
 )
@@ -143,9 +143,13 @@ func (s *shard) logLocked(i *Instance, id string, kind driver.EventKind, it *ite
 		e.Item.Value = nil
 	}
 	l.events, l.bytes = append(l.events, e), l.bytes+len(e.Item.Value)+len(e.Item.Key)
-	for len(l.events) > maxLog || (l.bytes > maxLogBytes && len(l.events) > 1) {
-		l.bytes -= len(l.events[0].Item.Value) + len(l.events[0].Item.Key)
-		l.events = slices.Delete(l.events, 0, 1)
+	if len(l.events) > maxLog || l.bytes > maxLogBytes {
+		old := 0 // a quarter at least, so that not every change moves all others
+		for old < len(l.events)-1 && (old < len(l.events)/4 || l.bytes > maxLogBytes) {
+			l.bytes -= len(l.events[old].Item.Value) + len(l.events[old].Item.Key)
+			old++
+		}
+		l.events = slices.Delete(l.events, 0, old)
 	}
 	for w := range l.watchers {
 		w.take(e)

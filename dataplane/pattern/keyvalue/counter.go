@@ -23,7 +23,7 @@ func (s *Store) Increment(ctx context.Context, i Increment) (driver.Incremented,
 		return driver.Incremented{}, Missing(Counter)
 	}
 	// A counter's name and expiry follow the rules of a write's.
-	w, violations, err := s.prepare("", Write{Op: driver.Put, Name: i.Name, Expiry: i.Expiry})
+	w, violations, err := s.prepare("", Write{Op: driver.Put, Name: i.Name, Expiry: i.Expiry, Token: i.Token})
 	if err != nil {
 		return driver.Incremented{}, err
 	}

@@ -347,14 +347,17 @@ func (s *Store) begin(ctx context.Context) error {
 	return s.cfg.Breaker.Begin()
 }
 
-// firstOf is the first error of a batch's entries.
-func firstOf(results []driver.GetResult) error {
+// firstOf is the first error of a batch's entries, of those that speak against the backend if there are any.
+func firstOf(results []driver.GetResult) (first error) {
 	for i := range results {
-		if results[i].Err != nil {
+		if breaker.Failed(results[i].Err) {
 			return results[i].Err
 		}
+		if first == nil {
+			first = results[i].Err
+		}
 	}
-	return nil
+	return first
 }
 
 // notSent tells a call that ended before anything was asked of the backend from one that ended while it worked.

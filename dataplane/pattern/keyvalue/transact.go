@@ -67,6 +67,7 @@ func (s *Store) prepareAll(t Transaction) ([]driver.Write, error) {
 	writes := make([]driver.Write, len(t.Writes))
 	for i, w := range t.Writes {
 		path := fmt.Sprintf("writes[%d].%s.", i, opName(w.Op))
+		w.Token = t.Token
 		prepared, v, err := s.prepare(path, w)
 		if err != nil {
 			return nil, err

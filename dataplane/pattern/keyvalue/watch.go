@@ -25,10 +25,12 @@ type Following struct {
 }
 
 // Watch follows the changes of an id until ctx ends or deliver fails. It delivers nothing once, when it is in place, and
-// then the changes in order. A caller that is too slow is cut off with the version after which it can go on.
-func (s *Store) Watch(ctx context.Context, f Following, deliver func([]driver.Event) error) error {
+// then the changes in order, one delivery after the other. A caller that is too slow is cut off with the version after
+// which it can go on. last is the version of the last event that was delivered, or After. It does not wait for a delivery
+// that hangs: that one may end after Watch has.
+func (s *Store) Watch(ctx context.Context, f Following, deliver func([]driver.Event) error) (last []byte, err error) {
 	if s.watcher == nil {
-		return Missing(Watch)
+		return f.After, Missing(Watch)
 	}
 	violations := checkName("", driver.Name{ID: f.ID})
 	if len(f.Prefix) > MaxKeyBytes {
@@ -38,54 +40,48 @@ func (s *Store) Watch(ctx context.Context, f Following, deliver func([]driver.Ev
 		violations = append(violations, violation("start_version", "version.length", "is too long"))
 	}
 	if violations != nil {
-		return invalid(violations)
+		return f.After, invalid(violations)
 	}
 	if err := notSent(ctx); err != nil {
-		return err
+		return f.After, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	b := &backlog{ready: make(chan struct{}, 1)}
+	b := &backlog{ready: make(chan struct{}, 1), last: f.After, resumes: len(f.After) > 0}
 	ended := make(chan error, 1)
 	go func() {
 		ended <- s.watcher.Watch(ctx, s.cfg.Space, driver.From{ID: f.ID, Prefix: f.Prefix, After: f.After}, b.add)
 	}()
-	last := f.After
-	give := func() error {
-		for {
-			events, placed := b.take()
-			if placed {
-				if err := deliver(nil); err != nil {
-					return err
-				}
-			}
-			if len(events) == 0 {
-				return nil
-			}
-			if err := deliver(events); err != nil {
-				return err
-			}
-			if v := events[len(events)-1].Item.Version; len(v) > 0 { // a resync has none: what came before is where to go on
-				last = v
-			}
-		}
-	}
+	var delivering chan error // nil while nothing is delivered
+	ready := b.ready          // nil while something is
 	for {
 		select {
-		case <-b.ready:
-			if err := give(); err != nil {
+		case <-ready:
+			delivering, ready = make(chan error, 1), nil
+			go func(done chan error) { done <- b.give(deliver) }(delivering)
+		case err := <-delivering:
+			delivering, ready = nil, b.ready
+			if err != nil {
 				cancel()
 				<-ended
-				return err
+				return b.delivered(), err
 			}
 		case err := <-ended:
 			if errors.Is(err, errSlow) {
-				return slow(last)
+				last := b.delivered()
+				return last, slow(last)
 			}
-			if giveErr := give(); giveErr != nil {
-				return giveErr
+			if delivering != nil && ctx.Err() == nil {
+				if failed := <-delivering; failed != nil {
+					return b.delivered(), failed
+				}
 			}
-			return err
+			if ctx.Err() == nil {
+				if failed := b.give(deliver); failed != nil {
+					return b.delivered(), failed
+				}
+			}
+			return b.delivered(), err
 		}
 	}
 }
@@ -109,6 +105,40 @@ type backlog struct {
 	placed bool       // the driver said that it is in place, and the caller was not told
 	events []driver.Event
 	bytes  int
+	last   []byte // the version of the last event that was delivered
+	// What the driver sent first may be all that a caller who came back has missed: that much more may wait.
+	resumes               bool // the first are still to come
+	moreEvents, moreBytes int
+}
+
+// give delivers what waits.
+func (b *backlog) give(deliver func([]driver.Event) error) error {
+	for {
+		events, placed := b.take()
+		if placed {
+			if err := deliver(nil); err != nil {
+				return err
+			}
+		}
+		if len(events) == 0 {
+			return nil
+		}
+		if err := deliver(events); err != nil {
+			return err
+		}
+		if v := events[len(events)-1].Item.Version; len(v) > 0 { // a resync has none: what came before is where to go on
+			b.mu.Lock()
+			b.last = v
+			b.mu.Unlock()
+		}
+	}
+}
+
+// delivered is the version of the last event that was delivered.
+func (b *backlog) delivered() []byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.last
 }
 
 // add takes events of the driver.
@@ -121,7 +151,10 @@ func (b *backlog) add(events []driver.Event) error {
 	for i := range events {
 		b.bytes += sizeOf(&events[i].Item)
 	}
-	if b.events = append(b.events, events...); len(b.events) > maxBacklog || b.bytes > maxBacklogBytes {
+	if len(events) > 0 && b.resumes {
+		b.resumes, b.moreEvents, b.moreBytes = false, len(events), b.bytes
+	}
+	if b.events = append(b.events, events...); len(b.events) > maxBacklog+b.moreEvents || b.bytes > maxBacklogBytes+b.moreBytes {
 		return errSlow
 	}
 	select {

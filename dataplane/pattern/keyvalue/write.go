@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/prism-gateway/prism/dataplane/breaker"
 	"github.com/prism-gateway/prism/dataplane/driver"
 	"github.com/prism-gateway/prism/shared/fault"
 )
@@ -76,6 +77,7 @@ func (s *Store) BatchWrite(ctx context.Context, writes []Write, token *Token) ([
 	var violations []fault.Violation
 	prepared := make([]driver.Write, len(writes))
 	for i, w := range writes {
+		w.Token = token.entry(i)
 		d, v, err := s.prepare("", w)
 		if v != nil { // only then is the path worth making
 			_, v, err = s.prepare(fmt.Sprintf("writes[%d].%s.", i, opName(w.Op)), w)
@@ -83,7 +85,7 @@ func (s *Store) BatchWrite(ctx context.Context, writes []Write, token *Token) ([
 		if err != nil {
 			return nil, err
 		}
-		if d.Token, err = s.token(token.entry(i), w.digest); err != nil {
+		if d.Token, err = s.token(w.Token, w.digest); err != nil {
 			return nil, err
 		}
 		violations = append(violations, v...)
@@ -108,7 +110,7 @@ func (s *Store) writeAll(ctx context.Context, writes []driver.Write) []driver.Wr
 	var first, unknown error
 	for i := range results {
 		results[i].Err = withOutcome(results[i].Err)
-		if first == nil {
+		if first == nil || breaker.Failed(results[i].Err) {
 			first = results[i].Err
 		}
 		if f := fault.From(results[i].Err); f != nil && f.Outcome != fault.NotApplied {
@@ -160,6 +162,9 @@ func (s *Store) prepare(path string, w Write) (driver.Write, []fault.Violation, 
 		}
 		d.ExpireAt = now.Add(w.Expiry.TTL)
 	case ExpiryAt:
+		if w.Token != nil && w.Token.MadeAt.Before(now) {
+			now = w.Token.MadeAt // a repeat of a write that was done asks for a time that may be over
+		}
 		if !w.Expiry.At.After(now) || w.Expiry.At.Sub(now) > MaxTTL {
 			v = append(v, violation(path+"expiry.at", "expiry.at", "must be in the future and at most 10 years away"))
 		}
