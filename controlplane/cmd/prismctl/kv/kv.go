@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
-	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -219,7 +218,8 @@ func (c *Commands) value(arg string) ([]byte, error) {
 		return io.ReadAll(c.term.In)
 	}
 	if file, ok := strings.CutPrefix(arg, "@"); ok {
-		return os.ReadFile(file)
+		data, _, err := c.term.ReadFile(file)
+		return data, err
 	}
 	return []byte(arg), nil
 }

@@ -45,11 +45,11 @@ On Linux the programs end with prismctl however it ends; elsewhere they outlive 
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if proxies < 1 || proxies > 20 {
-				return fmt.Errorf("--proxies %d: want 1 to 20", proxies)
+				return terminal.Misusef("--proxies %d: want 1 to 20", proxies)
 			}
 			if redis != "" {
 				if err := settings.CheckEndpoint(redis); err != nil {
-					return fmt.Errorf("--redis: %w", err)
+					return terminal.Misusef("--redis: %w", err)
 				}
 			}
 			admin, proxy, err := binaries()

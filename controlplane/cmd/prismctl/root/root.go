@@ -107,7 +107,12 @@ func version(term *terminal.Terminal) *cobra.Command {
 // strict makes mistakes on the command line errors of their own kind, in every command, and a group without a known
 // command below it an error.
 func strict(cmd *cobra.Command) {
-	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return terminal.Misuse{Err: err} })
+	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		if typed := c.Flags().Args(); c.HasSubCommands() && len(typed) > 0 {
+			return unknown(c, typed[0]) // the flag is the unknown command's
+		}
+		return terminal.Misuse{Err: err}
+	})
 	if cmd.Runnable() {
 		// cobra would check these too, but return errors that nothing tells from others.
 		cmd.PreRunE = func(c *cobra.Command, _ []string) error {
@@ -130,10 +135,20 @@ func strict(cmd *cobra.Command) {
 			if len(args) == 0 {
 				return c.Help()
 			}
-			return terminal.Misusef("unknown command %q for %q", args[0], c.CommandPath())
+			return unknown(c, args[0])
 		}
 	}
 	for _, sub := range cmd.Commands() {
 		strict(sub)
 	}
+}
+
+// unknown is the error of a group that has no command of that name.
+func unknown(group *cobra.Command, typed string) error {
+	group.SuggestionsMinimumDistance = 2
+	guess := ""
+	if near := group.SuggestionsFor(typed); len(near) > 0 {
+		guess = fmt.Sprintf("; did you mean %q?", near[0])
+	}
+	return terminal.Misusef("unknown command %q for %q%s", typed, group.CommandPath(), guess)
 }

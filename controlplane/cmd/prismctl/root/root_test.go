@@ -141,6 +141,12 @@ func TestOutputs(t *testing.T) {
 		"misuse-confirm-within":      {args: "snapshot rollback 3 --confirm-within 10ms"},
 		"misuse-release-number":      {args: "release abort newest"},
 		"misuse-command":             {args: "namespace frobnicate"},
+		"misuse-command-with-flags":  {args: "namespace aply -f user-profiles.yaml"},
+		"misuse-no-such-file":        {args: "namespace apply -f no-such.yaml"},
+		"misuse-directory":           {args: "backend apply -f testdata"},
+		"misuse-no-such-value":       {args: "kv put user-profiles alice @no-such"},
+		"misuse-address":             {args: "namespace list --admin nonsense"},
+		"misuse-local":               {args: "local up --proxies 0"},
 		"misuse-flag":                {args: "namespace list --frobnicate"},
 		"misuse-arguments":           {args: "kv get user-profiles"},
 		"misuse-format":              {args: "namespace list -o xml"},
@@ -251,8 +257,11 @@ func TestWhenNobodyAnswersItSaysWhatToDo(t *testing.T) {
 		{"namespace list --admin 127.0.0.1:1", "--admin"}, {"kv get a-b c --data 127.0.0.1:1", "--data"},
 	} {
 		r := run(t, nil, "", false, strings.Fields(tc.args)...)
-		if r.code != 1 || !strings.Contains(r.err, "does not answer at 127.0.0.1:1") || !strings.Contains(r.err, "prismctl local up") || !strings.Contains(r.err, tc.flag) {
+		if r.code != 1 || !strings.Contains(r.err, "does not answer at 127.0.0.1:1") || !strings.Contains(r.err, tc.flag) {
 			t.Errorf("%d: %s", r.code, r.err)
+		}
+		if strings.Contains(r.err, "prismctl local up") {
+			t.Errorf("to start another is no help where one was named: %s", r.err)
 		}
 	}
 }

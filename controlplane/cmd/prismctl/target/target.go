@@ -34,6 +34,8 @@ const LocalContext = ".prism/context.yaml"
 type Context struct {
 	Admin []string `yaml:"admin,omitempty"` // replicas of the control plane
 	Data  []string `yaml:"data,omitempty"`  // proxies
+
+	assumed bool // nobody named it: the local Prism of this directory, or the default ports
 }
 
 // File is a context file.
@@ -147,8 +149,11 @@ func (f *Flags) explain(err error, who, flag string) error {
 	}
 	switch got.Code {
 	case fault.Unavailable:
-		return fault.Wrap(err, got.Code, "", fmt.Sprintf("%s does not answer at %s\n  start one on this machine with: prismctl local up\n  or name another with %s or --context",
-			who, strings.Join(at, ", "), flag))
+		hint := "name another"
+		if c.assumed {
+			hint = "start one on this machine with: prismctl local up\n  or name another"
+		}
+		return fault.Wrap(err, got.Code, "", fmt.Sprintf("%s does not answer at %s\n  %s with %s or --context", who, strings.Join(at, ", "), hint, flag))
 	case fault.DeadlineExceeded:
 		return fault.Wrap(err, got.Code, "", fmt.Sprintf("%s at %s did not answer within %v (--timeout)", who, strings.Join(at, ", "), f.Timeout))
 	case fault.Unimplemented:
@@ -162,28 +167,35 @@ func (f *Flags) resolve() (Context, error) {
 	if f.Timeout <= 0 {
 		return Context{}, terminal.Misusef("--timeout %v: want more than 0", f.Timeout)
 	}
-	c := Context{
-		Admin: firstList(f.Admin, split(f.term.Getenv("PRISM_ADMIN_ENDPOINT"))),
-		Data:  firstList(f.Data, split(f.term.Getenv("PRISM_DATA_ENDPOINT"))),
+	c := Context{Admin: f.Admin, Data: f.Data}
+	if f.Context == "" { // a context that this command line names is not another's because of what the shell exports
+		c.Admin = firstList(c.Admin, split(f.term.Getenv("PRISM_ADMIN_ENDPOINT")))
+		c.Data = firstList(c.Data, split(f.term.Getenv("PRISM_DATA_ENDPOINT")))
+	}
+	for _, e := range slices.Concat(c.Admin, c.Data) {
+		if err := settings.CheckEndpoint(e); err != nil {
+			return Context{}, terminal.Misuse{Err: err}
+		}
 	}
 	if len(c.Admin) == 0 || len(c.Data) == 0 {
 		named, err := f.named()
 		if err != nil {
 			return Context{}, err
 		}
-		c.Admin, c.Data = firstList(c.Admin, named.Admin), firstList(c.Data, named.Data)
-	}
-	for _, e := range slices.Concat(c.Admin, c.Data) {
-		if err := settings.CheckEndpoint(e); err != nil {
-			return Context{}, err
+		for _, e := range slices.Concat(named.Admin, named.Data) {
+			if err := settings.CheckEndpoint(e); err != nil {
+				return Context{}, fmt.Errorf("context: %w", err)
+			}
 		}
+		c.assumed = named.assumed && len(c.Admin) == 0 && len(c.Data) == 0
+		c.Admin, c.Data = firstList(c.Admin, named.Admin), firstList(c.Data, named.Data)
 	}
 	return c, nil
 }
 
 // named returns the context that is asked for or current, then the local one, then the default ports of this machine.
 func (f *Flags) named() (Context, error) {
-	standard := Context{Admin: []string{"127.0.0.1:8981"}, Data: []string{"127.0.0.1:8980"}}
+	standard := Context{Admin: []string{"127.0.0.1:8981"}, Data: []string{"127.0.0.1:8980"}, assumed: true}
 	file, path, err := f.file()
 	if err != nil {
 		return Context{}, err
@@ -193,7 +205,7 @@ func (f *Flags) named() (Context, error) {
 		return Context{Admin: firstList(c.Admin, standard.Admin), Data: firstList(c.Data, standard.Data)}, nil
 	}
 	if name != "" && name != "local" {
-		return Context{}, fmt.Errorf("there is no context %q in %s; it has: %s; the local Prism of this directory is called local", name, path,
+		return Context{}, terminal.Misusef("there is no context %q in %s; it has: %s; the local Prism of this directory is called local", name, path,
 			cmp.Or(strings.Join(slices.Sorted(maps.Keys(file.Contexts)), ", "), "none"))
 	}
 	local, err := Read(LocalContext)
@@ -206,7 +218,9 @@ func (f *Flags) named() (Context, error) {
 	if err != nil {
 		return Context{}, err
 	}
-	return local.Contexts["local"], nil
+	c := local.Contexts["local"]
+	c.assumed = true
+	return c, nil
 }
 
 // file reads the person's context file; without one there are no contexts.

@@ -30,10 +30,11 @@ func TestThePrismIsFound(t *testing.T) {
 	}{
 		"a flag is first":                      {file: contexts, env: map[string]string{"PRISM_ADMIN_ENDPOINT": "127.0.0.1:9"}, flags: target.Flags{Admin: []string{"127.0.0.1:1"}}, want: "answer at 127.0.0.1:1\n"},
 		"then the environment":                 {file: contexts, env: map[string]string{"PRISM_ADMIN_ENDPOINT": "127.0.0.1:9"}, want: "answer at 127.0.0.1:9\n"},
+		"unless a flag names a context":        {file: contexts, env: map[string]string{"PRISM_ADMIN_ENDPOINT": "127.0.0.1:9"}, flags: target.Flags{Context: "prod"}, want: "answer at 127.0.0.1:3, 127.0.0.1:4\n"},
 		"then the context that is named":       {file: contexts, local: local, flags: target.Flags{Context: "prod"}, want: "answer at 127.0.0.1:3, 127.0.0.1:4\n"},
 		"or by the environment":                {file: contexts, local: local, env: map[string]string{"PRISM_CONTEXT": "prod"}, want: "answer at 127.0.0.1:3, 127.0.0.1:4\n"},
 		"then the current one":                 {file: contexts, local: local, want: "answer at 127.0.0.1:2\n"},
-		"then the local one of this directory": {local: local, want: "answer at 127.0.0.1:5\n"},
+		"then the local one of this directory": {local: local, want: "answer at 127.0.0.1:5\n  start one on this machine with: prismctl local up\n"},
 		"the local one by its name":            {file: contexts, local: local, flags: target.Flags{Context: "local"}, want: "answer at 127.0.0.1:5\n"},
 		"no local one":                         {flags: target.Flags{Context: "local"}, want: "no local Prism was started in this directory"},
 		"an unknown context":                   {file: contexts, flags: target.Flags{Context: "moon"}, want: `there is no context "moon"`},

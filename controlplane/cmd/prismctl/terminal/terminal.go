@@ -5,8 +5,10 @@ package terminal
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strings"
 	"time"
@@ -175,14 +177,20 @@ func Time(t *timestamppb.Timestamp) string {
 // Short cuts a hash or version to what people compare.
 func Short(version string) string { return version[:min(len(version), 12)] }
 
-// ReadFile reads a file, or standard input for "-". The name it returns is for messages.
+// ReadFile reads a file, or standard input for "-". The name it returns is for messages. A file that cannot be read is a
+// mistake on the command line that names it.
 func (t *Terminal) ReadFile(name string) (data []byte, shown string, err error) {
 	if name == "-" {
 		data, err = io.ReadAll(t.In)
 		return data, "standard input", err
 	}
-	data, err = os.ReadFile(name)
-	return data, name, err
+	if data, err = os.ReadFile(name); err != nil {
+		if cause, ok := errors.AsType[*fs.PathError](err); ok {
+			err = cause.Err // the operation and the path once more
+		}
+		return nil, name, Misusef("%s: cannot read it: %w", name, err)
+	}
+	return data, name, nil
 }
 
 // PrintValue is Print for what is no message: v is written as encoding/json sees it.
