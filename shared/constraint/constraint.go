@@ -11,6 +11,7 @@ import (
 	"buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
 	"buf.build/go/protovalidate"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/prism-gateway/prism/shared/fault"
@@ -59,6 +60,8 @@ func explain(v *protovalidate.Violation) string {
 			}
 			return fmt.Sprintf("%q: %s", Clip(v.FieldValue.String()), shape)
 		}
+	case "string.in":
+		return fmt.Sprintf("%q: want one of %s", Clip(v.FieldValue.String()), words(v.RuleValue.List()))
 	case "repeated.unique":
 		return "has an entry twice; each may stand there once"
 	case "string.max_len":
@@ -71,6 +74,17 @@ func explain(v *protovalidate.Violation) string {
 		return fmt.Sprintf("%d is not one of the values", v.FieldValue.Enum())
 	}
 	return text
+}
+
+// words joins what a field may say; that it may be empty goes without saying.
+func words(list protoreflect.List) string {
+	var all []string
+	for i := range list.Len() {
+		if word := list.Get(i).String(); word != "" {
+			all = append(all, word)
+		}
+	}
+	return strings.Join(all, ", ")
 }
 
 // durationBounds tells a duration and its bounds; protovalidate's own words count in seconds.

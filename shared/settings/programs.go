@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -53,12 +54,8 @@ func LoadAdmin(path string, env Lookup, flags ...func(*bootstrapv1.AdminConfig))
 	for _, set := range flags {
 		set(c)
 	}
-	ck := &checks{from: from}
-	for field, address := range map[string]string{
-		"listen": c.GetListen(), "fleet_listen": c.GetFleetListen(), "http_listen": c.GetHttpListen(),
-	} {
-		ck.field(field, CheckLoopback(address, c.GetInsecureListen()))
-	}
+	ck := &checks{from: from, problems: from.validate(c)}
+	ck.listeners(c.GetInsecureListen(), listener{"listen", c.GetListen()}, listener{"fleet_listen", c.GetFleetListen()}, listener{"http_listen", c.GetHttpListen()})
 	if c.GetFleetAdvertise() != "" {
 		ck.field("fleet_advertise", CheckEndpoint(c.GetFleetAdvertise()))
 	}
@@ -107,10 +104,8 @@ func LoadProxy(path string, env Lookup, flags ...func(*bootstrapv1.ProxyConfig))
 			return nil, strictyaml.Errors{{File: path, Field: "id", Text: "give the proxy an id: the host has no name"}}
 		}
 	}
-	ck := &checks{from: from}
-	for field, address := range map[string]string{"listen": c.GetListen(), "http_listen": c.GetHttpListen()} {
-		ck.field(field, CheckLoopback(address, c.GetInsecureListen()))
-	}
+	ck := &checks{from: from, problems: from.validate(c)}
+	ck.listeners(c.GetInsecureListen(), listener{"listen", c.GetListen()}, listener{"http_listen", c.GetHttpListen()})
 	if c.GetAdvertise() != "" {
 		ck.field("advertise", CheckEndpoint(c.GetAdvertise()))
 	}
@@ -130,6 +125,21 @@ type checks struct {
 func (c *checks) field(name string, err error) {
 	if err != nil {
 		c.problems = append(c.problems, c.from.problem(name, err.Error()))
+	}
+}
+
+// listener is an address to listen on, and the field that says it.
+type listener struct{ field, address string }
+
+// listeners refuses addresses that others can reach and that it is not said of, and one address for two.
+func (c *checks) listeners(insecure bool, all ...listener) {
+	first := map[string]string{}
+	for _, l := range all {
+		c.field(l.field, CheckLoopback(l.address, insecure))
+		if other, taken := first[l.address]; taken && !strings.HasSuffix(l.address, ":0") {
+			c.field(l.field, fmt.Errorf("%s is the address of %s already", l.address, other))
+		}
+		first[l.address] = l.field
 	}
 }
 

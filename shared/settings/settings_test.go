@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	bootstrapv1 "github.com/prism-gateway/prism/protos/prism/bootstrap/v1"
 	"github.com/prism-gateway/prism/shared/settings"
 	"github.com/prism-gateway/prism/shared/strictyaml"
 )
@@ -100,6 +101,8 @@ func TestSaysWhatIsWrongAndWhere(t *testing.T) {
 		"a bad switch in a variable":   {"id: a", env{"PRISM_PROXY_VALIDATOR": "maybe"}, []string{`environment variable PRISM_PROXY_VALIDATOR: "maybe": want true or false`}},
 		"a bad endpoint in a variable": {"id: a", env{"PRISM_ADMIN_ENDPOINT": "a:1,b"}, []string{`environment variable PRISM_ADMIN_ENDPOINT: address "b"`}},
 		"a bad id in a variable":       {"id: a", env{"PRISM_PROXY_ID": "a b"}, []string{"environment variable PRISM_PROXY_ID: "}},
+		"one address for two":          {"listen: 127.0.0.1:9901", nil, []string{"http_listen: 127.0.0.1:9901 is the address of listen already"}},
+		"a level that is none":         {"log_level: loud", nil, []string{`a.yaml:1: log_level: "loud": want one of debug, info, warn, error`}},
 		"everything at once": {"advertise: x\nlisten: y\nhttp_listen: 0.0.0.0:1", nil, []string{
 			"a.yaml:1: advertise: ", "a.yaml:2: listen: ", "a.yaml:3: http_listen: "}},
 	} {
@@ -127,6 +130,13 @@ func TestSaysWhatIsWrongAndWhere(t *testing.T) {
 
 func TestAMissingFileIsNamed(t *testing.T) {
 	if _, err := settings.LoadAdmin("/nowhere/prism.yaml", none); err == nil || err.Error() != "/nowhere/prism.yaml: cannot read it: no such file or directory" {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestFlagsAreCheckedLikeTheRest(t *testing.T) {
+	_, err := settings.LoadProxy("", none, func(c *bootstrapv1.ProxyConfig) { c.Id, c.LogLevel = "a b", "loud" })
+	if problems, ok := errors.AsType[strictyaml.Errors](err); !ok || len(problems) != 2 || problems[0].Field != "id" || problems[1].Field != "log_level" {
 		t.Errorf("got %v", err)
 	}
 }

@@ -37,18 +37,24 @@ const (
 // failure is an error after the configuration was accepted.
 type failure struct{ error }
 
+// misuse is a mistake on the command line itself.
+type misuse struct{ error }
+
 func program(ctx context.Context, args []string, env settings.Lookup, stdout, stderr io.Writer) int {
 	cmd := command(env, stderr)
 	cmd.SetArgs(args)
 	cmd.SetOut(stdout)
 	cmd.SetErr(stderr)
-	err := cmd.ExecuteContext(ctx)
+	ran, err := cmd.ExecuteContextC(ctx)
 	if err == nil {
 		return 0
 	}
 	_, _ = fmt.Fprintln(stderr, "prism-admin:", err) // there is nowhere else to say it
-	if _, ran := errors.AsType[failure](err); ran {
+	if _, failed := errors.AsType[failure](err); failed {
 		return exitFailed
+	}
+	if _, misused := errors.AsType[misuse](err); misused {
+		_, _ = fmt.Fprintf(stderr, "see: %s --help\n", ran.CommandPath())
 	}
 	return exitUsage
 }
@@ -70,17 +76,24 @@ With etcd endpoints, start one replica once with --create: a replica that finds 
 without data may be one that has lost it. An etcd inside makes one unasked where its data directory did not exist before.
 
 It listens on 127.0.0.1:8981 (gRPC: ControlPlane, AdminService), 127.0.0.1:18000 (gRPC: proxies) and 127.0.0.1:8095
-(HTTP: /metrics, /healthz, /readyz). The file is YAML, as prism.bootstrap.v1.AdminConfig says.
+(HTTP: /metrics, /healthz, /readyz). The file is YAML, as prism.bootstrap.v1.AdminConfig says; environment variables
+override it.
 
-Environment: PRISM_ADMIN_PORT replaces the port of listen. OTEL_EXPORTER_OTLP_ENDPOINT and the like turn on spans of the
-calls, which the proxies go on with; off by default.
+Environment:
+  PRISM_ADMIN_PORT        port of listen
+  PRISM_FLEET_PORT        port of fleet_listen
+  PRISM_ADMIN_HTTP_PORT   port of http_listen
+  PRISM_ETCD_ENDPOINTS    etcd.endpoints, separated by commas
+  PRISM_JOURNAL_DIR       journal.dir
+  PRISM_LOG_LEVEL         log_level
+  OTEL_EXPORTER_OTLP_ENDPOINT and the like turn on spans of the calls, which the proxies go on with; off by default
 
 Exit codes: 0 stopped as asked, 1 failed while running, 2 wrong flags or configuration.`,
 		Example: `  prism-admin
   prism-admin --config /etc/prism/admin.yaml --create
   prism-admin --config /etc/prism/admin.yaml
   prism-admin --config /etc/prism/admin.yaml --check`,
-		Args:          cobra.NoArgs,
+		Args:          noArguments,
 		Version:       telemetry.Build(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -103,7 +116,15 @@ Exit codes: 0 stopped as asked, 1 failed while running, 2 wrong flags or configu
 	cmd.Flags().BoolVar(&insecure, "insecure-listen", false, "listen on addresses other than loopback although callers are not authenticated")
 	cmd.Flags().BoolVar(&check, "check", false, "check the configuration and end")
 	cmd.Flags().BoolVar(&create, "create", false, "create the installation if etcd holds none; for the first start of all")
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return misuse{err} })
 	return cmd
+}
+
+func noArguments(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return misuse{fmt.Errorf("%q: %s takes no arguments", args[0], cmd.CommandPath())}
+	}
+	return nil
 }
 
 func run(ctx context.Context, config *bootstrapv1.AdminConfig, create bool, env settings.Lookup, stderr io.Writer) error {

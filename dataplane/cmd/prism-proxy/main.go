@@ -43,18 +43,24 @@ func main() {
 // failure is an error after the configuration was accepted.
 type failure struct{ error }
 
+// misuse is a mistake on the command line itself.
+type misuse struct{ error }
+
 func program(ctx context.Context, args []string, env settings.Lookup, stdout, stderr io.Writer) int {
 	cmd := command(env, stderr)
 	cmd.SetArgs(args)
 	cmd.SetOut(stdout)
 	cmd.SetErr(stderr)
-	err := cmd.ExecuteContext(ctx)
+	ran, err := cmd.ExecuteContextC(ctx)
 	if err == nil {
 		return 0
 	}
 	_, _ = fmt.Fprintln(stderr, "prism-proxy:", err) // there is nowhere else to say it
-	if _, ran := errors.AsType[failure](err); ran {
+	if _, failed := errors.AsType[failure](err); failed {
 		return exitFailed
+	}
+	if _, misused := errors.AsType[misuse](err); misused {
+		_, _ = fmt.Fprintf(stderr, "see: %s --help\n", ran.CommandPath())
 	}
 	return exitUsage
 }
@@ -90,7 +96,7 @@ Exit codes: 0 stopped as asked, 1 failed while running, 2 wrong flags or configu
   prism-proxy --config /etc/prism/proxy.yaml
   prism-proxy --id proxy-1 --listen 127.0.0.1:8990 --http-listen 127.0.0.1:9902 --state-dir /var/lib/prism/proxy-1
   prism-proxy --config /etc/prism/proxy.yaml --check`,
-		Args:          cobra.NoArgs,
+		Args:          noArguments,
 		Version:       telemetry.Build(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -136,7 +142,15 @@ Exit codes: 0 stopped as asked, 1 failed while running, 2 wrong flags or configu
 	f.BoolVar(&insecure, "insecure-listen", false, "listen on addresses other than loopback although callers are not authenticated")
 	f.BoolVar(&check, "check", false, "check the configuration and end")
 	cmd.AddCommand(simulateCommand(stderr))
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return misuse{err} })
 	return cmd
+}
+
+func noArguments(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return misuse{fmt.Errorf("%q: %s takes no arguments", args[0], cmd.CommandPath())}
+	}
+	return nil
 }
 
 func run(ctx context.Context, config *bootstrapv1.ProxyConfig, env settings.Lookup, stderr io.Writer) error {

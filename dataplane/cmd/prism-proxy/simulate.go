@@ -44,7 +44,7 @@ machine's: where these are two, their difference counts too.`,
 		Example: `  prism-proxy simulate --proxies 1000
   prism-proxy simulate --admin-endpoint 10.0.0.1:18000 --proxies 1000 --jitter 10s --duration 5m -o json
   prism-proxy simulate --proxies 100 --nack '^bad-' --stall 1 --reconnect 30s`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := o.prepare(stderr)
 			if err != nil {
