@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,7 +20,8 @@ const (
 	stateFile   = "state"
 	stateCopy   = "state.copy"
 	lockFile    = "lock"
-	setSuffix   = ".members" // after the root of the collection that the file holds
+	setSuffix   = ".members"      // after the root of the collection that the file holds
+	copySuffix  = ".members.copy" // the same, the second file of a shared set
 	tempSuffix  = ".tmp"
 	saveRetries = 30 * time.Second
 	// saveEvery is how long the disk rests after a state was saved. What is on disk is a cache: changes that follow each
@@ -30,12 +33,12 @@ const (
 // its name says or is refused: the root covers every byte that matters. The file state says which collections make up
 // the state and is replaced last, so that at any moment the directory holds one whole state, old or new. A collection says
 // neither of which partition it is nor which shared set it is in effect with, so that without that file all of them would
-// be of no use: it is there twice.
+// be of no use: it is there twice. So is each shared set, without which every partition that names it would be.
 type disk struct {
 	dir     string
 	node    string
 	lock    *os.File
-	present map[ident.Hash]bool // collections that are there, whole
+	present map[string]bool // names of files of collections that are there, whole
 }
 
 // openDisk takes the directory for this process. It fails when another has it.
@@ -47,7 +50,7 @@ func openDisk(dir, node string) (*disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &disk{dir: dir, node: node, lock: lock, present: map[ident.Hash]bool{}}, nil
+	return &disk{dir: dir, node: node, lock: lock, present: map[string]bool{}}, nil
 }
 
 func (d *disk) close() { d.lock.Close() }
@@ -94,33 +97,42 @@ func (d *disk) loadCollections(index *stateIndex) (*saved, []error) {
 		assignment: index.assignment, sets: map[ident.Hash]*version{}, cells: map[ident.Partition]savedCell{},
 	}
 	for i, encoded := range index.sets {
-		v, err := d.loadVersion(encoded)
+		v, err := d.loadVersion(encoded, setSuffix)
 		if err != nil {
-			problems = append(problems, fmt.Errorf("shared set: %w", err))
-			continue
+			first := fmt.Errorf("shared set: %w", err)
+			if v, err = d.loadVersion(encoded, copySuffix); err != nil {
+				problems = append(problems, first, fmt.Errorf("shared set: %w", err))
+				continue
+			}
+			problems = append(problems, fmt.Errorf("%w; its copy is used", first))
 		}
 		s.sets[v.root()] = v
 		if index.current == i+1 {
 			s.shared = v
 		}
 	}
+	without := map[ident.Hash][]string{} // by the set that is not here: who needs it
 	for _, c := range index.cells {
-		v, err := d.loadVersion(c.sentinel)
+		v, err := d.loadVersion(c.sentinel, setSuffix)
 		if err != nil {
 			problems = append(problems, fmt.Errorf("%v: %w", c.partition, err))
 			continue
 		}
 		if !v.shared.IsZero() && s.sets[v.shared] == nil {
-			problems = append(problems, fmt.Errorf("%v: the shared set %v that it names is not here", c.partition, v.shared))
+			without[v.shared] = append(without[v.shared], c.partition.String())
 			continue
 		}
 		s.cells[c.partition] = savedCell{partition: c.partition, version: v, refused: c.refused}
 	}
+	for set, partitions := range without {
+		problems = append(problems, fmt.Errorf("the shared set %v is not here, and nothing of the %d partitions that name it can be used: %s",
+			set, len(partitions), strings.Join(partitions, " ")))
+	}
 	return s, problems
 }
 
-// loadVersion reads the collection that the sentinel describes, and verifies it.
-func (d *disk) loadVersion(encoded []byte) (*version, error) {
+// loadVersion reads the collection that the sentinel describes from its file with that suffix, and verifies it.
+func (d *disk) loadVersion(encoded []byte, suffix string) (*version, error) {
 	root, err := sentinelRoot(encoded)
 	if err != nil {
 		return nil, err
@@ -128,7 +140,8 @@ func (d *disk) loadVersion(encoded []byte) (*version, error) {
 	if root.IsZero() {
 		return newVersion(nothing.manifest, nothing.members, encoded)
 	}
-	path := d.path(root)
+	name := root.String() + suffix
+	path := filepath.Join(d.dir, name)
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
@@ -141,30 +154,41 @@ func (d *disk) loadVersion(encoded []byte) (*version, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	d.present[root] = true
+	d.present[name] = true
 	return v, nil
 }
 
-func (d *disk) path(root ident.Hash) string { return filepath.Join(d.dir, root.String()+setSuffix) }
-
 // save makes s the state on disk: first the collections that are not there, then the files that name them.
 func (d *disk) save(s *saved) error {
-	needed := map[ident.Hash]bool{}
+	needed := map[string]bool{}
 	wrote := false
+	keep := func(v *version, suffix string) error {
+		name := v.root().String() + suffix
+		if v.root().IsZero() || needed[name] {
+			return nil
+		}
+		needed[name] = true
+		if d.present[name] {
+			return nil
+		}
+		wrote = true
+		err := d.replace(filepath.Join(d.dir, name), encodeMembers(v))
+		d.present[name] = err == nil
+		return err
+	}
 	for _, v := range s.versions() {
-		root := v.root()
-		if root.IsZero() || needed[root] {
-			continue
-		}
-		needed[root] = true
-		if d.present[root] {
-			continue
-		}
-		if err := d.replace(d.path(root), encodeMembers(v)); err != nil {
+		if err := keep(v, setSuffix); err != nil {
 			return err
 		}
-		d.present[root] = true
-		wrote = true
+	}
+	sets := slices.Collect(maps.Values(s.sets))
+	if s.shared != nil {
+		sets = append(sets, s.shared)
+	}
+	for _, v := range sets {
+		if err := keep(v, copySuffix); err != nil {
+			return err
+		}
 	}
 	if wrote { // the names of the collections must last before the state refers to them
 		if err := d.sync(); err != nil {
@@ -216,13 +240,13 @@ func (d *disk) sync() error {
 }
 
 // sweep removes files of ours that the state does not name. Files of others stay.
-func (d *disk) sweep(needed map[ident.Hash]bool) error {
-	for root := range d.present {
-		if needed[root] {
+func (d *disk) sweep(needed map[string]bool) error {
+	for name := range d.present {
+		if needed[name] {
 			continue
 		}
-		delete(d.present, root)
-		if err := os.Remove(d.path(root)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		delete(d.present, name)
+		if err := os.Remove(filepath.Join(d.dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
@@ -236,17 +260,24 @@ func (d *disk) sweepAll() error {
 		return err
 	}
 	for _, e := range entries {
-		text, isSet := strings.CutSuffix(e.Name(), setSuffix)
-		root, err := ident.ParseHash(text)
-		stray := isSet && err == nil && !root.IsZero() && !d.present[root]
 		temp, isTemp := strings.CutSuffix(e.Name(), tempSuffix)
-		if stray || isTemp && (temp == stateFile || temp == stateCopy || strings.HasSuffix(temp, setSuffix)) {
+		if isCollection(e.Name()) && !d.present[e.Name()] || isTemp && (temp == stateFile || temp == stateCopy || isCollection(temp)) {
 			if err := os.Remove(filepath.Join(d.dir, e.Name())); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// isCollection reports whether a file of that name is one of a collection's.
+func isCollection(name string) bool {
+	text, ok := strings.CutSuffix(name, setSuffix)
+	if !ok {
+		text, ok = strings.CutSuffix(name, copySuffix)
+	}
+	root, err := ident.ParseHash(text)
+	return ok && err == nil && !root.IsZero()
 }
 
 // saver writes the newest state to disk, one at a time; states that came meanwhile are skipped.

@@ -108,7 +108,7 @@ func TestColdStart(t *testing.T) {
 			t.Errorf("%s is left", name)
 		}
 	}
-	if len(after) != 2+1+1+partitions-1 { // the state twice, lock, the shared set, the partitions that are not empty
+	if len(after) != 2+1+2+partitions-1 { // the state twice, lock, the shared set twice, the partitions that are not empty
 		t.Errorf("%d files", len(after))
 	}
 }
@@ -237,16 +237,34 @@ func TestDamage(t *testing.T) {
 			t.Fatalf("%d partitions, %v problems: %s", n, problems, log)
 		}
 	})
-	t.Run("a shared set that is gone", func(t *testing.T) {
+	set := manifestOf("shared", backends).Root().String() + ".members"
+	t.Run("a shared set's file leaves its copy", func(t *testing.T) {
+		for at := range good[set] {
+			n, problems, log := loaded(t, with(set, flipped(good[set], at)), tree)
+			if n != partitions || problems != 1 || !strings.Contains(log, set+": ") || !strings.Contains(log, "its copy is used") {
+				t.Fatalf("at %d: %d partitions, %v problems: %s", at, n, problems, log)
+			}
+		}
+	})
+	t.Run("a shared set that is gone is named once for all its partitions", func(t *testing.T) {
 		files := with("x", nil)
-		delete(files, manifestOf("shared", backends).Root().String()+".members")
-		if n, problems, _ := loaded(t, files); n != 0 || problems != 1+partitions {
-			t.Fatalf("%d partitions, %v problems", n, problems)
+		delete(files, set)
+		delete(files, set+".copy")
+		if n, problems, log := loaded(t, files); n != 0 || problems != 3 || !strings.Contains(log, "p/0000 p/0001") {
+			t.Fatalf("%d partitions, %v problems: %s", n, problems, log)
+		}
+	})
+	t.Run("a state of a build that kept shared sets once", func(t *testing.T) {
+		files := with("x", nil)
+		delete(files, set+".copy")
+		if n, problems, log := loaded(t, files, tree); n != partitions || problems != 0 {
+			t.Fatalf("%d partitions, %v problems: %s", n, problems, log)
 		}
 	})
 	t.Run("what is damaged is fetched anew and replaced", func(t *testing.T) {
 		name := manifestOf("p/0001", tree["p/0001"]).Root().String() + ".members"
 		damaged := with(name, good[name][1:])
+		damaged[set] = nil
 		damaged["state.tmp"] = []byte("x")
 		stray := strings.Repeat("ab", 32) + ".members"
 		damaged[stray] = []byte("x")
@@ -264,8 +282,8 @@ func TestDamage(t *testing.T) {
 			has(t, p.last(), 1, tree["p/0001"], backends)
 		})
 		now := files(t, dir)
-		if !bytes.Equal(now[name], good[name]) {
-			t.Error("the damaged file was not replaced")
+		if !bytes.Equal(now[name], good[name]) || !bytes.Equal(now[set], good[set]) || !bytes.Equal(now[set+".copy"], good[set]) {
+			t.Error("the damaged files were not replaced")
 		}
 		if now[stray] != nil || now["state.tmp"] != nil || now["somebody's.tmp"] == nil {
 			t.Error("left-over files were not swept, or those of others were")
