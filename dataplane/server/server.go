@@ -149,7 +149,7 @@ func (s *Server) Run(ctx context.Context) error {
 		s.ready.Ready(conditionInsecure)
 		s.cfg.Logger.Warn("insecure_listen is set: whoever reaches the addresses can read and write all data", telemetry.KeyAddress, s.address)
 	}
-	s.cfg.Logger.Info("the proxy starts", telemetry.KeyProxy, c.GetId(), telemetry.KeyAddress, s.address, telemetry.KeyVersion, telemetry.Version)
+	s.cfg.Logger.Info("the proxy starts", telemetry.KeyProxy, c.GetId(), telemetry.KeyAddress, s.address, "admin_endpoints", c.GetAdminEndpoints(), telemetry.KeyVersion, telemetry.Version)
 	close(s.started)
 	err = group.Run(ctx)
 	s.cfg.Logger.Info("the proxy has stopped", telemetry.KeyProxy, c.GetId())

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	grpcbackoff "google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
@@ -32,9 +33,12 @@ func (c *Client) connect(ctx context.Context, events chan<- event) {
 		if ctx.Err() != nil {
 			return
 		}
-		if answered {
+		switch {
+		case answered:
 			attempt = afterAnswers(attempt, begun)
-		} else {
+		case status.Code(err) == codes.Unimplemented: // most often PRISM_ADMIN_ENDPOINT as prismctl wants it
+			c.log.Error("no proxy can subscribe here: want the fleet_listen of a prism-admin, not where people call", telemetry.KeyAddress, endpoint, telemetry.KeyError, err)
+		default:
 			c.log.Warn("the control plane does not answer", telemetry.KeyAddress, endpoint, telemetry.KeyError, err)
 		}
 		c.metrics.reconnects.Inc()

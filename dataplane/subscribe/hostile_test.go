@@ -10,6 +10,8 @@ import (
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/prism-gateway/prism/dataplane/subscribe"
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
@@ -152,6 +154,20 @@ func TestAReplicaThatAnswersAndFailsIsNotCalledWithoutEnd(t *testing.T) {
 		time.Sleep(10 * time.Minute)
 		if n := streams.Load(); n < 10 || n > 200 {
 			t.Errorf("%d streams in 10 minutes, want some tens", n)
+		}
+	})
+}
+
+func TestAnAddressThatTakesNoProxiesIsNamedAsSuch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cp := newPeer(t, "")
+		cp.serve = func(discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+			return status.Error(codes.Unimplemented, "unknown service")
+		}
+		p := start(t, map[string]*peer{"a": cp}, nil)
+		time.Sleep(time.Second)
+		if log := p.log.String(); !strings.Contains(log, "want the fleet_listen of a prism-admin") || strings.Contains(log, "does not answer") {
+			t.Errorf("the log says %s", log)
 		}
 	})
 }
