@@ -115,7 +115,7 @@ func (s *Server) ApplyBackends(ctx context.Context, in *adminv1.ApplyBackendsReq
 	if err != nil {
 		return nil, err
 	}
-	out := &adminv1.ApplyBackendsResponse{SnapshotVersion: commit.Tree.Version()}
+	out := &adminv1.ApplyBackendsResponse{SnapshotVersion: commit.Tree.Version(), Release: releaseOf(commit)}
 	for _, c := range in.GetChanges() {
 		o, ok := commit.Tree.Backend(c.GetBackend().GetName())
 		if !ok {
@@ -228,7 +228,7 @@ func (s *Server) DeleteBackend(ctx context.Context, in *adminv1.DeleteBackendReq
 	if err != nil {
 		return nil, err
 	}
-	return &adminv1.DeleteBackendResponse{SnapshotVersion: commit.Tree.Version()}, nil
+	return &adminv1.DeleteBackendResponse{SnapshotVersion: commit.Tree.Version(), Release: releaseOf(commit)}, nil
 }
 
 func noBackend(name string) error {

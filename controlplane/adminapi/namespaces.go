@@ -115,7 +115,7 @@ func (s *Server) ApplyNamespaces(ctx context.Context, in *controlv1.ApplyNamespa
 	if err != nil {
 		return nil, err
 	}
-	return &controlv1.ApplyNamespacesResponse{Results: plans(commit.Tree, results), SnapshotVersion: commit.Tree.Version()}, nil
+	return &controlv1.ApplyNamespacesResponse{Results: plans(commit.Tree, results), SnapshotVersion: commit.Tree.Version(), Release: releaseOf(commit)}, nil
 }
 
 // GetNamespace returns a namespace as the newest snapshot has it, or an older one.

@@ -219,6 +219,39 @@ func TestAPlanSaysHowItWouldGoToTheFleet(t *testing.T) {
 	}
 }
 
+func TestAChangeTellsTheReleaseThatItGoesIn(t *testing.T) {
+	r := startUnder(t, scoped())
+	r.backends(t, &configv1.Backend{Name: "cache-a", Type: "redis", Endpoints: []string{"a.example.org:6379"}})
+	apply := func(name string, options *controlv1.ReleaseOptions, change ...func(*configv1.Needs)) *controlv1.ApplyNamespacesResponse {
+		t.Helper()
+		out, err := r.ApplyNamespaces(t.Context(), &controlv1.ApplyNamespacesRequest{Note: note("sre", "because"), Release: options,
+			Changes: []*controlv1.NamespaceChange{{Request: request(name, change...)}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	made := apply("orders", nil)
+	if made.GetRelease() != 0 {
+		t.Errorf("what all owners have at once is told to be in release %d", made.GetRelease())
+	}
+	changed := apply("orders", nil, reads(10))
+	if changed.GetRelease() == 0 || changed.GetRelease() != changed.GetSnapshotVersion() {
+		t.Errorf("snapshot %d in waves is told to be in release %d", changed.GetSnapshotVersion(), changed.GetRelease())
+	}
+	if again := apply("orders", nil, reads(10)); again.GetRelease() != 0 {
+		t.Errorf("what changes nothing is told to be in release %d", again.GetRelease())
+	}
+	confirm := &controlv1.ReleaseOptions{AtOnce: true, ConfirmWithin: durationpb.New(time.Minute)}
+	if out := apply("carts", confirm); out.GetRelease() == 0 || out.GetRelease() != out.GetSnapshotVersion() {
+		t.Errorf("snapshot %d, to be confirmed, is told to be in release %d", out.GetSnapshotVersion(), out.GetRelease())
+	}
+	back, err := r.RollbackSnapshot(t.Context(), &adminv1.RollbackSnapshotRequest{ToVersion: made.GetSnapshotVersion() - 1, AllowShrink: true, Note: note("sre", "because"), Release: confirm})
+	if err != nil || back.GetRelease() != back.GetSnapshot().GetVersion() {
+		t.Errorf("the rollback is %v, %v", back, err)
+	}
+}
+
 // drainedIn deletes a namespace, whose drain goes in waves, and returns the release.
 func (r *replica) drainedIn(t *testing.T, name string) uint64 {
 	t.Helper()

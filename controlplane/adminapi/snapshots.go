@@ -218,7 +218,7 @@ func (s *Server) RollbackSnapshot(ctx context.Context, in *adminv1.RollbackSnaps
 	if commit.Snapshot.GetVersion() == 0 {
 		return &adminv1.RollbackSnapshotResponse{Snapshot: emptySnapshot()}, nil
 	}
-	return &adminv1.RollbackSnapshotResponse{Snapshot: snapshotOf(commit.Snapshot, commit.Tree), Changed: count}, nil
+	return &adminv1.RollbackSnapshotResponse{Snapshot: snapshotOf(commit.Snapshot, commit.Tree), Changed: count, Release: releaseOf(commit)}, nil
 }
 
 func (s *Server) rollbackAll(ctx context.Context, in *adminv1.RollbackSnapshotRequest) (snapshot.Commit, uint64, error) {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/prism-gateway/prism/controlplane/release"
 	"github.com/prism-gateway/prism/controlplane/release/gate"
+	"github.com/prism-gateway/prism/controlplane/snapshot"
 	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
@@ -24,6 +25,14 @@ type Observation interface {
 	Complete() bool
 	// Close ends the observation.
 	Close()
+}
+
+// releaseOf is the release that a change goes in; 0 when every owner has it at once, and nobody is to confirm it.
+func releaseOf(c snapshot.Commit) uint64 {
+	if !c.InRelease {
+		return 0
+	}
+	return c.Snapshot.GetVersion()
 }
 
 // patience is how long other replicas are waited for before a release is told.

@@ -190,6 +190,7 @@ func (c *Commands) apply() *cobra.Command {
 				}
 				g.Write(w)
 				fmt.Fprintf(w, "snapshot %d\n", resp.GetSnapshotVersion())
+				release.Tell(w, resp.GetRelease())
 			})
 		},
 	}
@@ -264,6 +265,7 @@ func (c *Commands) delete() *cobra.Command {
 				return control.Admin.DeleteBackend(ctx, &adminv1.DeleteBackendRequest{Name: args[0], Version: version, Note: note.Proto(c.term), Release: release.Proto()})
 			}, func(w io.Writer, resp *adminv1.DeleteBackendResponse) {
 				terminal.Fields(w, "deleted", args[0], "snapshot", strconv.FormatUint(resp.GetSnapshotVersion(), 10))
+				release.Tell(w, resp.GetRelease())
 			})
 		},
 	}

@@ -99,7 +99,10 @@ How the change goes to the fleet is decided by what it can hurt (prismctl namesp
 				}
 				resp, err = control.Namespaces.ApplyNamespaces(ctx, req)
 				return resp, locate(docs, err)
-			}, writeApplied) // before waiting: the change is recorded also when that fails
+			}, func(w io.Writer, resp *controlv1.ApplyNamespacesResponse) {
+				writeApplied(w, resp)
+				release.Tell(w, resp.GetRelease())
+			}) // before waiting: the change is recorded also when that fails
 			if err != nil || !wait.on {
 				return err
 			}

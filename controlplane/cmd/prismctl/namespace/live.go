@@ -114,6 +114,7 @@ func (c *Commands) rollback() *cobra.Command {
 					return
 				}
 				fmt.Fprintf(w, "%s is as it was in snapshot %d, by snapshot %d\n", args[0], to, resp.GetSnapshot().GetVersion())
+				options.Tell(w, resp.GetRelease())
 			})
 			if err != nil || !wait.on || resp.GetChanged() == 0 {
 				return err
@@ -302,7 +303,7 @@ func summary(s *configv1.NamespaceStatus) string {
 			text += "; paused"
 		}
 		if r.GetWaitsFor() != "" {
-			return text + "; " + r.GetWaitsFor()
+			return text + "; " + terminal.Waits(r.GetWaitsFor())
 		}
 	}
 	if len(waiting) > 0 {
@@ -351,7 +352,7 @@ func liveness(s *configv1.NamespaceStatus, draining bool) string {
 func owners(w io.Writer, s *configv1.NamespaceStatus, draining bool) {
 	fmt.Fprintf(w, "%s, snapshot %d: %s\n", terminal.Clean(s.GetNamespace()), s.GetSnapshotVersion(), liveness(s, draining))
 	if r := s.GetRelease(); r != nil {
-		fmt.Fprintf(w, "release %d: %s; %s\n", r.GetSnapshot(), terminal.State(r.GetState()), terminal.Clean(r.GetWaitsFor()))
+		fmt.Fprintf(w, "release %d: %s; %s\n", r.GetSnapshot(), terminal.State(r.GetState()), terminal.Clean(terminal.Waits(r.GetWaitsFor())))
 	}
 	if t := s.GetTakenBack(); t != nil {
 		fmt.Fprintf(w, "taken back: what snapshot %d changed, by snapshot %d: %s\n", t.GetSnapshot(), t.GetBySnapshot(), terminal.Clean(t.GetReason()))

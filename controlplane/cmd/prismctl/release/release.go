@@ -254,7 +254,11 @@ func (c *Commands) control(name, short string, action adminv1.ReleaseAction) *co
 				resp, err := control.Admin.ControlRelease(ctx, &adminv1.ControlReleaseRequest{Snapshot: snapshot, Action: action, Note: note.Proto(c.term)})
 				return resp.GetRelease(), err
 			}, func(w io.Writer, r *adminv1.Release) {
-				fmt.Fprintf(w, "release %d: %s\n", r.GetSnapshot(), terminal.Clean(terminal.ReleaseLine(r)))
+				line := terminal.ReleaseLine(r)
+				if n := len(r.GetEvents()); action == adminv1.ReleaseAction_RELEASE_ACTION_CONFIRM && n > 0 && r.GetEvents()[n-1].GetWhat() == "confirmed" {
+					line = "confirmed; " + line // its state is what it was
+				}
+				fmt.Fprintf(w, "release %d: %s\n", r.GetSnapshot(), terminal.Clean(line))
 			})
 		},
 	}

@@ -73,7 +73,12 @@ func (p *peer) ControlRelease(_ context.Context, req *adminv1.ControlReleaseRequ
 		return nil, fault.New(fault.FailedPrecondition, fault.Release, "releases 40 and 42 are under way; say which")
 	}
 	r := underWay()
-	r.State = configv1.ReleaseState_RELEASE_STATE_PAUSED
+	switch req.GetAction() {
+	case adminv1.ReleaseAction_RELEASE_ACTION_PAUSE:
+		r.State, r.WaitsFor = configv1.ReleaseState_RELEASE_STATE_PAUSED, "somebody to resume, push or abort it"
+	case adminv1.ReleaseAction_RELEASE_ACTION_CONFIRM:
+		r.Events = append(r.Events, &adminv1.ReleaseEvent{At: moment, What: "confirmed", Wave: 3, Author: "sre"})
+	}
 	return &adminv1.ControlReleaseResponse{Release: r}, nil
 }
 
@@ -105,7 +110,7 @@ func inWaves(name string) (*controlv1.ApplyNamespacesResponse, bool) {
 	}
 	n := profiles()
 	n.Namespace = name
-	return &controlv1.ApplyNamespacesResponse{SnapshotVersion: snapshot, Results: []*controlv1.NamespacePlan{{Action: controlv1.PlanAction_PLAN_ACTION_UPDATE, Namespace: n}}}, true
+	return &controlv1.ApplyNamespacesResponse{SnapshotVersion: snapshot, Release: snapshot, Results: []*controlv1.NamespacePlan{{Action: controlv1.PlanAction_PLAN_ACTION_UPDATE, Namespace: n}}}, true
 }
 
 // watchInWaves streams the status of such a namespace.

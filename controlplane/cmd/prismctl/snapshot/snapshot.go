@@ -202,6 +202,7 @@ func (c *Commands) rollback() *cobra.Command {
 					return
 				}
 				fmt.Fprintf(w, "everything is as it was in snapshot %d, by snapshot %d; namespaces and backends that changed: %d\n", to, resp.GetSnapshot().GetVersion(), resp.GetChanged())
+				release.Tell(w, resp.GetRelease())
 			})
 		},
 	}

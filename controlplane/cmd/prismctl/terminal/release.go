@@ -2,6 +2,7 @@ package terminal
 
 import (
 	"fmt"
+	"io"
 	"strings"
 	"time"
 
@@ -51,6 +52,20 @@ func (r *Release) Proto() *controlv1.ReleaseOptions {
 	return options
 }
 
+// Tell says what there is to do about a change that goes to its owners in a release; number is 0 for one that they all
+// have at once.
+func (r *Release) Tell(w io.Writer, number uint64) {
+	if number == 0 {
+		return
+	}
+	if r.ConfirmWithin > 0 {
+		fmt.Fprintf(w, "it is taken back after %v unless it is confirmed: prismctl release confirm %d\n", r.ConfirmWithin, number)
+	}
+	if !r.AtOnce {
+		fmt.Fprintf(w, "it goes to its owners in release %d: prismctl release watch %d\n", number, number)
+	}
+}
+
 // State is running, paused, done, rolled back, aborted or superseded.
 func State(s configv1.ReleaseState) string { return word(s.String(), "RELEASE_STATE_") }
 
@@ -66,7 +81,7 @@ func Policy(p *configv1.ReleasePolicy) string {
 	if p == nil || p.GetAtOnce() {
 		return "at once"
 	}
-	return fmt.Sprintf("in waves, the first of owners to %d %% of the partitions; soak %v, silence %v; from %d calls on at most %g points more failures and %g times the latency",
+	return fmt.Sprintf("in waves, first to one owner each of %d %% of the partitions; soak %v, silence %v; from %d calls on at most %g points more failures and %g times the latency",
 		p.GetFirstPercent(), p.GetSoak().AsDuration(), p.GetSilence().AsDuration(), p.GetMinCalls(), p.GetMaxFailedPoints(), p.GetMaxLatencyFactor())
 }
 
@@ -82,9 +97,19 @@ func Wave(r *adminv1.Release) string {
 // Now says what a release waits for, or why it ended.
 func Now(r *adminv1.Release) string {
 	if r.GetWaitsFor() != "" {
-		return r.GetWaitsFor()
+		return Waits(r.GetWaitsFor())
 	}
 	return r.GetReason()
+}
+
+// Waits makes a clause of what a release waits for: a person or an event is waited for, a reason is one by itself.
+func Waits(what string) string {
+	for _, noun := range []string{"somebody ", "its ", "the "} {
+		if strings.HasPrefix(what, noun) {
+			return "waits for " + what
+		}
+	}
+	return what
 }
 
 func ended(r *adminv1.Release) bool {

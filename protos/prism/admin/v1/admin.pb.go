@@ -512,8 +512,10 @@ type ApplyBackendsResponse struct {
 	Backends []*BackendView `protobuf:"bytes,1,rep,name=backends,proto3" json:"backends,omitempty"`
 	// The snapshot that holds all of them.
 	SnapshotVersion uint64 `protobuf:"varint,2,opt,name=snapshot_version,json=snapshotVersion,proto3" json:"snapshot_version,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// The release that brings the change to its owners in waves, or until it is confirmed; 0 when they are given it at once for good.
+	Release       uint64 `protobuf:"varint,3,opt,name=release,proto3" json:"release,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ApplyBackendsResponse) Reset() {
@@ -556,6 +558,13 @@ func (x *ApplyBackendsResponse) GetBackends() []*BackendView {
 func (x *ApplyBackendsResponse) GetSnapshotVersion() uint64 {
 	if x != nil {
 		return x.SnapshotVersion
+	}
+	return 0
+}
+
+func (x *ApplyBackendsResponse) GetRelease() uint64 {
+	if x != nil {
+		return x.Release
 	}
 	return 0
 }
@@ -638,8 +647,10 @@ type DeleteBackendResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The snapshot without the backend.
 	SnapshotVersion uint64 `protobuf:"varint,1,opt,name=snapshot_version,json=snapshotVersion,proto3" json:"snapshot_version,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// The release that brings the change to its owners in waves, or until it is confirmed; 0 when they are given it at once for good.
+	Release       uint64 `protobuf:"varint,2,opt,name=release,proto3" json:"release,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeleteBackendResponse) Reset() {
@@ -675,6 +686,13 @@ func (*DeleteBackendResponse) Descriptor() ([]byte, []int) {
 func (x *DeleteBackendResponse) GetSnapshotVersion() uint64 {
 	if x != nil {
 		return x.SnapshotVersion
+	}
+	return 0
+}
+
+func (x *DeleteBackendResponse) GetRelease() uint64 {
+	if x != nil {
+		return x.Release
 	}
 	return 0
 }
@@ -1388,7 +1406,9 @@ type RollbackSnapshotResponse struct {
 	// The new snapshot, or the present one when it is so already.
 	Snapshot *Snapshot `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
 	// How many namespaces and backends differ from before.
-	Changed       uint64 `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
+	Changed uint64 `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
+	// The release that brings the change to its owners in waves, or until it is confirmed; 0 when they are given it at once for good.
+	Release       uint64 `protobuf:"varint,3,opt,name=release,proto3" json:"release,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1433,6 +1453,13 @@ func (x *RollbackSnapshotResponse) GetSnapshot() *Snapshot {
 func (x *RollbackSnapshotResponse) GetChanged() uint64 {
 	if x != nil {
 		return x.Changed
+	}
+	return 0
+}
+
+func (x *RollbackSnapshotResponse) GetRelease() uint64 {
+	if x != nil {
+		return x.Release
 	}
 	return 0
 }
@@ -3205,18 +3232,20 @@ const file_prism_admin_v1_admin_proto_rawDesc = "" +
 	"\arelease\x18\x03 \x01(\v2 .prism.control.v1.ReleaseOptionsR\arelease\"o\n" +
 	"\rBackendChange\x12:\n" +
 	"\abackend\x18\x01 \x01(\v2\x18.prism.config.v1.BackendB\x06\xbaH\x03\xc8\x01\x01R\abackend\x12\"\n" +
-	"\aversion\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\aversion\"{\n" +
+	"\aversion\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\aversion\"\x95\x01\n" +
 	"\x15ApplyBackendsResponse\x127\n" +
 	"\bbackends\x18\x01 \x03(\v2\x1b.prism.admin.v1.BackendViewR\bbackends\x12)\n" +
-	"\x10snapshot_version\x18\x02 \x01(\x04R\x0fsnapshotVersion\"\xc8\x01\n" +
+	"\x10snapshot_version\x18\x02 \x01(\x04R\x0fsnapshotVersion\x12\x18\n" +
+	"\arelease\x18\x03 \x01(\x04R\arelease\"\xc8\x01\n" +
 	"\x14DeleteBackendRequest\x12\x1e\n" +
 	"\x04name\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\x04name\x12\"\n" +
 	"\aversion\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\aversion\x120\n" +
 	"\x04note\x18\x03 \x01(\v2\x1c.prism.control.v1.ChangeNoteR\x04note\x12:\n" +
-	"\arelease\x18\x04 \x01(\v2 .prism.control.v1.ReleaseOptionsR\arelease\"B\n" +
+	"\arelease\x18\x04 \x01(\v2 .prism.control.v1.ReleaseOptionsR\arelease\"\\\n" +
 	"\x15DeleteBackendResponse\x12)\n" +
-	"\x10snapshot_version\x18\x01 \x01(\x04R\x0fsnapshotVersion\"f\n" +
+	"\x10snapshot_version\x18\x01 \x01(\x04R\x0fsnapshotVersion\x12\x18\n" +
+	"\arelease\x18\x02 \x01(\x04R\arelease\"f\n" +
 	"\x14ListSnapshotsRequest\x12%\n" +
 	"\tpage_size\x18\x01 \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\bpageSize\x12'\n" +
 	"\n" +
@@ -3275,10 +3304,11 @@ const file_prism_admin_v1_admin_proto_rawDesc = "" +
 	"\tnamespace\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\tnamespace\x12!\n" +
 	"\fallow_shrink\x18\x03 \x01(\bR\vallowShrink\x120\n" +
 	"\x04note\x18\x04 \x01(\v2\x1c.prism.control.v1.ChangeNoteR\x04note\x12:\n" +
-	"\arelease\x18\x05 \x01(\v2 .prism.control.v1.ReleaseOptionsR\arelease\"j\n" +
+	"\arelease\x18\x05 \x01(\v2 .prism.control.v1.ReleaseOptionsR\arelease\"\x84\x01\n" +
 	"\x18RollbackSnapshotResponse\x124\n" +
 	"\bsnapshot\x18\x01 \x01(\v2\x18.prism.admin.v1.SnapshotR\bsnapshot\x12\x18\n" +
-	"\achanged\x18\x02 \x01(\x04R\achanged\"\x93\x01\n" +
+	"\achanged\x18\x02 \x01(\x04R\achanged\x12\x18\n" +
+	"\arelease\x18\x03 \x01(\x04R\arelease\"\x93\x01\n" +
 	"\x17NamespaceHistoryRequest\x12(\n" +
 	"\tnamespace\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\tnamespace\x12%\n" +

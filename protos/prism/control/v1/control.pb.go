@@ -769,8 +769,10 @@ type ApplyNamespacesResponse struct {
 	Results []*NamespacePlan `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
 	// The snapshot that holds all of them.
 	SnapshotVersion uint64 `protobuf:"varint,2,opt,name=snapshot_version,json=snapshotVersion,proto3" json:"snapshot_version,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// The release that brings the change to its owners in waves, or until it is confirmed; 0 when they are given it at once for good.
+	Release       uint64 `protobuf:"varint,3,opt,name=release,proto3" json:"release,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ApplyNamespacesResponse) Reset() {
@@ -813,6 +815,13 @@ func (x *ApplyNamespacesResponse) GetResults() []*NamespacePlan {
 func (x *ApplyNamespacesResponse) GetSnapshotVersion() uint64 {
 	if x != nil {
 		return x.SnapshotVersion
+	}
+	return 0
+}
+
+func (x *ApplyNamespacesResponse) GetRelease() uint64 {
+	if x != nil {
+		return x.Release
 	}
 	return 0
 }
@@ -2021,10 +2030,11 @@ const file_prism_control_v1_control_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"z\n" +
 	"\x0fNamespaceChange\x12C\n" +
 	"\arequest\x18\x01 \x01(\v2!.prism.config.v1.NamespaceRequestB\x06\xbaH\x03\xc8\x01\x01R\arequest\x12\"\n" +
-	"\aversion\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\aversion\"\x7f\n" +
+	"\aversion\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\aversion\"\x99\x01\n" +
 	"\x17ApplyNamespacesResponse\x129\n" +
 	"\aresults\x18\x01 \x03(\v2\x1f.prism.control.v1.NamespacePlanR\aresults\x12)\n" +
-	"\x10snapshot_version\x18\x02 \x01(\x04R\x0fsnapshotVersion\"\x8b\x01\n" +
+	"\x10snapshot_version\x18\x02 \x01(\x04R\x0fsnapshotVersion\x12\x18\n" +
+	"\arelease\x18\x03 \x01(\x04R\arelease\"\x8b\x01\n" +
 	"\x13GetNamespaceRequest\x12(\n" +
 	"\tnamespace\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\tnamespace\x12)\n" +
