@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"regexp"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -142,7 +143,11 @@ func (o *simulation) run(ctx context.Context, s *simulate.Simulation, stdout io.
 		}
 		summary := s.Summary(time.Now(), o.partitions)
 		stop()
-		return orFailure(cmp.Or(<-ended, out.summary(summary)))
+		err := cmp.Or(<-ended, out.summary(summary))
+		if err == nil && summary.Received == 0 {
+			err = fmt.Errorf("nothing came from a control plane at %s: is that its fleet_listen? --log-level warn tells more", strings.Join(o.config.Endpoints, ", "))
+		}
+		return orFailure(err)
 	}
 }
 

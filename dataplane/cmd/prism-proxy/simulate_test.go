@@ -33,6 +33,15 @@ func TestFlagsOfASimulationAreChecked(t *testing.T) {
 	}
 }
 
+func TestASimulationThatNobodyAnswersFails(t *testing.T) {
+	var stdout, stderr bytes.Buffer
+	args := strings.Fields("simulate --proxies 1 --admin-endpoint 127.0.0.1:1 --duration 1ms")
+	code := program(t.Context(), args, func(string) (string, bool) { return "", false }, &stdout, &stderr)
+	if code != exitFailed || !strings.Contains(stderr.String(), "nothing came from a control plane at 127.0.0.1:1") || !strings.Contains(stdout.String(), "0 connected") {
+		t.Errorf("exit %d: %s%s", code, stdout.String(), stderr.String())
+	}
+}
+
 func TestReportsOfASimulation(t *testing.T) {
 	step := simulate.Report{Elapsed: 1, Proxies: 3, Connected: 2, Cells: 7, Applied: 4, Received: 3 << 20}
 	end := step

@@ -178,8 +178,11 @@ func (c *Commands) refuseRealFleet(ctx context.Context) error {
 		if len(real) == 0 {
 			return nil
 		}
-		named := real[:min(len(real), 3)]
-		return fmt.Errorf("%d real proxies are in the fleet (%s): simulated ones would take partitions from them; --join does so all the same",
-			len(real), strings.Join(named, ", "))
+		named := strings.Join(real[:min(len(real), 3)], ", ")
+		if len(real) > 3 {
+			named += ", ..."
+		}
+		return fmt.Errorf("real proxies are in the fleet, %d of them (%s): simulated ones would take partitions from them; --join does so all the same",
+			len(real), named)
 	})
 }

@@ -67,9 +67,13 @@ func (c *Commands) history() *cobra.Command {
 		ValidArgsFunction: c.target.Complete(Names),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return target.Ask(c.target, cmd, func(ctx context.Context, control *client.Control) (*adminv1.NamespaceHistoryResponse, error) {
-				return target.Pages(limit, func(token string, size uint32) (*adminv1.NamespaceHistoryResponse, error) {
+				all, err := target.Pages(limit, func(token string, size uint32) (*adminv1.NamespaceHistoryResponse, error) {
 					return control.Admin.NamespaceHistory(ctx, &adminv1.NamespaceHistoryRequest{Namespace: args[0], PageSize: size, PageToken: token})
 				})
+				if err == nil && len(all.GetSnapshots()) == 0 { // it has no history any more, or there never was one of that name
+					_, err = control.Namespaces.GetNamespace(ctx, &controlv1.GetNamespaceRequest{Namespace: args[0]})
+				}
+				return all, err
 			}, func(w io.Writer, resp *adminv1.NamespaceHistoryResponse) {
 				g := terminal.NewGrid("SNAPSHOT", "TIME", "KIND", "AUTHOR", "VERSION", "MESSAGE")
 				for _, s := range resp.GetSnapshots() {

@@ -84,6 +84,7 @@ func TestOutputs(t *testing.T) {
 		"namespace-status-watch":     {args: "namespace status user-profiles --watch"},
 		"namespace-export":           {args: "namespace export user-profiles"},
 		"namespace-history":          {args: "namespace history user-profiles"},
+		"namespace-history-nobody":   {args: "namespace history nobody"},
 		"namespace-rollback":         {args: "namespace rollback user-profiles --to 3"},
 		"namespace-delete":           {args: "namespace delete user-profiles"},
 		"namespace-delete-in-waves":  {args: "namespace delete slowly-drained"},
