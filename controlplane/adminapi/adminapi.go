@@ -59,6 +59,7 @@ type fleet interface {
 	Proxy(ctx context.Context, id string) (*adminv1.Proxy, []*adminv1.ProxyPartition, bool)
 	Served(ctx context.Context, proxy string, at time.Time, namespace string) ([]*adminv1.ServedPartition, error)
 	Owners(p ident.Partition) (owners, loading []*configv1.Member, epoch uint64)
+	TakenBack(ctx context.Context, name string) *configv1.TakenBack
 	Status(ctx context.Context, namespace string) (*configv1.NamespaceStatus, error)
 	WatchStatus(ctx context.Context, namespace string, each func(*configv1.NamespaceStatus) (done bool)) error
 }

@@ -51,7 +51,7 @@ func (s *Server) ListBackends(_ context.Context, in *adminv1.ListBackendsRequest
 }
 
 // GetBackend returns one backend with what is reserved on it.
-func (s *Server) GetBackend(_ context.Context, in *adminv1.GetBackendRequest) (*adminv1.GetBackendResponse, error) {
+func (s *Server) GetBackend(ctx context.Context, in *adminv1.GetBackendRequest) (*adminv1.GetBackendResponse, error) {
 	if err := check(in); err != nil {
 		return nil, err
 	}
@@ -67,6 +67,7 @@ func (s *Server) GetBackend(_ context.Context, in *adminv1.GetBackendRequest) (*
 	if err != nil {
 		return nil, err
 	}
+	view.TakenBack = s.cfg.Fleet.TakenBack(ctx, o.Name)
 	return &adminv1.GetBackendResponse{Backend: view}, nil
 }
 

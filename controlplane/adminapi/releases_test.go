@@ -252,6 +252,35 @@ func TestAChangeTellsTheReleaseThatItGoesIn(t *testing.T) {
 	}
 }
 
+func TestABackendTellsWhichChangeWasTakenBack(t *testing.T) {
+	r := startUnder(t, release.Policies{Shared: &configv1.ReleasePolicy{Soak: durationpb.New(time.Minute)}})
+	cache := func(endpoint string) *configv1.Backend {
+		return &configv1.Backend{Name: "cache-a", Type: "redis", Endpoints: []string{endpoint}}
+	}
+	r.backends(t, cache("a.example.org:6379"))
+	r.create(t, request("orders"))
+	changed := r.backends(t, cache("b.example.org:6379")).GetRelease()
+	step := release.Step{Release: changed, Do: release.TakeBack, Reason: "orders is not ready at proxy-1"}
+	if _, err := r.store.Step(t.Context(), func(*release.State) (release.Step, error) { return step, nil }); err != nil {
+		t.Fatal(err)
+	}
+	told := func() *configv1.TakenBack {
+		t.Helper()
+		out, err := r.GetBackend(t.Context(), &adminv1.GetBackendRequest{Name: "cache-a"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out.GetBackend().GetTakenBack()
+	}
+	if back := told(); back.GetSnapshot() != changed || back.GetReason() != step.Reason {
+		t.Errorf("taken back is %v, want the change of snapshot %d", back, changed)
+	}
+	r.backends(t, cache("c.example.org:6379"))
+	if back := told(); back != nil {
+		t.Errorf("after a later change it is %v", back)
+	}
+}
+
 // drainedIn deletes a namespace, whose drain goes in waves, and returns the release.
 func (r *replica) drainedIn(t *testing.T, name string) uint64 {
 	t.Helper()

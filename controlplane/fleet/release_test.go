@@ -229,6 +229,9 @@ func TestStatusAfterACreationWasTakenBack(t *testing.T) {
 					t.Errorf("status %v, %v; want the reason %v", s, err, tc.want)
 				}
 			}
+			if back := r.fleet.TakenBack(t.Context(), "ns/orders"); (back.GetReason() == "it is bad") != (tc.want == fault.TakenBack) {
+				t.Errorf("what was taken back is %v", back)
+			}
 		})
 	}
 }

@@ -73,6 +73,19 @@ func (t *takenBack) outdated(ctx context.Context, s store, name string, version 
 	return t.later
 }
 
+// TakenBack returns the change of an object that was taken back last; nil when none was, or it has been changed since.
+func (f *Fleet) TakenBack(ctx context.Context, name string) *configv1.TakenBack {
+	state := f.store.Released()
+	if state == nil {
+		return nil
+	}
+	t := &takenBack{}
+	if t.newest(state, f.store.Ended(), name) == nil || t.outdated(ctx, f.store, name, state.Head().Version()) {
+		return nil
+	}
+	return t.found
+}
+
 // gone is the error of a namespace that is not there because the change that made it was taken back.
 func gone(namespace string, t *configv1.TakenBack) error {
 	f := fault.Newf(fault.FailedPrecondition, fault.TakenBack, "namespace %q was made by snapshot %d and taken back by snapshot %d: %s",

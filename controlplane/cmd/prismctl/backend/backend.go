@@ -117,6 +117,9 @@ func describe(w io.Writer, v *adminv1.BackendView) {
 		pairs = append(pairs, "dial timeout", p.GetDialTimeout().AsDuration().Round(time.Millisecond).String())
 	}
 	terminal.Fields(w, pairs...)
+	if t := v.GetTakenBack(); t != nil {
+		fmt.Fprintf(w, "taken back: what snapshot %d changed, by snapshot %d: %s\n", t.GetSnapshot(), t.GetBySnapshot(), terminal.Clean(t.GetReason()))
+	}
 }
 
 func settings(m map[string]string) string {

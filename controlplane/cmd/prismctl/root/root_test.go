@@ -110,6 +110,7 @@ func TestOutputs(t *testing.T) {
 		"snapshot-bad-number":        {args: "snapshot show zero"},
 		"backend-list":               {args: "backend list"},
 		"backend-get":                {args: "backend get local-sqlite"},
+		"backend-get-taken-back":     {args: "backend get redis-main"},
 		"backend-status":             {args: "backend status local-sqlite"},
 		"backend-apply":              {args: "backend apply -f -", in: "name: local-sqlite\ntype: sqlite\nendpoints: [data.db]\n"},
 		"backend-apply-broken":       {args: "backend apply -f -", in: "name: local-sqlite\ntyp: sqlite\n"},

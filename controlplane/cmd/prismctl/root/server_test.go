@@ -219,7 +219,11 @@ func (p *peer) ListBackends(_ context.Context, req *adminv1.ListBackendsRequest)
 
 func (p *peer) GetBackend(_ context.Context, req *adminv1.GetBackendRequest) (*adminv1.GetBackendResponse, error) {
 	p.note(req)
-	return &adminv1.GetBackendResponse{Backend: sqlite()}, nil
+	b := sqlite()
+	if req.GetName() == "redis-main" {
+		b.TakenBack = &configv1.TakenBack{Snapshot: 42, BySnapshot: 43, Reason: "wave 3 (rank 0): namespace orders not ready at proxy-1"}
+	}
+	return &adminv1.GetBackendResponse{Backend: b}, nil
 }
 
 func (p *peer) ApplyBackends(_ context.Context, req *adminv1.ApplyBackendsRequest) (*adminv1.ApplyBackendsResponse, error) {

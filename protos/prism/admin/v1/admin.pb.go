@@ -224,7 +224,9 @@ type BackendView struct {
 	// How many namespaces are bound to it.
 	Namespaces uint64 `protobuf:"varint,4,opt,name=namespaces,proto3" json:"namespaces,omitempty"`
 	// The interfaces that its type offers in this build, sorted; empty when this build has no driver for it.
-	Interfaces    []string `protobuf:"bytes,5,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
+	Interfaces []string `protobuf:"bytes,5,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
+	// The change of it that was taken back last, until a later one is recorded; only GetBackend tells it.
+	TakenBack     *v1.TakenBack `protobuf:"bytes,6,opt,name=taken_back,json=takenBack,proto3" json:"taken_back,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -290,6 +292,13 @@ func (x *BackendView) GetNamespaces() uint64 {
 func (x *BackendView) GetInterfaces() []string {
 	if x != nil {
 		return x.Interfaces
+	}
+	return nil
+}
+
+func (x *BackendView) GetTakenBack() *v1.TakenBack {
+	if x != nil {
+		return x.TakenBack
 	}
 	return nil
 }
@@ -3210,7 +3219,7 @@ const file_prism_admin_v1_admin_proto_rawDesc = "" +
 	"\bbackends\x18\x01 \x03(\v2\x1b.prism.admin.v1.BackendViewR\bbackends\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x1f\n" +
 	"\vtotal_count\x18\x03 \x01(\x04R\n" +
-	"totalCount\"\xd5\x01\n" +
+	"totalCount\"\x90\x02\n" +
 	"\vBackendView\x122\n" +
 	"\abackend\x18\x01 \x01(\v2\x18.prism.config.v1.BackendR\abackend\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x128\n" +
@@ -3220,7 +3229,9 @@ const file_prism_admin_v1_admin_proto_rawDesc = "" +
 	"namespaces\x12\x1e\n" +
 	"\n" +
 	"interfaces\x18\x05 \x03(\tR\n" +
-	"interfaces\"3\n" +
+	"interfaces\x129\n" +
+	"\n" +
+	"taken_back\x18\x06 \x01(\v2\x1a.prism.config.v1.TakenBackR\ttakenBack\"3\n" +
 	"\x11GetBackendRequest\x12\x1e\n" +
 	"\x04name\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\x04name\"K\n" +
@@ -3539,107 +3550,108 @@ var file_prism_admin_v1_admin_proto_goTypes = []any{
 	(*WatchReleaseResponse)(nil),     // 44: prism.admin.v1.WatchReleaseResponse
 	(*v1.Backend)(nil),               // 45: prism.config.v1.Backend
 	(*v1.Reservation)(nil),           // 46: prism.config.v1.Reservation
-	(*v11.ChangeNote)(nil),           // 47: prism.control.v1.ChangeNote
-	(*v11.ReleaseOptions)(nil),       // 48: prism.control.v1.ReleaseOptions
-	(*timestamppb.Timestamp)(nil),    // 49: google.protobuf.Timestamp
-	(*v1.Member)(nil),                // 50: prism.config.v1.Member
-	(*v11.Load)(nil),                 // 51: prism.control.v1.Load
-	(*durationpb.Duration)(nil),      // 52: google.protobuf.Duration
-	(*v1.Rejection)(nil),             // 53: prism.config.v1.Rejection
-	(v1.ReleaseState)(0),             // 54: prism.config.v1.ReleaseState
-	(v1.ReleaseClass)(0),             // 55: prism.config.v1.ReleaseClass
-	(*v1.ReleasePolicy)(nil),         // 56: prism.config.v1.ReleasePolicy
-	(*v1.TakenBack)(nil),             // 57: prism.config.v1.TakenBack
+	(*v1.TakenBack)(nil),             // 47: prism.config.v1.TakenBack
+	(*v11.ChangeNote)(nil),           // 48: prism.control.v1.ChangeNote
+	(*v11.ReleaseOptions)(nil),       // 49: prism.control.v1.ReleaseOptions
+	(*timestamppb.Timestamp)(nil),    // 50: google.protobuf.Timestamp
+	(*v1.Member)(nil),                // 51: prism.config.v1.Member
+	(*v11.Load)(nil),                 // 52: prism.control.v1.Load
+	(*durationpb.Duration)(nil),      // 53: google.protobuf.Duration
+	(*v1.Rejection)(nil),             // 54: prism.config.v1.Rejection
+	(v1.ReleaseState)(0),             // 55: prism.config.v1.ReleaseState
+	(v1.ReleaseClass)(0),             // 56: prism.config.v1.ReleaseClass
+	(*v1.ReleasePolicy)(nil),         // 57: prism.config.v1.ReleasePolicy
 }
 var file_prism_admin_v1_admin_proto_depIdxs = []int32{
 	3,  // 0: prism.admin.v1.ListBackendsResponse.backends:type_name -> prism.admin.v1.BackendView
 	45, // 1: prism.admin.v1.BackendView.backend:type_name -> prism.config.v1.Backend
 	46, // 2: prism.admin.v1.BackendView.reserved:type_name -> prism.config.v1.Reservation
-	3,  // 3: prism.admin.v1.GetBackendResponse.backend:type_name -> prism.admin.v1.BackendView
-	7,  // 4: prism.admin.v1.ApplyBackendsRequest.changes:type_name -> prism.admin.v1.BackendChange
-	47, // 5: prism.admin.v1.ApplyBackendsRequest.note:type_name -> prism.control.v1.ChangeNote
-	48, // 6: prism.admin.v1.ApplyBackendsRequest.release:type_name -> prism.control.v1.ReleaseOptions
-	45, // 7: prism.admin.v1.BackendChange.backend:type_name -> prism.config.v1.Backend
-	3,  // 8: prism.admin.v1.ApplyBackendsResponse.backends:type_name -> prism.admin.v1.BackendView
-	47, // 9: prism.admin.v1.DeleteBackendRequest.note:type_name -> prism.control.v1.ChangeNote
-	48, // 10: prism.admin.v1.DeleteBackendRequest.release:type_name -> prism.control.v1.ReleaseOptions
-	13, // 11: prism.admin.v1.ListSnapshotsResponse.snapshots:type_name -> prism.admin.v1.Snapshot
-	49, // 12: prism.admin.v1.Snapshot.recorded_at:type_name -> google.protobuf.Timestamp
-	14, // 13: prism.admin.v1.Snapshot.changes:type_name -> prism.admin.v1.SnapshotChange
-	13, // 14: prism.admin.v1.GetSnapshotResponse.snapshot:type_name -> prism.admin.v1.Snapshot
-	19, // 15: prism.admin.v1.DiffSnapshotsResponse.differences:type_name -> prism.admin.v1.Difference
-	47, // 16: prism.admin.v1.RollbackSnapshotRequest.note:type_name -> prism.control.v1.ChangeNote
-	48, // 17: prism.admin.v1.RollbackSnapshotRequest.release:type_name -> prism.control.v1.ReleaseOptions
-	13, // 18: prism.admin.v1.RollbackSnapshotResponse.snapshot:type_name -> prism.admin.v1.Snapshot
-	13, // 19: prism.admin.v1.NamespaceHistoryResponse.snapshots:type_name -> prism.admin.v1.Snapshot
-	26, // 20: prism.admin.v1.ListProxiesResponse.proxies:type_name -> prism.admin.v1.Proxy
-	50, // 21: prism.admin.v1.Proxy.member:type_name -> prism.config.v1.Member
-	49, // 22: prism.admin.v1.Proxy.last_seen:type_name -> google.protobuf.Timestamp
-	51, // 23: prism.admin.v1.Proxy.load:type_name -> prism.control.v1.Load
-	52, // 24: prism.admin.v1.Proxy.stale:type_name -> google.protobuf.Duration
-	49, // 25: prism.admin.v1.GetProxyRequest.at:type_name -> google.protobuf.Timestamp
-	26, // 26: prism.admin.v1.GetProxyResponse.proxy:type_name -> prism.admin.v1.Proxy
-	29, // 27: prism.admin.v1.GetProxyResponse.partitions:type_name -> prism.admin.v1.ProxyPartition
-	32, // 28: prism.admin.v1.GetProxyResponse.served:type_name -> prism.admin.v1.ServedPartition
-	53, // 29: prism.admin.v1.ProxyPartition.rejections:type_name -> prism.config.v1.Rejection
-	50, // 30: prism.admin.v1.GetOwnersResponse.owners:type_name -> prism.config.v1.Member
-	50, // 31: prism.admin.v1.GetOwnersResponse.loading:type_name -> prism.config.v1.Member
-	49, // 32: prism.admin.v1.ServedPartition.since:type_name -> google.protobuf.Timestamp
-	35, // 33: prism.admin.v1.ListReleasesResponse.releases:type_name -> prism.admin.v1.Release
-	54, // 34: prism.admin.v1.Release.state:type_name -> prism.config.v1.ReleaseState
-	55, // 35: prism.admin.v1.Release.class:type_name -> prism.config.v1.ReleaseClass
-	56, // 36: prism.admin.v1.Release.policy:type_name -> prism.config.v1.ReleasePolicy
-	49, // 37: prism.admin.v1.Release.wave_at:type_name -> google.protobuf.Timestamp
-	49, // 38: prism.admin.v1.Release.started_at:type_name -> google.protobuf.Timestamp
-	49, // 39: prism.admin.v1.Release.ended_at:type_name -> google.protobuf.Timestamp
-	49, // 40: prism.admin.v1.Release.confirm_by:type_name -> google.protobuf.Timestamp
-	36, // 41: prism.admin.v1.Release.taken_back:type_name -> prism.admin.v1.TakenBackObject
-	37, // 42: prism.admin.v1.Release.events:type_name -> prism.admin.v1.ReleaseEvent
-	38, // 43: prism.admin.v1.Release.waves:type_name -> prism.admin.v1.ReleaseWave
-	57, // 44: prism.admin.v1.TakenBackObject.why:type_name -> prism.config.v1.TakenBack
-	49, // 45: prism.admin.v1.ReleaseEvent.at:type_name -> google.protobuf.Timestamp
-	35, // 46: prism.admin.v1.GetReleaseResponse.release:type_name -> prism.admin.v1.Release
-	0,  // 47: prism.admin.v1.ControlReleaseRequest.action:type_name -> prism.admin.v1.ReleaseAction
-	47, // 48: prism.admin.v1.ControlReleaseRequest.note:type_name -> prism.control.v1.ChangeNote
-	35, // 49: prism.admin.v1.ControlReleaseResponse.release:type_name -> prism.admin.v1.Release
-	35, // 50: prism.admin.v1.WatchReleaseResponse.release:type_name -> prism.admin.v1.Release
-	1,  // 51: prism.admin.v1.AdminService.ListBackends:input_type -> prism.admin.v1.ListBackendsRequest
-	4,  // 52: prism.admin.v1.AdminService.GetBackend:input_type -> prism.admin.v1.GetBackendRequest
-	6,  // 53: prism.admin.v1.AdminService.ApplyBackends:input_type -> prism.admin.v1.ApplyBackendsRequest
-	9,  // 54: prism.admin.v1.AdminService.DeleteBackend:input_type -> prism.admin.v1.DeleteBackendRequest
-	11, // 55: prism.admin.v1.AdminService.ListSnapshots:input_type -> prism.admin.v1.ListSnapshotsRequest
-	15, // 56: prism.admin.v1.AdminService.GetSnapshot:input_type -> prism.admin.v1.GetSnapshotRequest
-	17, // 57: prism.admin.v1.AdminService.DiffSnapshots:input_type -> prism.admin.v1.DiffSnapshotsRequest
-	20, // 58: prism.admin.v1.AdminService.RollbackSnapshot:input_type -> prism.admin.v1.RollbackSnapshotRequest
-	22, // 59: prism.admin.v1.AdminService.NamespaceHistory:input_type -> prism.admin.v1.NamespaceHistoryRequest
-	24, // 60: prism.admin.v1.AdminService.ListProxies:input_type -> prism.admin.v1.ListProxiesRequest
-	27, // 61: prism.admin.v1.AdminService.GetProxy:input_type -> prism.admin.v1.GetProxyRequest
-	33, // 62: prism.admin.v1.AdminService.ListReleases:input_type -> prism.admin.v1.ListReleasesRequest
-	39, // 63: prism.admin.v1.AdminService.GetRelease:input_type -> prism.admin.v1.GetReleaseRequest
-	41, // 64: prism.admin.v1.AdminService.ControlRelease:input_type -> prism.admin.v1.ControlReleaseRequest
-	43, // 65: prism.admin.v1.AdminService.WatchRelease:input_type -> prism.admin.v1.WatchReleaseRequest
-	30, // 66: prism.admin.v1.AdminService.GetOwners:input_type -> prism.admin.v1.GetOwnersRequest
-	2,  // 67: prism.admin.v1.AdminService.ListBackends:output_type -> prism.admin.v1.ListBackendsResponse
-	5,  // 68: prism.admin.v1.AdminService.GetBackend:output_type -> prism.admin.v1.GetBackendResponse
-	8,  // 69: prism.admin.v1.AdminService.ApplyBackends:output_type -> prism.admin.v1.ApplyBackendsResponse
-	10, // 70: prism.admin.v1.AdminService.DeleteBackend:output_type -> prism.admin.v1.DeleteBackendResponse
-	12, // 71: prism.admin.v1.AdminService.ListSnapshots:output_type -> prism.admin.v1.ListSnapshotsResponse
-	16, // 72: prism.admin.v1.AdminService.GetSnapshot:output_type -> prism.admin.v1.GetSnapshotResponse
-	18, // 73: prism.admin.v1.AdminService.DiffSnapshots:output_type -> prism.admin.v1.DiffSnapshotsResponse
-	21, // 74: prism.admin.v1.AdminService.RollbackSnapshot:output_type -> prism.admin.v1.RollbackSnapshotResponse
-	23, // 75: prism.admin.v1.AdminService.NamespaceHistory:output_type -> prism.admin.v1.NamespaceHistoryResponse
-	25, // 76: prism.admin.v1.AdminService.ListProxies:output_type -> prism.admin.v1.ListProxiesResponse
-	28, // 77: prism.admin.v1.AdminService.GetProxy:output_type -> prism.admin.v1.GetProxyResponse
-	34, // 78: prism.admin.v1.AdminService.ListReleases:output_type -> prism.admin.v1.ListReleasesResponse
-	40, // 79: prism.admin.v1.AdminService.GetRelease:output_type -> prism.admin.v1.GetReleaseResponse
-	42, // 80: prism.admin.v1.AdminService.ControlRelease:output_type -> prism.admin.v1.ControlReleaseResponse
-	44, // 81: prism.admin.v1.AdminService.WatchRelease:output_type -> prism.admin.v1.WatchReleaseResponse
-	31, // 82: prism.admin.v1.AdminService.GetOwners:output_type -> prism.admin.v1.GetOwnersResponse
-	67, // [67:83] is the sub-list for method output_type
-	51, // [51:67] is the sub-list for method input_type
-	51, // [51:51] is the sub-list for extension type_name
-	51, // [51:51] is the sub-list for extension extendee
-	0,  // [0:51] is the sub-list for field type_name
+	47, // 3: prism.admin.v1.BackendView.taken_back:type_name -> prism.config.v1.TakenBack
+	3,  // 4: prism.admin.v1.GetBackendResponse.backend:type_name -> prism.admin.v1.BackendView
+	7,  // 5: prism.admin.v1.ApplyBackendsRequest.changes:type_name -> prism.admin.v1.BackendChange
+	48, // 6: prism.admin.v1.ApplyBackendsRequest.note:type_name -> prism.control.v1.ChangeNote
+	49, // 7: prism.admin.v1.ApplyBackendsRequest.release:type_name -> prism.control.v1.ReleaseOptions
+	45, // 8: prism.admin.v1.BackendChange.backend:type_name -> prism.config.v1.Backend
+	3,  // 9: prism.admin.v1.ApplyBackendsResponse.backends:type_name -> prism.admin.v1.BackendView
+	48, // 10: prism.admin.v1.DeleteBackendRequest.note:type_name -> prism.control.v1.ChangeNote
+	49, // 11: prism.admin.v1.DeleteBackendRequest.release:type_name -> prism.control.v1.ReleaseOptions
+	13, // 12: prism.admin.v1.ListSnapshotsResponse.snapshots:type_name -> prism.admin.v1.Snapshot
+	50, // 13: prism.admin.v1.Snapshot.recorded_at:type_name -> google.protobuf.Timestamp
+	14, // 14: prism.admin.v1.Snapshot.changes:type_name -> prism.admin.v1.SnapshotChange
+	13, // 15: prism.admin.v1.GetSnapshotResponse.snapshot:type_name -> prism.admin.v1.Snapshot
+	19, // 16: prism.admin.v1.DiffSnapshotsResponse.differences:type_name -> prism.admin.v1.Difference
+	48, // 17: prism.admin.v1.RollbackSnapshotRequest.note:type_name -> prism.control.v1.ChangeNote
+	49, // 18: prism.admin.v1.RollbackSnapshotRequest.release:type_name -> prism.control.v1.ReleaseOptions
+	13, // 19: prism.admin.v1.RollbackSnapshotResponse.snapshot:type_name -> prism.admin.v1.Snapshot
+	13, // 20: prism.admin.v1.NamespaceHistoryResponse.snapshots:type_name -> prism.admin.v1.Snapshot
+	26, // 21: prism.admin.v1.ListProxiesResponse.proxies:type_name -> prism.admin.v1.Proxy
+	51, // 22: prism.admin.v1.Proxy.member:type_name -> prism.config.v1.Member
+	50, // 23: prism.admin.v1.Proxy.last_seen:type_name -> google.protobuf.Timestamp
+	52, // 24: prism.admin.v1.Proxy.load:type_name -> prism.control.v1.Load
+	53, // 25: prism.admin.v1.Proxy.stale:type_name -> google.protobuf.Duration
+	50, // 26: prism.admin.v1.GetProxyRequest.at:type_name -> google.protobuf.Timestamp
+	26, // 27: prism.admin.v1.GetProxyResponse.proxy:type_name -> prism.admin.v1.Proxy
+	29, // 28: prism.admin.v1.GetProxyResponse.partitions:type_name -> prism.admin.v1.ProxyPartition
+	32, // 29: prism.admin.v1.GetProxyResponse.served:type_name -> prism.admin.v1.ServedPartition
+	54, // 30: prism.admin.v1.ProxyPartition.rejections:type_name -> prism.config.v1.Rejection
+	51, // 31: prism.admin.v1.GetOwnersResponse.owners:type_name -> prism.config.v1.Member
+	51, // 32: prism.admin.v1.GetOwnersResponse.loading:type_name -> prism.config.v1.Member
+	50, // 33: prism.admin.v1.ServedPartition.since:type_name -> google.protobuf.Timestamp
+	35, // 34: prism.admin.v1.ListReleasesResponse.releases:type_name -> prism.admin.v1.Release
+	55, // 35: prism.admin.v1.Release.state:type_name -> prism.config.v1.ReleaseState
+	56, // 36: prism.admin.v1.Release.class:type_name -> prism.config.v1.ReleaseClass
+	57, // 37: prism.admin.v1.Release.policy:type_name -> prism.config.v1.ReleasePolicy
+	50, // 38: prism.admin.v1.Release.wave_at:type_name -> google.protobuf.Timestamp
+	50, // 39: prism.admin.v1.Release.started_at:type_name -> google.protobuf.Timestamp
+	50, // 40: prism.admin.v1.Release.ended_at:type_name -> google.protobuf.Timestamp
+	50, // 41: prism.admin.v1.Release.confirm_by:type_name -> google.protobuf.Timestamp
+	36, // 42: prism.admin.v1.Release.taken_back:type_name -> prism.admin.v1.TakenBackObject
+	37, // 43: prism.admin.v1.Release.events:type_name -> prism.admin.v1.ReleaseEvent
+	38, // 44: prism.admin.v1.Release.waves:type_name -> prism.admin.v1.ReleaseWave
+	47, // 45: prism.admin.v1.TakenBackObject.why:type_name -> prism.config.v1.TakenBack
+	50, // 46: prism.admin.v1.ReleaseEvent.at:type_name -> google.protobuf.Timestamp
+	35, // 47: prism.admin.v1.GetReleaseResponse.release:type_name -> prism.admin.v1.Release
+	0,  // 48: prism.admin.v1.ControlReleaseRequest.action:type_name -> prism.admin.v1.ReleaseAction
+	48, // 49: prism.admin.v1.ControlReleaseRequest.note:type_name -> prism.control.v1.ChangeNote
+	35, // 50: prism.admin.v1.ControlReleaseResponse.release:type_name -> prism.admin.v1.Release
+	35, // 51: prism.admin.v1.WatchReleaseResponse.release:type_name -> prism.admin.v1.Release
+	1,  // 52: prism.admin.v1.AdminService.ListBackends:input_type -> prism.admin.v1.ListBackendsRequest
+	4,  // 53: prism.admin.v1.AdminService.GetBackend:input_type -> prism.admin.v1.GetBackendRequest
+	6,  // 54: prism.admin.v1.AdminService.ApplyBackends:input_type -> prism.admin.v1.ApplyBackendsRequest
+	9,  // 55: prism.admin.v1.AdminService.DeleteBackend:input_type -> prism.admin.v1.DeleteBackendRequest
+	11, // 56: prism.admin.v1.AdminService.ListSnapshots:input_type -> prism.admin.v1.ListSnapshotsRequest
+	15, // 57: prism.admin.v1.AdminService.GetSnapshot:input_type -> prism.admin.v1.GetSnapshotRequest
+	17, // 58: prism.admin.v1.AdminService.DiffSnapshots:input_type -> prism.admin.v1.DiffSnapshotsRequest
+	20, // 59: prism.admin.v1.AdminService.RollbackSnapshot:input_type -> prism.admin.v1.RollbackSnapshotRequest
+	22, // 60: prism.admin.v1.AdminService.NamespaceHistory:input_type -> prism.admin.v1.NamespaceHistoryRequest
+	24, // 61: prism.admin.v1.AdminService.ListProxies:input_type -> prism.admin.v1.ListProxiesRequest
+	27, // 62: prism.admin.v1.AdminService.GetProxy:input_type -> prism.admin.v1.GetProxyRequest
+	33, // 63: prism.admin.v1.AdminService.ListReleases:input_type -> prism.admin.v1.ListReleasesRequest
+	39, // 64: prism.admin.v1.AdminService.GetRelease:input_type -> prism.admin.v1.GetReleaseRequest
+	41, // 65: prism.admin.v1.AdminService.ControlRelease:input_type -> prism.admin.v1.ControlReleaseRequest
+	43, // 66: prism.admin.v1.AdminService.WatchRelease:input_type -> prism.admin.v1.WatchReleaseRequest
+	30, // 67: prism.admin.v1.AdminService.GetOwners:input_type -> prism.admin.v1.GetOwnersRequest
+	2,  // 68: prism.admin.v1.AdminService.ListBackends:output_type -> prism.admin.v1.ListBackendsResponse
+	5,  // 69: prism.admin.v1.AdminService.GetBackend:output_type -> prism.admin.v1.GetBackendResponse
+	8,  // 70: prism.admin.v1.AdminService.ApplyBackends:output_type -> prism.admin.v1.ApplyBackendsResponse
+	10, // 71: prism.admin.v1.AdminService.DeleteBackend:output_type -> prism.admin.v1.DeleteBackendResponse
+	12, // 72: prism.admin.v1.AdminService.ListSnapshots:output_type -> prism.admin.v1.ListSnapshotsResponse
+	16, // 73: prism.admin.v1.AdminService.GetSnapshot:output_type -> prism.admin.v1.GetSnapshotResponse
+	18, // 74: prism.admin.v1.AdminService.DiffSnapshots:output_type -> prism.admin.v1.DiffSnapshotsResponse
+	21, // 75: prism.admin.v1.AdminService.RollbackSnapshot:output_type -> prism.admin.v1.RollbackSnapshotResponse
+	23, // 76: prism.admin.v1.AdminService.NamespaceHistory:output_type -> prism.admin.v1.NamespaceHistoryResponse
+	25, // 77: prism.admin.v1.AdminService.ListProxies:output_type -> prism.admin.v1.ListProxiesResponse
+	28, // 78: prism.admin.v1.AdminService.GetProxy:output_type -> prism.admin.v1.GetProxyResponse
+	34, // 79: prism.admin.v1.AdminService.ListReleases:output_type -> prism.admin.v1.ListReleasesResponse
+	40, // 80: prism.admin.v1.AdminService.GetRelease:output_type -> prism.admin.v1.GetReleaseResponse
+	42, // 81: prism.admin.v1.AdminService.ControlRelease:output_type -> prism.admin.v1.ControlReleaseResponse
+	44, // 82: prism.admin.v1.AdminService.WatchRelease:output_type -> prism.admin.v1.WatchReleaseResponse
+	31, // 83: prism.admin.v1.AdminService.GetOwners:output_type -> prism.admin.v1.GetOwnersResponse
+	68, // [68:84] is the sub-list for method output_type
+	52, // [52:68] is the sub-list for method input_type
+	52, // [52:52] is the sub-list for extension type_name
+	52, // [52:52] is the sub-list for extension extendee
+	0,  // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_prism_admin_v1_admin_proto_init() }
