@@ -34,6 +34,7 @@ func New(term *terminal.Terminal) *cobra.Command {
 func upCommand(term *terminal.Terminal, dir *string) *cobra.Command {
 	proxies := 3
 	var redis string
+	var waves time.Duration
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Start a Prism and keep it running until Ctrl-C",
@@ -41,11 +42,14 @@ func upCommand(term *terminal.Terminal, dir *string) *cobra.Command {
 and a namespace to try. A program that dies is started again. Data stays in the directory and is there again next time.
 
 On Linux the programs end with prismctl however it ends; elsewhere they outlive a prismctl that is killed with SIGKILL.`,
-		Example: "  prismctl local up\n  prismctl local up --proxies 5 --redis 127.0.0.1:6379",
+		Example: "  prismctl local up\n  prismctl local up --proxies 5 --redis 127.0.0.1:6379\n  prismctl local up --waves 5s",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if proxies < 1 || proxies > 20 {
 				return terminal.Misusef("--proxies %d: want 1 to 20", proxies)
+			}
+			if cmd.Flags().Changed("waves") && (waves < time.Millisecond || waves > 24*time.Hour) {
+				return terminal.Misusef("--waves %v: want 1ms to 24h", waves)
 			}
 			if redis != "" {
 				if err := settings.CheckEndpoint(redis); err != nil {
@@ -68,7 +72,7 @@ On Linux the programs end with prismctl however it ends; elsewhere they outlive 
 				return fmt.Errorf("%s: %w", *dir, err)
 			}
 			defer release()
-			p, err := makePlan(d, proxies, redis)
+			p, err := makePlan(d, proxies, redis, waves)
 			if err != nil {
 				return err
 			}
@@ -80,6 +84,7 @@ On Linux the programs end with prismctl however it ends; elsewhere they outlive 
 	}
 	cmd.Flags().IntVar(&proxies, "proxies", proxies, "how many proxies")
 	cmd.Flags().StringVar(&redis, "redis", "", "host:port of a Redis to register as a backend as well")
+	cmd.Flags().DurationVar(&waves, "waves", 0, "changes of what is in use go in waves, and each is held so long (default all owners at once)")
 	return cmd
 }
 

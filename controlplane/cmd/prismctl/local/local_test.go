@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prism-gateway/prism/controlplane/admission"
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/target"
@@ -35,7 +36,7 @@ func none(string) (string, bool) { return "", false }
 
 func TestTheProgramsTakeTheirConfigurations(t *testing.T) {
 	dir := directory(t.TempDir())
-	p, err := makePlan(dir, 3, "127.0.0.1:6379")
+	p, err := makePlan(dir, 3, "127.0.0.1:6379", 5*time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,6 +46,9 @@ func TestTheProgramsTakeTheirConfigurations(t *testing.T) {
 	admin, err := settings.LoadAdmin(dir.file("prism-admin.yaml"), none)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if scoped := admin.GetRelease().GetScoped(); scoped.GetAtOnce() || scoped.GetSoak().AsDuration() != 5*time.Second || admin.GetRelease().GetAdditive() != nil {
+		t.Errorf("changes go to the fleet by %v", admin.GetRelease())
 	}
 	var addresses []string
 	for i := range 3 {

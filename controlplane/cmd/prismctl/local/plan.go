@@ -27,12 +27,13 @@ type plan struct {
 	nats    Program
 	fleet   string // where proxies call the control plane
 	taken   []string
-	redis   string // host:port of a Redis to register; empty for none
+	redis   string        // host:port of a Redis to register; empty for none
+	waves   time.Duration // how long each wave of a change is held; 0 when changes go at once
 }
 
 // makePlan chooses the ports.
-func makePlan(dir directory, proxies int, redis string) (*plan, error) {
-	p := &plan{dir: dir, redis: redis}
+func makePlan(dir directory, proxies int, redis string, waves time.Duration) (*plan, error) {
+	p := &plan{dir: dir, redis: redis, waves: waves}
 	free := newPorts()
 	p.admin = Program{Name: "prism-admin", Log: dir.file("prism-admin.log")}
 	p.nats = Program{Name: "nats", Pid: os.Getpid()}
@@ -79,7 +80,7 @@ func (p *plan) programs() []Program { return append([]Program{p.admin, p.nats}, 
 
 // write writes the programs' configurations, the context file and the sample.
 func (p *plan) write() error {
-	err := p.config(p.admin.Name, &bootstrapv1.AdminConfig{
+	admin := &bootstrapv1.AdminConfig{
 		Listen:            p.admin.Address,
 		FleetListen:       p.fleet,
 		HttpListen:        p.admin.HTTP,
@@ -89,8 +90,12 @@ func (p *plan) write() error {
 		MemberLease:       durationpb.New(5 * time.Second),
 		PlacementDebounce: durationpb.New(time.Second),
 		ShutdownTimeout:   durationpb.New(stopTimeout),
-	})
-	if err != nil {
+	}
+	if p.waves > 0 {
+		held := &configv1.ReleasePolicy{Soak: durationpb.New(p.waves)}
+		admin.Release = &bootstrapv1.ReleaseConfig{Scoped: held, Shared: held}
+	}
+	if err := p.config(p.admin.Name, admin); err != nil {
 		return err
 	}
 	context := target.Context{Admin: []string{p.admin.Address}}
