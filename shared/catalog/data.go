@@ -81,7 +81,27 @@ var types = []BackendType{
 		MaxEndpoints: 1,
 		Settings:     []Setting{{Name: "database", Form: Number, Text: "the number of the logical database; default 0"}},
 	},
-	{Name: "s3", Durability: durable, Consistency: strong, NeedsEndpoint: true, Address: HostPort},
+	{
+		Name: "s3", Offered: true, Interfaces: []string{
+			"keyvalue", "keyvalue.large", "keyvalue.list", "keyvalue.scan", "keyvalue.version",
+		}, Durability: durable, Consistency: strong,
+		MaxValueBytes: maxValue, NeedsEndpoint: true, Address: HostPort, MaxEndpoints: 1,
+		Settings: []Setting{
+			{
+				Name: "addressing", Form: OneOf, Values: []string{"path", "virtual"},
+				Text: "whether the bucket stands in the path or in the host's name; default path",
+			},
+			{Name: "bucket", Form: Text, Text: "the bucket, which must be there; default prism"},
+			{Name: "ca_file", Form: Text, Text: "a file of certificates that the server's is verified by; default the system's"},
+			{
+				Name: "conditional_delete", Form: OneOf, Values: []string{"true", "false"},
+				Text: "true where the store checks If-Match and deletes in one step, as Amazon S3 does; default false",
+			},
+			{Name: "prefix", Form: Text, Text: "what the names of all objects begin with, up to a slash; default nothing"},
+			{Name: "region", Form: Text, Text: "the region, which signatures hold; default us-east-1"},
+			{Name: "tls", Form: OneOf, Values: []string{"true", "false"}, Text: "whether the server is called by TLS; default true"},
+		},
+	},
 	{
 		Name: "sqlite", Offered: true, Interfaces: []string{
 			"keyvalue", "keyvalue.counter", "keyvalue.idempotency", "keyvalue.large", "keyvalue.list", "keyvalue.scan",

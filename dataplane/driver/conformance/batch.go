@@ -78,7 +78,7 @@ func batchCases() []Case {
 				t.Error("two writes have one version")
 			}
 		}},
-		Case{ID: "KB-06", Name: "batch_expiries_returned", Run: func(t *testing.T, e *Env) {
+		Case{ID: "KB-06", Name: "batch_expiries_returned", Needs: expires, Run: func(t *testing.T, e *Env) {
 			at := e.Clock.Now().Add(time.Hour)
 			done := e.batch(until(put("a", "1", "one"), at), put("a", "2", "two"))
 			e.expires(done[0].ExpireAt, at)

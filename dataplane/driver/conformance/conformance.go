@@ -216,6 +216,14 @@ func until(w driver.Write, at time.Time) driver.Write {
 	return w
 }
 
+// untilIfAble gives a write an expiry where the store has such, in cases of something else.
+func (e *Env) untilIfAble(w driver.Write, at time.Time) driver.Write {
+	if expires(e.backend) {
+		w.ExpireAt = at
+	}
+	return w
+}
+
 // must writes and fails the case when that fails.
 func (e *Env) must(w driver.Write) driver.Written {
 	e.t.Helper()

@@ -212,7 +212,7 @@ func keyValueCases() []Case {
 		}},
 		Case{ID: "KV-25", Name: "return_previous", Run: returnPrevious},
 		Case{ID: "KV-26", Name: "head_only", Run: func(t *testing.T, e *Env) {
-			w := until(put("a", "k", strings.Repeat("v", 10_000)), e.Clock.Now().Add(time.Hour))
+			w := e.untilIfAble(put("a", "k", strings.Repeat("v", 10_000)), e.Clock.Now().Add(time.Hour))
 			w.ContentType, w.Metadata = "text/plain", map[string]string{"m": strings.Repeat("x", 5000)}
 			done := e.must(w)
 			it, err := e.Get(t.Context(), e.Space, w.Name, true)
@@ -282,7 +282,7 @@ func in(name string, cases ...Case) []Case {
 }
 
 func returnPrevious(t *testing.T, e *Env) {
-	w := until(put("a", "k", "one"), e.Clock.Now().Add(time.Hour))
+	w := e.untilIfAble(put("a", "k", "one"), e.Clock.Now().Add(time.Hour))
 	w.Previous, w.ContentType, w.Metadata = true, "text/plain", map[string]string{"m": "1"}
 	first := e.must(w)
 	if first.Previous != nil {
