@@ -234,7 +234,7 @@ func enumPrefix(e protoreflect.EnumDescriptor) string {
 }
 
 func (d *decoder) duration(path string, n *yaml.Node, m protoreflect.Message) {
-	v, ok := parseDuration(n.Value)
+	v, ok := ParseDuration(n.Value)
 	if n.Kind != yaml.ScalarNode || !ok {
 		what := kindOf(n)
 		if n.Kind == yaml.ScalarNode {
@@ -248,8 +248,8 @@ func (d *decoder) duration(path string, n *yaml.Node, m protoreflect.Message) {
 	m.Set(fields.ByName("nanos"), protoreflect.ValueOfInt32(int32(v%time.Second)))
 }
 
-// parseDuration takes what time.ParseDuration takes, and whole days.
-func parseDuration(text string) (time.Duration, bool) {
+// ParseDuration takes what time.ParseDuration takes, but for a 0 without a unit, and whole days.
+func ParseDuration(text string) (time.Duration, bool) {
 	if days, ok := strings.CutSuffix(text, "d"); ok {
 		n, err := strconv.ParseUint(days, 10, 16)
 		return time.Duration(n) * 24 * time.Hour, err == nil

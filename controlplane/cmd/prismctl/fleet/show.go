@@ -14,6 +14,7 @@ import (
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/terminal"
 	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
 	"github.com/prism-gateway/prism/shared/client"
+	"github.com/prism-gateway/prism/shared/strictyaml"
 )
 
 func (c *Commands) show() *cobra.Command {
@@ -52,7 +53,7 @@ func (c *Commands) show() *cobra.Command {
 
 // moment reads a time, or how long ago it was.
 func moment(s string, now time.Time) (time.Time, error) {
-	if ago, err := time.ParseDuration(s); err == nil && ago >= 0 {
+	if ago, ok := strictyaml.ParseDuration(s); ok && ago >= 0 {
 		return now.Add(-ago), nil
 	}
 	t, err := time.Parse(time.RFC3339, s)

@@ -183,7 +183,7 @@ Text that begins with @ goes through standard input; text that begins with - fol
 			})
 		},
 	}
-	cmd.Flags().DurationVar(&ttl, "ttl", 0, "how long the item lives; default the namespace's")
+	terminal.DurationVar(cmd.Flags(), &ttl, "ttl", 0, "how long the item lives; default the namespace's")
 	cmd.Flags().StringVar(&contentType, "content-type", "", "the media type of the value")
 	conditionFlags(cmd, &ifAbsent, &ifPresent, &ifVersion)
 	onceFlag(cmd, &once)
@@ -315,7 +315,7 @@ func (c *Commands) touch() *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().DurationVar(&ttl, "ttl", 0, "how long the item lives from now on")
+	terminal.DurationVar(cmd.Flags(), &ttl, "ttl", 0, "how long the item lives from now on")
 	cmd.Flags().BoolVar(&never, "never", false, "let the item live for ever")
 	cmd.MarkFlagsMutuallyExclusive("ttl", "never")
 	cmd.MarkFlagsOneRequired("ttl", "never")

@@ -65,7 +65,7 @@ func (c *Commands) increment() *cobra.Command {
 	}
 	cmd.Flags().Int64Var(&by, "by", 1, "what is added; may be negative")
 	cmd.Flags().Int64Var(&initial, "initial", 0, "what an absent counter counts as")
-	cmd.Flags().DurationVar(&ttl, "ttl", 0, "how long the counter lives from now on; default the namespace's")
+	terminal.DurationVar(cmd.Flags(), &ttl, "ttl", 0, "how long the counter lives from now on; default the namespace's")
 	onceFlag(cmd, &once)
 	return cmd
 }

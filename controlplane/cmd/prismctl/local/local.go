@@ -84,7 +84,7 @@ On Linux the programs end with prismctl however it ends; elsewhere they outlive 
 	}
 	cmd.Flags().IntVar(&proxies, "proxies", proxies, "how many proxies")
 	cmd.Flags().StringVar(&redis, "redis", "", "host:port of a Redis to register as a backend as well")
-	cmd.Flags().DurationVar(&waves, "waves", 0, "changes of what is in use go in waves, and each is held so long (default all owners at once)")
+	terminal.DurationVar(cmd.Flags(), &waves, "waves", 0, "changes of what is in use go in waves, and each is held so long (default all owners at once)")
 	return cmd
 }
 

@@ -137,7 +137,7 @@ const untilLive = "wait until every owner serves the change and its release has 
 
 func (w *waitLimit) register(cmd *cobra.Command, until string) {
 	cmd.Flags().BoolVar(&w.on, "wait", false, until)
-	cmd.Flags().DurationVar(&w.duration, "wait-for", 2*time.Minute, "how long to wait at most; unless it is given, a release in waves is waited for as long as it takes")
+	terminal.DurationVar(cmd.Flags(), &w.duration, "wait-for", 2*time.Minute, "how long to wait at most; unless it is given, a release in waves is waited for as long as it takes")
 }
 
 func (w *waitLimit) of(cmd *cobra.Command) waitLimit {

@@ -51,7 +51,7 @@ and create the namespace. Renew it at half of the lease. When the lease has run 
 	}
 	cmd.Flags().StringVar(&team, "team", "", "the team that the namespace will belong to")
 	_ = cmd.MarkFlagRequired("team") // fails only for an unknown flag
-	cmd.Flags().DurationVar(&lease, "lease", 0, "how long it holds without being renewed, from 1m to 720h; default 24h")
+	terminal.DurationVar(cmd.Flags(), &lease, "lease", 0, "how long it holds without being renewed, from 1m to 30d; default 24h")
 	note.Register(cmd)
 	cmd.Flags().Lookup("message").Usage = "why; kept with the reservation"
 	return cmd

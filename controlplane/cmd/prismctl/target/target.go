@@ -63,7 +63,7 @@ func (f *Flags) Register(cmd *cobra.Command) {
 	flags.StringSliceVar(&f.Admin, "admin", nil, "host:port of the control plane, several separated by commas (environment: PRISM_ADMIN_ENDPOINT)")
 	flags.StringSliceVar(&f.Data, "data", nil, "host:port of proxies, several separated by commas (environment: PRISM_DATA_ENDPOINT)")
 	flags.StringVar(&f.Context, "context", "", "which Prism to use, of those in ~/.config/prism/context.yaml, or local (environment: PRISM_CONTEXT)")
-	flags.DurationVar(&f.Timeout, "timeout", f.Timeout, "how long one call may take")
+	terminal.DurationVar(flags, &f.Timeout, "timeout", f.Timeout, "how long one call may take")
 	_ = cmd.RegisterFlagCompletionFunc("context", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) { // fails only for an unknown flag
 		file, _, err := f.file()
 		if err != nil {

@@ -13,6 +13,7 @@ import (
 	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
+	"github.com/prism-gateway/prism/shared/strictyaml"
 )
 
 // Release are the flags that say how a change goes to the fleet.
@@ -25,7 +26,7 @@ type Release struct {
 // Register adds the flags to a command that changes something.
 func (r *Release) Register(cmd *cobra.Command) {
 	cmd.Flags().BoolVar(&r.AtOnce, "at-once", false, "give it to every owner at once instead of in waves; say why with --message")
-	cmd.Flags().DurationVar(&r.ConfirmWithin, "confirm-within", 0, "take it back unless it is confirmed within this time (prismctl release confirm)")
+	DurationVar(cmd.Flags(), &r.ConfirmWithin, "confirm-within", 0, "take it back unless it is confirmed within this time (prismctl release confirm)")
 	cmd.Flags().BoolVar(&r.AllowShrink, "allow-shrink", false, "also when a large share of the namespaces or of what they are bound to goes by it")
 }
 
@@ -59,7 +60,7 @@ func (r *Release) Tell(w io.Writer, number uint64) {
 		return
 	}
 	if r.ConfirmWithin > 0 {
-		fmt.Fprintf(w, "it is taken back after %v unless it is confirmed: prismctl release confirm %d\n", r.ConfirmWithin, number)
+		fmt.Fprintf(w, "it is taken back after %s unless it is confirmed: prismctl release confirm %d\n", strictyaml.FormatDuration(r.ConfirmWithin), number)
 	}
 	if !r.AtOnce {
 		fmt.Fprintf(w, "it goes to its owners in release %d: prismctl release watch %d\n", number, number)
