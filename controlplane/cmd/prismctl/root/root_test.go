@@ -79,6 +79,8 @@ func TestOutputs(t *testing.T) {
 		"namespace-list-json":        {args: "namespace list -o json"},
 		"namespace-list-yaml":        {args: "namespace list -o yaml"},
 		"namespace-get":              {args: "namespace get user-profiles"},
+		"namespace-get-not-loaded":   {args: "namespace get not-loaded"},
+		"namespace-apply-reserved":   {args: "namespace apply -f -", in: strings.Replace(request, "user-profiles", "kept-for-others", 1)},
 		"namespace-get-nobody":       {args: "namespace get nobody"},
 		"namespace-status":           {args: "namespace status user-profiles"},
 		"namespace-status-watch":     {args: "namespace status user-profiles --watch"},

@@ -110,6 +110,8 @@ func (p *peer) ApplyNamespaces(_ context.Context, req *controlv1.ApplyNamespaces
 	switch req.GetChanges()[0].GetRequest().GetNamespace() {
 	case "shrinks":
 		return nil, fault.New(fault.FailedPrecondition, fault.CheckFailed, "this change removes 2 of 3 namespaces: more than half, which must be allowed by itself").With("guard", "allow_shrink")
+	case "kept-for-others":
+		return nil, fault.New(fault.Conflict, fault.Reserved, `the name "kept-for-others" is reserved, until 2026-11-23T05:23:41Z unless its holder renews it; its holder gives the token of the reservation`)
 	case "too-fast":
 		return nil, fault.New(fault.Exhausted, fault.Quota, "team accounts may change 60 namespaces a minute: try again in 1.5s").WithRetry(1500 * time.Millisecond)
 	}
@@ -125,6 +127,8 @@ func (p *peer) GetNamespace(_ context.Context, req *controlv1.GetNamespaceReques
 	switch req.GetNamespace() {
 	case "nobody":
 		return nil, fault.New(fault.NotFound, fault.Namespace, `there is no namespace "nobody"`)
+	case "not-loaded":
+		return nil, fault.New(fault.Unavailable, fault.NotLoaded, "this replica has not loaded its configuration yet").WithRetry(time.Millisecond)
 	case "broken":
 		panic("secret state")
 	}

@@ -43,6 +43,12 @@ func Explain(err error) string {
 	if f.Metadata["guard"] == "allow_shrink" {
 		b.WriteString("\n  if that is meant, say so with --allow-shrink")
 	}
+	if f.Reason == fault.NotLoaded {
+		b.WriteString("\n  what is in the way stands on the /readyz of its http_listen, by default http://127.0.0.1:8095/readyz on its machine")
+	}
+	if f.Reason == fault.Reserved {
+		b.WriteString("\n  who has the token gives it to namespace apply with --reservation-token or in PRISM_RESERVATION_TOKEN")
+	}
 	if f.RetryAfter > 0 && !strings.Contains(err.Error(), "try again") {
 		fmt.Fprintf(&b, "\n  try again in %v", f.RetryAfter.Round(time.Millisecond))
 	}
