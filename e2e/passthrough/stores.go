@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"sync"
 
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/redis/go-redis/v9"
 	_ "modernc.org/sqlite" // the driver named sqlite of database/sql
 )
@@ -15,6 +17,8 @@ func open(kind, address string) (store, error) {
 	switch kind {
 	case "redis":
 		return redisStore{redis.NewClient(&redis.Options{Addr: address, ContextTimeoutEnabled: true, MaxRetries: -1})}, nil
+	case "postgres":
+		return openPostgres(address)
 	case "sqlite":
 		return openSQLite(address)
 	case "memory":
@@ -35,6 +39,31 @@ func (s redisStore) get(ctx context.Context, name string) ([]byte, error) {
 
 func (s redisStore) put(ctx context.Context, name string, value []byte) error {
 	return s.client.Set(ctx, name, value, 0).Err()
+}
+
+type postgresStore struct{ pool *pgxpool.Pool }
+
+func openPostgres(url string) (store, error) {
+	ctx := context.Background()
+	pool, err := pgxpool.New(ctx, url)
+	if err != nil {
+		return nil, err
+	}
+	_, err = pool.Exec(ctx, "CREATE TABLE IF NOT EXISTS public.item (name text PRIMARY KEY, value bytea NOT NULL)")
+	return postgresStore{pool}, err
+}
+
+func (s postgresStore) get(ctx context.Context, name string) (value []byte, err error) {
+	err = s.pool.QueryRow(ctx, "SELECT value FROM public.item WHERE name = $1", name).Scan(&value)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, nil
+	}
+	return value, err
+}
+
+func (s postgresStore) put(ctx context.Context, name string, value []byte) error {
+	_, err := s.pool.Exec(ctx, "INSERT INTO public.item VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value", name, value)
+	return err
 }
 
 type sqliteStore struct{ read, write *sql.Stmt }

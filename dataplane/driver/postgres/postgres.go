@@ -6,6 +6,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -88,7 +89,7 @@ func parse(cfg driver.Config) (settings, error) {
 // Open needs endpoints, each host:port, of one cluster: the one that takes writes is used. Settings: database and schema
 // (default prism); sslmode, verify-full (default), require or disable; ca_file, the PEM file of who signs the server's
 // certificate (default: the system's); statement_cache, false behind a pooler that gives a connection for a transaction;
-// sweep, how often expired items are removed (default 30s). The schema is made when the first call comes.
+// sweep, how often expired items are removed (default 30s). Without a username the role is prism. The schema is made when the first call comes.
 func (postgresDriver) Open(cfg driver.Config) (driver.Instance, error) {
 	s, err := parse(cfg)
 	if err != nil {
@@ -140,7 +141,7 @@ func poolConfig(cfg driver.Config, s settings) (*pgxpool.Config, error) {
 			c.Fallbacks = append(c.Fallbacks, &pgconn.FallbackConfig{Host: host, Port: uint16(port)})
 		}
 	}
-	c.Database, c.User, c.Password = s.database, cfg.Username, cfg.Password.Reveal()
+	c.Database, c.User, c.Password = s.database, cmp.Or(cfg.Username, defaultRole), cfg.Password.Reveal()
 	dialer := net.Dialer{Timeout: cfg.DialTimeout, KeepAlive: 30 * time.Second}
 	if dialer.Timeout <= 0 {
 		dialer.Timeout = 5 * time.Second
@@ -175,6 +176,9 @@ func poolConfig(cfg driver.Config, s settings) (*pgxpool.Config, error) {
 	}
 	return pool, nil
 }
+
+// defaultRole is the role of a backend without a credential, which the server has to trust.
+const defaultRole = "prism"
 
 // defaultConnections are enough for three lines of reads, three of writes, and scans.
 const defaultConnections = 8

@@ -3,11 +3,15 @@ package main
 import (
 	"context"
 	"fmt"
+	"net/url"
 	"path/filepath"
 
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/redis/go-redis/v9"
 
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
+	"github.com/prism-gateway/prism/shared/testserver/postgresserver"
 	"github.com/prism-gateway/prism/shared/testserver/redisserver"
 )
 
@@ -17,6 +21,8 @@ type store struct {
 	durability configv1.Durability
 	// cpuGoal and cpuWant are the goal of the proxy's processor time over the pass-through's, absolute that of the whole.
 	cpuGoal, cpuWant, absolute string
+	// settings are those of the backend.
+	settings map[string]string
 	// start starts the store and returns its endpoint, empty for none.
 	start func(r *run) string
 	// direct reads by the store's own client; nil: there is none.
@@ -26,7 +32,7 @@ type store struct {
 }
 
 func (s store) backend(endpoint string) *configv1.Backend {
-	b := &configv1.Backend{Name: "bench-" + s.kind, Type: s.kind}
+	b := &configv1.Backend{Name: "bench-" + s.kind, Type: s.kind, Config: s.settings}
 	if endpoint != "" {
 		b.Endpoints = []string{endpoint}
 	}
@@ -35,8 +41,11 @@ func (s store) backend(endpoint string) *configv1.Backend {
 
 // passAddress is where the pass-through keeps its items: beside Prism's, not among them.
 func (s store) passAddress(r *run, endpoint string) string {
-	if s.kind == "sqlite" {
+	switch s.kind {
+	case "sqlite":
 		return filepath.Join(r.TempDir(), "pass.db")
+	case "postgres":
+		return postgresURL(endpoint)
 	}
 	return endpoint
 }
@@ -46,6 +55,10 @@ var stores = []store{
 		kind: "redis", durability: configv1.Durability_DURABILITY_RELAXED, cpuGoal: "A1", cpuWant: "≤ +12 µs, ≤ 1.20", absolute: "≤ 60 µs",
 		start:  func(r *run) string { return redisserver.Start(r, redisserver.Options{}).Addr() },
 		direct: redisGet, batch: redisBatch,
+	},
+	{
+		kind: "postgres", durability: configv1.Durability_DURABILITY_STRONG, cpuGoal: "A2", cpuWant: "≤ +17 µs, ≤ 1.25", absolute: "≤ 75 µs",
+		settings: map[string]string{"database": "postgres", "sslmode": "disable"}, start: startPostgres, direct: postgresGet,
 	},
 	{
 		kind: "sqlite", durability: configv1.Durability_DURABILITY_STRONG, cpuGoal: "A1", cpuWant: "≤ +12 µs, ≤ 1.20", absolute: "",
@@ -83,6 +96,49 @@ func redisBatch(ctx context.Context, r *run, endpoint string) call {
 			pipe.Get(ctx, "direct:"+string(key(i*100+n)))
 		}
 		_, err := pipe.Exec(ctx)
+		return err
+	}
+}
+
+// startPostgres starts a server that trusts the role prism, of 8 connections for each who measures.
+func startPostgres(r *run) string {
+	server := postgresserver.Start(r, postgresserver.Options{Files: map[string][]byte{
+		"pg_hba.conf": []byte("host all prism 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n"),
+	}})
+	ctx := context.Background()
+	admin, err := pgx.Connect(ctx, fmt.Sprintf("postgres://%s:%s@%s/postgres", postgresserver.User, url.PathEscape(postgresserver.Password), server.Addr()))
+	if err == nil {
+		defer admin.Close(ctx)
+		_, err = admin.Exec(ctx, "CREATE ROLE prism LOGIN; GRANT CREATE ON DATABASE postgres TO prism; GRANT CREATE ON SCHEMA public TO prism")
+	}
+	if err != nil {
+		r.Fatalf("%v", err)
+	}
+	return server.Addr()
+}
+
+func postgresURL(endpoint string) string {
+	return "postgres://prism@" + endpoint + "/postgres?sslmode=disable&pool_max_conns=8"
+}
+
+func postgresGet(ctx context.Context, r *run, endpoint string) call {
+	pool, err := pgxpool.New(ctx, postgresURL(endpoint))
+	if err == nil {
+		r.Cleanup(pool.Close)
+		_, err = pool.Exec(ctx, "CREATE TABLE public.direct (name text PRIMARY KEY, value bytea NOT NULL)")
+	}
+	for i := 0; i < items && err == nil; i++ {
+		_, err = pool.Exec(ctx, "INSERT INTO public.direct VALUES ($1, $2)", string(key(i)), make([]byte, 256))
+	}
+	if err != nil {
+		r.Fatalf("%v", err)
+	}
+	return func(ctx context.Context, i int) error {
+		var value []byte
+		err := pool.QueryRow(ctx, "SELECT value FROM public.direct WHERE name = $1", string(key(i))).Scan(&value)
+		if err == nil && len(value) != 256 {
+			err = fmt.Errorf("get: %d bytes", len(value))
+		}
 		return err
 	}
 }
