@@ -40,7 +40,8 @@ It exits with
   3  when the answer is there and what it is about is not live: namespace status of what some owner does not serve; a change that
      is recorded, but was taken back or not served in time (--wait, release watch)`
 
-// Run runs one command line and returns the exit code, one of those that the help of prismctl lists. Errors go to term.Err, in one message.
+// Run runs one command line and returns the exit code, one of those that the help of prismctl lists. Errors go to term.Err, in one message,
+// which is one line of JSON where results are.
 func Run(ctx context.Context, term *terminal.Terminal, args []string) int {
 	cmd := New(term)
 	cmd.SetArgs(args)
@@ -51,15 +52,15 @@ func Run(ctx context.Context, term *terminal.Terminal, args []string) int {
 	if err == nil {
 		return succeeded
 	}
-	fmt.Fprintf(term.Err, "prismctl: %s\n", terminal.Explain(err))
-	if _, misuse := errors.AsType[terminal.Misuse](err); misuse || strings.HasPrefix(err.Error(), "unknown command") {
-		fmt.Fprintf(term.Err, "see: %s --help\n", ran.CommandPath())
-		return misused
-	}
+	code, help := failed, ""
 	if _, found := errors.AsType[terminal.NotLive](err); found {
-		return notLive
+		code = notLive
 	}
-	return failed
+	if _, misuse := errors.AsType[terminal.Misuse](err); misuse || strings.HasPrefix(err.Error(), "unknown command") {
+		code, help = misused, fmt.Sprintf("see: %s --help", ran.CommandPath())
+	}
+	term.Fail(err, code, help)
+	return code
 }
 
 // New makes the command tree.

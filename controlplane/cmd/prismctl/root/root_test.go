@@ -254,6 +254,22 @@ func TestCommandsAskForWhatTheLineSays(t *testing.T) {
 	}
 }
 
+func TestErrorsAreJSONWhereResultsAre(t *testing.T) {
+	for name, tc := range map[string]struct{ args, in, want string }{
+		"of an answer":    {"namespace apply -f - -o json", strings.Replace(request, "user-profiles", "too-fast", 1), `{"error":"team accounts may change 60 namespaces a minute: try again in 1.5s","exit_code":1,"code":"RESOURCE_EXHAUSTED","reason":"QUOTA","metadata":{"request_id":"ID"},"retry_after_seconds":1.5}`},
+		"of the line":     {"namespace get -o json", "", `{"error":"accepts 1 arg(s), received 0; usage: prismctl namespace get NAME [flags]","exit_code":2}`},
+		"of what is seen": {"release watch 41 -o json", "", `{"error":"release 42 did not come to every owner: rolled back: 3.2 % of 1,250 calls failed","exit_code":3}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := run(t, serve(t), tc.in, false, strings.Fields(tc.args)...)
+			lines := strings.Split(strings.TrimSuffix(r.err, "\n"), "\n")
+			if got := regexp.MustCompile(`[0-9a-f]{32}`).ReplaceAllString(lines[len(lines)-1], "ID"); got != tc.want {
+				t.Errorf("got  %s\nwant %s", got, tc.want)
+			}
+		})
+	}
+}
+
 func TestADefectIsToldByItsRequestID(t *testing.T) {
 	r := run(t, serve(t), "", false, "namespace", "get", "broken")
 	if !regexp.MustCompile(`^prismctl: internal error\n  whether it was done is not known: look before you repeat it \(request id [0-9a-f]{32}\)\n$`).MatchString(r.err) || r.code != 1 {
