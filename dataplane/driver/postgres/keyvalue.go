@@ -72,31 +72,45 @@ type stored struct {
 	meta   []byte
 }
 
-// read makes a statement that reads one item; found tells whether it met one.
-func (i *Instance) read(space driver.Space, name driver.Name, headOnly bool) (r *request, it *stored, found *bool) {
-	it, found = &stored{}, new(bool)
-	text := i.texts.get
-	if headOnly {
-		text = i.texts.head
-	}
-	return &request{text: text, args: []any{[]byte(space), blob(name.ID), blob(name.Key)}, read: func(rows pgx.Rows) error {
-		*found = false
-		for rows.Next() {
-			*found = true
-			var modified int64
-			var size int64
-			if err := rows.Scan(&it.Version, &it.expire, &modified, &size, &it.meta, &it.large, &it.Value); err != nil {
-				return err
-			}
-			it.Name, it.ModifiedAt, it.Size = name, time.UnixMicro(modified).UTC(), uint64(size)
-		}
-		return nil
-	}}, it, found
+// lookup is a statement that reads one item, and what it met, in one piece: there is one for each Get.
+type lookup struct {
+	request
+	item           stored
+	found          bool
+	modified, size int64
+	params         [3]any
+	columns        [7]any
 }
 
-// open turns what was read into an item; nil when it is expired.
-func (i *Instance) visible(it *stored, found, headOnly bool) (*driver.Item, error) {
-	if !found || driver.Expired(it.expire, i.now()) {
+// lookUp makes a statement that reads one item.
+func (i *Instance) lookUp(space driver.Space, name driver.Name, headOnly bool) *lookup {
+	l := &lookup{params: [3]any{[]byte(space), blob(name.ID), blob(name.Key)}}
+	l.item.Name = name
+	l.columns = [7]any{&l.item.Version, &l.item.expire, &l.modified, &l.size, &l.item.meta, &l.item.large, &l.item.Value}
+	l.text, l.args, l.read = i.texts.get, l.params[:], l.take
+	if headOnly {
+		l.text = i.texts.head
+	}
+	return l
+}
+
+// take reads the answer.
+func (l *lookup) take(rows pgx.Rows) error {
+	l.found = false
+	for rows.Next() {
+		l.found = true
+		if err := rows.Scan(l.columns[:]...); err != nil {
+			return err
+		}
+		l.item.ModifiedAt, l.item.Size = time.UnixMicro(l.modified).UTC(), uint64(l.size)
+	}
+	return nil
+}
+
+// visible is the item that was met; nil when there is none, or it is expired.
+func (i *Instance) visible(l *lookup, headOnly bool) (*driver.Item, error) {
+	it := &l.item
+	if !l.found || driver.Expired(it.expire, i.now()) {
 		return nil, nil
 	}
 	if err := it.decode(); err != nil {
@@ -122,8 +136,14 @@ func (it *stored) decode() error {
 
 // Get reads one row, together with what others read at the moment.
 func (i *Instance) Get(ctx context.Context, space driver.Space, name driver.Name, headOnly bool) (*driver.Item, error) {
-	results := i.BatchGet(ctx, space, []driver.Name{name}, headOnly)
-	return results[0].Item, results[0].Err
+	if err := i.prepared(ctx); err != nil {
+		return nil, failed(err)
+	}
+	l := i.lookUp(space, name, headOnly)
+	if f := i.reads.do(ctx, &l.request); f != nil {
+		return nil, i.failed(f)
+	}
+	return i.visible(l, headOnly)
 }
 
 // BatchGet sends all reads at once.
@@ -135,16 +155,17 @@ func (i *Instance) BatchGet(ctx context.Context, space driver.Space, names []dri
 		}
 		return results
 	}
-	requests, items, found := make([]*request, len(names)), make([]*stored, len(names)), make([]*bool, len(names))
+	lookups, requests := make([]*lookup, len(names)), make([]*request, len(names))
 	for n, name := range names {
-		requests[n], items[n], found[n] = i.read(space, name, headOnly)
+		lookups[n] = i.lookUp(space, name, headOnly)
+		requests[n] = &lookups[n].request
 	}
 	for n, f := range i.reads.doAll(ctx, requests) {
 		if f != nil {
 			results[n].Err = i.failed(f)
 			continue
 		}
-		results[n].Item, results[n].Err = i.visible(items[n], *found[n], headOnly)
+		results[n].Item, results[n].Err = i.visible(lookups[n], headOnly)
 	}
 	return results
 }

@@ -26,11 +26,12 @@ func (i *Instance) ReadValue(ctx context.Context, space driver.Space, name drive
 	if err := i.prepared(ctx); err != nil {
 		return nil, failed(err)
 	}
-	r, it, found := i.read(space, name, false)
-	if f := i.reads.do(ctx, r); f != nil {
+	l := i.lookUp(space, name, false)
+	if f := i.reads.do(ctx, &l.request); f != nil {
 		return nil, i.failed(f)
 	}
-	if !*found || driver.Expired(it.expire, i.now()) {
+	it := &l.item
+	if !l.found || driver.Expired(it.expire, i.now()) {
 		return nil, nil
 	}
 	if err := it.decode(); err != nil {
@@ -84,7 +85,7 @@ func (r *reader) next() error {
 		}
 		return nil
 	}}
-	if f := r.i.reads.do(r.ctx, q); f != nil {
+	if f := r.i.longReads.do(r.ctx, q); f != nil {
 		return r.i.failed(f)
 	}
 	switch {

@@ -113,7 +113,9 @@ func (postgresDriver) Open(cfg driver.Config) (driver.Instance, error) {
 		return nil, fmt.Errorf("backend %s: %w", cfg.Name, err)
 	}
 	lines := max(1, int(pool.MaxConns)*3/8)
-	i.reads, i.writes = newQueue(ctx, i.pool, lines, true), newQueue(ctx, i.pool, lines, false)
+	i.reads, i.writes = newQueue(ctx, i.pool, lines, maxBatch, true), newQueue(ctx, i.pool, lines, maxBatch, false)
+	// What may be long goes beside them, so that short answers do not wait behind it.
+	i.longReads = newQueue(ctx, i.pool, max(1, int(pool.MaxConns)-2*lines), 1, true)
 	i.running.Go(func() { i.sweeper(ctx, s.sweep) })
 	return i, nil
 }
@@ -217,13 +219,14 @@ func writable(ctx context.Context, conn *pgconn.PgConn) error {
 
 // Instance is one open database.
 type Instance struct {
-	schema   string
-	now      func() time.Time
-	versions *driver.Versions
-	texts    *texts
-	pool     *pgxpool.Pool
-	reads    *queue
-	writes   *queue
+	schema    string
+	now       func() time.Time
+	versions  *driver.Versions
+	texts     *texts
+	pool      *pgxpool.Pool
+	reads     *queue
+	writes    *queue
+	longReads *queue // of scans, lists and parts
 
 	setup chan struct{} // held by who prepares
 	ready atomic.Bool   // the schema is there
@@ -246,6 +249,7 @@ func (i *Instance) Close() error {
 		i.cancel()
 		<-i.reads.stopped
 		<-i.writes.stopped
+		<-i.longReads.stopped
 		i.running.Wait()
 		i.pool.Close()
 	})

@@ -29,6 +29,7 @@ const (
 // transaction, and hands out the answers. Callers wait only as long as their context allows.
 type queue struct {
 	pool    *pgxpool.Pool
+	most    int  // statements in one batch
 	reads   bool // a broken connection is no reason not to try again
 	waiting chan *request
 	stop    <-chan struct{}
@@ -56,8 +57,8 @@ const (
 	abandoned
 )
 
-func newQueue(ctx context.Context, pool *pgxpool.Pool, lines int, reads bool) *queue {
-	q := &queue{pool: pool, reads: reads, waiting: make(chan *request, maxQueued), stop: ctx.Done(), ctx: ctx, stopped: make(chan struct{})}
+func newQueue(ctx context.Context, pool *pgxpool.Pool, lines, most int, reads bool) *queue {
+	q := &queue{pool: pool, most: most, reads: reads, waiting: make(chan *request, maxQueued), stop: ctx.Done(), ctx: ctx, stopped: make(chan struct{})}
 	var running sync.WaitGroup
 	for range lines {
 		running.Go(q.line)
@@ -138,19 +139,19 @@ func (q *queue) wait(ctx context.Context, r *request) *fault.Fault {
 
 // line performs what waits until the queue is closed.
 func (q *queue) line() {
-	batch := make([]*request, 0, maxBatch)
+	batch := make([]*request, 0, q.most)
 	for {
 		select {
 		case <-q.stop:
 			return
 		case r := <-q.waiting:
-			batch = take(batch[:0], r)
+			batch = append(batch[:0], r)
 		}
 	fill:
-		for len(batch) < maxBatch {
+		for len(batch) < q.most {
 			select {
 			case r := <-q.waiting:
-				batch = take(batch, r)
+				batch = append(batch, r)
 			default:
 				break fill
 			}
@@ -163,12 +164,11 @@ func (q *queue) line() {
 	}
 }
 
-// take adds a request to a batch unless its caller has given up.
-func take(batch []*request, r *request) []*request {
-	if r.state.CompareAndSwap(queued, taken) {
-		return append(batch, r)
-	}
-	return batch
+// take leaves those of a batch whose callers have not given up, who from now on do not know whether it was sent.
+func take(batch []*request) []*request {
+	return slices.DeleteFunc(batch, func(r *request) bool {
+		return r.state.Load() != taken && !r.state.CompareAndSwap(queued, taken)
+	})
 }
 
 // perform sends a batch until it is answered. When the server undid a batch because of one statement, each is sent by
@@ -228,7 +228,10 @@ func (q *queue) send(ctx context.Context, requests []*request) (sent bool, err e
 		return false, err
 	}
 	defer conn.Release()
-	batch := &pgx.Batch{}
+	if requests = take(slices.Clone(requests)); len(requests) == 0 {
+		return false, nil
+	}
+	batch := &pgx.Batch{QueuedQueries: make([]*pgx.QueuedQuery, 0, len(requests))}
 	for _, r := range requests {
 		batch.Queue(r.text, r.args...)
 	}
@@ -248,8 +251,10 @@ func (q *queue) send(ctx context.Context, requests []*request) (sent bool, err e
 	if closeErr := results.Close(); err == nil {
 		err = closeErr
 	}
-	if err != nil && (!told(err) || state(err) == "25006") {
-		q.pool.Reset() // what broke one connection broke the others
+	// A server that ended this connection, or takes no writes any more, is done with the others too. A caller's time that ran
+	// out says nothing about them.
+	if err != nil && ctx.Err() == nil && (conn.Conn().IsClosed() || state(err) == "25006") {
+		q.pool.Reset()
 	}
 	return true, err
 }
