@@ -43,6 +43,7 @@ type store interface {
 	Manifest(ctx context.Context, root ident.Hash) (*manifest.Manifest, error)
 
 	Members() []*recordv1.MemberLease
+	Member(id string) *recordv1.MemberLease
 	Replicas() []*recordv1.Replica
 	Placement() *recordv1.Placement
 	WatchFleet() (<-chan struct{}, func())

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -169,12 +170,18 @@ type proxy struct {
 
 func join(t *testing.T, r *replica, id string) *proxy {
 	t.Helper()
+	return joinAs(t, r, id, id+":8980")
+}
+
+// joinAs is join of a proxy at that address.
+func joinAs(t *testing.T, r *replica, id, address string) *proxy {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	stream, err := controlv1.NewFleetServiceClient(r.conn).Report(ctx, grpc.WaitForReady(true))
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{t: t, member: &configv1.Member{Id: id, Address: id + ":8980"}, stream: stream}
+	p := &proxy{t: t, member: &configv1.Member{Id: id, Address: address}, stream: stream}
 	p.send()
 	first, err := stream.Recv()
 	if err != nil {
@@ -206,6 +213,17 @@ func (p *proxy) send(cells ...*controlv1.CellReport) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.stream.Send(&controlv1.ReportRequest{Member: p.member, Build: "build-1", Ready: true, Cells: cells}) // fails when the stream is gone, as it may be
+}
+
+// leave is a stop in good order.
+func (p *proxy) leave() {
+	p.mu.Lock()
+	p.member = &configv1.Member{Id: p.member.GetId(), Address: p.member.GetAddress(), Draining: true}
+	p.mu.Unlock()
+	p.send()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stream.CloseSend() // fails when the stream is gone
 }
 
 // serve reports that everything of a tree is served.
@@ -252,6 +270,16 @@ func (r *replica) untilMembers(t *testing.T, ids ...string) {
 			return
 		}
 		wait(t, changed, fmt.Sprintf("members %v, have %v", ids, have))
+	}
+}
+
+// untilMember waits until the member of an id is at that address.
+func (r *replica) untilMember(t *testing.T, id, address string) {
+	t.Helper()
+	changed, stop := r.store.WatchFleet()
+	defer stop()
+	for r.store.Member(id).GetMember().GetAddress() != address {
+		wait(t, changed, fmt.Sprintf("%s at %s, have %v", id, address, r.store.Member(id)))
 	}
 }
 
@@ -475,4 +503,51 @@ func TestTheReportOfAnotherInstallationsProxyIsRefused(t *testing.T) {
 			t.Errorf("%s: %v", id, err)
 		}
 	}
+}
+
+// TestTwoProxiesOfOneID has a second take the place of the first and leave in good order. The first, which was told nothing of
+// that, comes back: by the same stream where the second was at another replica, else by a new one.
+func TestTwoProxiesOfOneID(t *testing.T) {
+	for name, elsewhere := range map[string]bool{"at one replica": false, "at two replicas": true} {
+		t.Run(name, func(t *testing.T) {
+			server := etcd(t)
+			said := make(chan struct{}, 100)
+			r := start(t, server, "replica-1", func(c *fleet.Config) { c.Logger = slog.New(errorSignal{slog.DiscardHandler, said}) })
+			other := r
+			if elsewhere {
+				other = start(t, server, "replica-2")
+			}
+			first := join(t, r, "a")
+			r.untilMember(t, "a", "a:8980")
+			second := joinAs(t, other, "a", "b:8980")
+			r.untilMember(t, "a", "b:8980")
+			wait(t, said, "an error tells of it")
+			second.leave()
+			if !elsewhere {
+				for {
+					if _, err := first.stream.Recv(); err != nil {
+						if !strings.Contains(err.Error(), "report anew") {
+							t.Fatalf("the first is told %v", err)
+						}
+						break
+					}
+				}
+				join(t, r, "a")
+			}
+			r.untilMember(t, "a", "a:8980")
+		})
+	}
+}
+
+// errorSignal tells of each error that is logged.
+type errorSignal struct {
+	slog.Handler
+	logged chan<- struct{}
+}
+
+func (errorSignal) Enabled(_ context.Context, level slog.Level) bool { return level >= slog.LevelError }
+
+func (h errorSignal) Handle(context.Context, slog.Record) error {
+	h.logged <- struct{}{}
+	return nil
 }

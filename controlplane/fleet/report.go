@@ -75,7 +75,9 @@ func (f *Fleet) Report(stream controlv1.FleetService_ReportServer) error {
 			if err := stream.Send(r.answer); err != nil {
 				return err
 			}
-			if err := r.lease(stream.Context(), m); err != nil {
+			if err := r.lease(stream.Context(), m); errors.Is(err, errAnew) {
+				return err
+			} else if err != nil {
 				// The proxy serves all the same, and reports again soon.
 				f.log.Warn("a proxy's lease was not prolonged", "proxy", r.report.proxy, "error", err)
 			}
@@ -90,6 +92,7 @@ type registration struct {
 	member *configv1.Member // as it is in the store
 	since  *timestamppb.Timestamp
 	kept   time.Time
+	second bool                      // another proxy has this id, which was said
 	answer *controlv1.ReportResponse // to each message
 
 	keep, release func(context.Context) error
@@ -118,14 +121,24 @@ func (r *registration) take(m *controlv1.ReportRequest) error {
 	return nil
 }
 
-// lease puts the proxy into the store or prolongs its stay.
+// errAnew ends a report of which nothing is known any more here.
+var errAnew = fault.New(fault.Unavailable, fault.Changed, "another proxy had this id and has left: report anew").WithRetry(100 * time.Millisecond)
+
+// lease puts the proxy into the store or prolongs its stay. Of two proxies of one id the one that came later is in the
+// store; the other is again when that one has left.
 func (r *registration) lease(ctx context.Context, m *controlv1.ReportRequest) error {
 	if r.keep != nil && proto.Equal(r.member, m.GetMember()) {
 		if time.Since(r.kept) < r.fleet.cfg.Lease/8 {
 			return nil
 		}
-		err := r.keep(ctx)
-		if err == nil {
+		known := r.fleet.store.Member(r.report.proxy)
+		if r.rival(known) {
+			return nil
+		}
+		if known == nil && !r.fleet.reports.current(r.report) {
+			return errAnew
+		}
+		if known != nil && r.keep(ctx) == nil {
 			r.kept = time.Now()
 			return nil
 		}
@@ -138,6 +151,18 @@ func (r *registration) lease(ctx context.Context, m *controlv1.ReportRequest) er
 	}
 	r.keep, r.release, r.member, r.kept = keep, release, m.GetMember(), time.Now()
 	return nil
+}
+
+// rival reports whether the member in the store is another process, and says so once.
+func (r *registration) rival(known *recordv1.MemberLease) bool {
+	ours, other := r.member.GetAddress(), known.GetMember().GetAddress()
+	there := known != nil && other != ours
+	if there && !r.second {
+		r.fleet.log.Error("two proxies have one id, and the one that came later takes its place: give each its own",
+			"proxy", r.report.proxy, "address", ours, "other", other)
+	}
+	r.second = there
+	return there
 }
 
 // leave takes a proxy out at once that has drained and ended its stream in good order. Any other may come back.

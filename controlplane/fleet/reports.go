@@ -61,6 +61,13 @@ func (r *reports) begin(proxy string) *report {
 	return added
 }
 
+// current reports whether a report is the one that is known of its proxy.
+func (r *reports) current(of *report) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.byProxy[of.proxy] == of
+}
+
 func (r *reports) removeLocked(proxy string) {
 	old, ok := r.byProxy[proxy]
 	if !ok {

@@ -42,6 +42,13 @@ func (s *Store) Members() []*recordv1.MemberLease {
 	})
 }
 
+// Member returns the proxy of that id that is alive, nil when none is.
+func (s *Store) Member(id string) *recordv1.MemberLease {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.fleet.members[s.keys.members()+id]
+}
+
 // Replicas returns the replicas that are alive, by id.
 func (s *Store) Replicas() []*recordv1.Replica {
 	s.mu.Lock()
