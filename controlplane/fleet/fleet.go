@@ -296,12 +296,29 @@ func (f *Fleet) keepReplica(ctx context.Context) {
 	var keep, release func(context.Context) error
 	every := time.NewTicker(f.cfg.Lease / 3)
 	defer every.Stop()
+	second := false // another replica has this id, which was said
 	for {
 		var err error
-		if keep == nil {
+		var known *recordv1.Replica
+		if all := f.store.Replicas(); keep != nil {
+			if i := slices.IndexFunc(all, func(r *recordv1.Replica) bool { return r.GetId() == f.cfg.Replica.GetId() }); i >= 0 {
+				known = all[i]
+			}
+		}
+		switch {
+		case known == nil: // not there yet, or no more: one of the same id has left
 			keep, release, err = f.store.PutReplica(ctx, f.cfg.Replica, f.cfg.Lease)
-		} else if err = keep(ctx); err != nil {
-			keep = nil // whatever became of it, it is put anew
+		case known.GetFleetAddress() != f.cfg.Replica.GetFleetAddress():
+			if !second {
+				f.log.Error("two replicas have one id, and the one that came later takes its place: give each its own",
+					"address", f.cfg.Replica.GetFleetAddress(), "other", known.GetFleetAddress())
+			}
+			second = true
+		default:
+			second = false
+			if err = keep(ctx); err != nil {
+				keep = nil // whatever became of it, it is put anew
+			}
 		}
 		if err != nil && ctx.Err() == nil {
 			f.log.Warn("the replica's lease was not prolonged", "error", err)

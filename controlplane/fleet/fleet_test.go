@@ -539,6 +539,29 @@ func TestTwoProxiesOfOneID(t *testing.T) {
 	}
 }
 
+func TestTwoReplicasOfOneID(t *testing.T) {
+	server := etcd(t)
+	said := make(chan struct{}, 100)
+	r := start(t, server, "replica-1", func(c *fleet.Config) { c.Logger = slog.New(errorSignal{slog.DiscardHandler, said}) })
+	address := r.store.Replicas()[0].GetFleetAddress()
+	until := func(what string, holds func(string) bool) {
+		t.Helper()
+		changed, stop := r.store.WatchFleet()
+		defer stop()
+		for {
+			if all := r.store.Replicas(); len(all) == 1 && holds(all[0].GetFleetAddress()) {
+				return
+			}
+			wait(t, changed, what)
+		}
+	}
+	second := start(t, server, "replica-1")
+	until("the second takes its place", func(now string) bool { return now != address })
+	wait(t, said, "an error tells of it")
+	second.stop()
+	until("the first is known again", func(now string) bool { return now == address })
+}
+
 // errorSignal tells of each error that is logged.
 type errorSignal struct {
 	slog.Handler
