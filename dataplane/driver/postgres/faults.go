@@ -54,6 +54,14 @@ func connectFault(err error) *fault.Fault {
 	return f.WithOutcome(fault.NotApplied)
 }
 
+// denied is the fault of making the schema: a role that may not is told the grant that it lacks.
+func denied(err error, grant string) error {
+	if state(err) == "42501" {
+		return down(err, "the backend denies the proxy's role to make the tables of Prism; grant it "+grant+", or make them with another role")
+	}
+	return err
+}
+
 // told reports whether the server said that it undid the transaction: an error that leaves the connection open.
 func told(err error) bool {
 	e, ok := errors.AsType[*pgconn.PgError](err)
@@ -101,7 +109,7 @@ func classify(err error) *fault.Fault {
 	case "3D000":
 		return down(err, "the backend has no such database")
 	case "42501":
-		return down(err, "the backend denies the proxy the operation; its role must be able to make the schema, or somebody else must have made it")
+		return down(err, "the backend denies the proxy's role the operation; grant it USAGE on the schema and SELECT, INSERT, UPDATE and DELETE on its tables")
 	case "25000":
 		return down(err, "the backend's transactions are not read committed; set default_transaction_isolation")
 	case "3F000", "42P01", "42883", "42703":

@@ -51,9 +51,9 @@ func newTexts(schema string) *texts {
 		partsOf:   in("SELECT large FROM {s}.unfinished WHERE touched = 0 LIMIT 1 FOR UPDATE SKIP LOCKED"),
 		dropPart:  in("DELETE FROM {s}.part WHERE large = $1 AND number IN (SELECT number FROM {s}.part WHERE large = $1 LIMIT $2)"),
 		dropLarge: in("DELETE FROM {s}.unfinished WHERE large = $1"),
-		begin:     in("INSERT INTO {s}.unfinished VALUES ($1, $2)"),
+		begin:     in("INSERT INTO {s}.unfinished VALUES ($1, $2) ON CONFLICT DO NOTHING"),
 		part: in(`WITH known AS (UPDATE {s}.unfinished SET touched = $2 WHERE large = $1 AND touched > 0 RETURNING large)
-			INSERT INTO {s}.part SELECT large, $3, $4, $5 FROM known`),
+			INSERT INTO {s}.part SELECT large, $3, $4, $5 FROM known ON CONFLICT (large, number) DO UPDATE SET data = EXCLUDED.data`),
 		giveUp:   in("UPDATE {s}.unfinished SET touched = 0 WHERE large = $1"),
 		readPart: in("SELECT sum, data FROM {s}.part WHERE large = $1 AND number = $2"),
 		scan:     map[scanKind]string{},

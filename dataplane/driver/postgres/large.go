@@ -44,7 +44,7 @@ func (i *Instance) ReadValue(ctx context.Context, space driver.Space, name drive
 		v.ReadCloser = io.NopCloser(bytes.NewReader(it.Value[min(offset, v.Size):]))
 		return v, nil
 	}
-	v.ReadCloser = &reader{ctx: ctx, i: i, large: it.large, at: min(offset, v.Size), size: v.Size}
+	v.ReadCloser = &reader{ctx: ctx, i: i, space: space, name: name, large: it.large, at: min(offset, v.Size), size: v.Size}
 	return v, nil
 }
 
@@ -52,6 +52,8 @@ func (i *Instance) ReadValue(ctx context.Context, space driver.Space, name drive
 type reader struct {
 	ctx      context.Context
 	i        *Instance
+	space    driver.Space
+	name     driver.Name
 	large    []byte
 	at, size uint64
 	rest     []byte // of the part that at is in
@@ -85,17 +87,33 @@ func (r *reader) next() error {
 		}
 		return nil
 	}}
-	if f := r.i.longReads.do(r.ctx, q); f != nil {
+	if f := r.i.long.do(r.ctx, q); f != nil {
 		return r.i.failed(f)
 	}
 	switch {
 	case !found:
-		return fault.New(fault.Conflict, fault.VersionMismatch, "the value was replaced while it was read").WithOutcome(fault.NotApplied)
+		return r.missing()
 	case uint64(sum) != xxhash.Sum64(data), uint64(len(data)) != min(partBytes, r.size-r.at/partBytes*partBytes):
-		return fault.New(fault.DataLoss, fault.Checksum, "the stored value is damaged")
+		return damaged()
 	}
 	r.rest = data[r.at%partBytes:]
 	return nil
+}
+
+// missing is the fault of a part that is not there: the value was replaced, or it is damaged.
+func (r *reader) missing() error {
+	l := r.i.lookUp(r.space, r.name, true)
+	if f := r.i.reads.do(r.ctx, &l.request); f != nil {
+		return r.i.failed(f)
+	}
+	if l.found && bytes.Equal(l.item.large, r.large) {
+		return damaged()
+	}
+	return fault.New(fault.Conflict, fault.VersionMismatch, "the value was replaced while it was read").WithOutcome(fault.NotApplied)
+}
+
+func damaged() error {
+	return fault.New(fault.DataLoss, fault.Checksum, "the stored value is damaged")
 }
 
 // Close frees nothing: no statement is open between two parts.
@@ -162,7 +180,7 @@ func (i *Instance) writeParts(ctx context.Context, value *large, part []byte, r 
 	return nil
 }
 
-// exec performs a statement that changes no item and says how many rows it changed.
+// exec performs a statement that changes no item, and may be sent twice, and says how many rows it changed.
 func (i *Instance) exec(ctx context.Context, text string, args ...any) (n int64, f *fault.Fault) {
 	r := &request{text: text, args: args}
 	r.read = func(rows pgx.Rows) error {
@@ -170,7 +188,7 @@ func (i *Instance) exec(ctx context.Context, text string, args ...any) (n int64,
 		n = rows.CommandTag().RowsAffected()
 		return nil
 	}
-	f = i.writes.do(ctx, r)
+	f = i.long.do(ctx, r)
 	return n, f
 }
 

@@ -99,6 +99,10 @@ func (postgresDriver) Open(cfg driver.Config) (driver.Instance, error) {
 	if err != nil {
 		return nil, err
 	}
+	broke := &moment{}
+	pool.ShouldPing = func(_ context.Context, c pgxpool.ShouldPingParams) bool {
+		return c.IdleDuration > time.Second || broke.after(c.IdleDuration)
+	}
 	i := &Instance{
 		schema: s.schema, now: cfg.Now, versions: driver.NewVersions(), texts: newTexts(s.schema), setup: make(chan struct{}, 1),
 	}
@@ -113,9 +117,9 @@ func (postgresDriver) Open(cfg driver.Config) (driver.Instance, error) {
 		return nil, fmt.Errorf("backend %s: %w", cfg.Name, err)
 	}
 	lines := max(1, int(pool.MaxConns)*3/8)
-	i.reads, i.writes = newQueue(ctx, i.pool, lines, maxBatch, true), newQueue(ctx, i.pool, lines, maxBatch, false)
+	i.reads, i.writes = newQueue(ctx, i.pool, broke, lines, maxBatch, true), newQueue(ctx, i.pool, broke, lines, maxBatch, false)
 	// What may be long goes beside them, so that short answers do not wait behind it.
-	i.longReads = newQueue(ctx, i.pool, max(1, int(pool.MaxConns)-2*lines), 1, true)
+	i.long = newQueue(ctx, i.pool, broke, max(1, int(pool.MaxConns)-2*lines), 1, true)
 	i.running.Go(func() { i.sweeper(ctx, s.sweep) })
 	return i, nil
 }
@@ -219,14 +223,14 @@ func writable(ctx context.Context, conn *pgconn.PgConn) error {
 
 // Instance is one open database.
 type Instance struct {
-	schema    string
-	now       func() time.Time
-	versions  *driver.Versions
-	texts     *texts
-	pool      *pgxpool.Pool
-	reads     *queue
-	writes    *queue
-	longReads *queue // of scans, lists and parts
+	schema   string
+	now      func() time.Time
+	versions *driver.Versions
+	texts    *texts
+	pool     *pgxpool.Pool
+	reads    *queue
+	writes   *queue
+	long     *queue // of scans, lists and parts
 
 	setup chan struct{} // held by who prepares
 	ready atomic.Bool   // the schema is there
@@ -249,7 +253,7 @@ func (i *Instance) Close() error {
 		i.cancel()
 		<-i.reads.stopped
 		<-i.writes.stopped
-		<-i.longReads.stopped
+		<-i.long.stopped
 		i.running.Wait()
 		i.pool.Close()
 	})

@@ -28,13 +28,14 @@ const (
 // queue gives statements to lines. A line is a goroutine that takes what waits, sends it as one pipeline, which is one
 // transaction, and hands out the answers. Callers wait only as long as their context allows.
 type queue struct {
-	pool    *pgxpool.Pool
-	most    int  // statements in one batch
-	reads   bool // a broken connection is no reason not to try again
-	waiting chan *request
-	stop    <-chan struct{}
-	ctx     context.Context // ends when the lines are to end
-	stopped chan struct{}   // closed when no line runs any more
+	pool       *pgxpool.Pool
+	broke      *moment
+	most       int  // statements in one batch
+	repeatable bool // doing one twice does no more, so a broken connection is no reason not to try again
+	waiting    chan *request
+	stop       <-chan struct{}
+	ctx        context.Context // ends when the lines are to end
+	stopped    chan struct{}   // closed when no line runs any more
 }
 
 // request is one statement on its way. Its caller looks at what read left only when it is done.
@@ -57,8 +58,11 @@ const (
 	abandoned
 )
 
-func newQueue(ctx context.Context, pool *pgxpool.Pool, lines, most int, reads bool) *queue {
-	q := &queue{pool: pool, most: most, reads: reads, waiting: make(chan *request, maxQueued), stop: ctx.Done(), ctx: ctx, stopped: make(chan struct{})}
+func newQueue(ctx context.Context, pool *pgxpool.Pool, broke *moment, lines, most int, repeatable bool) *queue {
+	q := &queue{
+		pool: pool, broke: broke, most: most, repeatable: repeatable,
+		waiting: make(chan *request, maxQueued), stop: ctx.Done(), ctx: ctx, stopped: make(chan struct{}),
+	}
 	var running sync.WaitGroup
 	for range lines {
 		running.Go(q.line)
@@ -192,7 +196,7 @@ func (q *queue) perform(batch []*request) {
 	var sent bool
 	for range maxTries {
 		sent, err = q.send(ctx, batch)
-		if err == nil || ctx.Err() != nil || !(again(err) || (q.reads && sent && !told(err))) {
+		if err == nil || ctx.Err() != nil || !(again(err) || (q.repeatable && sent && !told(err))) {
 			break
 		}
 	}
@@ -251,10 +255,22 @@ func (q *queue) send(ctx context.Context, requests []*request) (sent bool, err e
 	if closeErr := results.Close(); err == nil {
 		err = closeErr
 	}
-	// A server that ended this connection, or takes no writes any more, is done with the others too. A caller's time that ran
-	// out says nothing about them.
-	if err != nil && ctx.Err() == nil && (conn.Conn().IsClosed() || state(err) == "25006") {
-		q.pool.Reset()
+	switch {
+	case err == nil:
+	case state(err) == "25006":
+		q.pool.Reset() // a server that takes no writes any more is of no use to the other connections either
+	case ctx.Err() == nil && conn.Conn().IsClosed():
+		q.broke.now() // the others may be broken too; a caller's time that ran out says nothing about them
 	}
 	return true, err
+}
+
+// moment is when a connection last broke. One that has not been used since is asked whether it lives before it is.
+type moment struct{ nanos atomic.Int64 }
+
+func (m *moment) now() { m.nanos.Store(time.Now().UnixNano()) }
+
+// after reports whether it was after a connection was last used.
+func (m *moment) after(idle time.Duration) bool {
+	return time.Now().Add(-idle).UnixNano() <= m.nanos.Load()
 }

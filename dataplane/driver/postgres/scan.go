@@ -77,7 +77,7 @@ func (i *Instance) Scan(ctx context.Context, space driver.Space, r driver.Range)
 		}
 		return nil
 	}
-	if f := i.longReads.do(ctx, q); f != nil {
+	if f := i.long.do(ctx, q); f != nil {
 		return nil, false, i.failed(f)
 	}
 	return items, more, nil
@@ -100,7 +100,7 @@ func (i *Instance) ListIDs(ctx context.Context, space driver.Space, cursor []byt
 		}
 		return nil
 	}
-	if f := i.longReads.do(ctx, q); f != nil {
+	if f := i.long.do(ctx, q); f != nil {
 		return nil, nil, i.failed(f)
 	}
 	if len(ids) == limit {

@@ -90,12 +90,12 @@ func (i *Instance) makeSchema(ctx context.Context, conn *pgx.Conn) error {
 	}
 	if !there { // CREATE SCHEMA IF NOT EXISTS needs the right to make it also when it exists
 		if _, err := tx.Exec(ctx, "CREATE SCHEMA "+name); err != nil {
-			return err
+			return denied(err, "CREATE on the database")
 		}
 	}
 	text := strings.Join(steps[version:], "") + fmt.Sprintf("DELETE FROM %s.format; INSERT INTO %s.format VALUES (%d);", name, name, len(steps))
 	if _, err := conn.PgConn().Exec(ctx, text).ReadAll(); err != nil {
-		return err
+		return denied(err, "USAGE and CREATE on the schema")
 	}
 	return tx.Commit(ctx)
 }
