@@ -153,7 +153,11 @@ func (r *prism) awaitReady(ctx context.Context, program Program, died <-chan err
 			r.show(program.Name, "ready at "+program.Address)
 			return nil
 		}
-		r.show(program.Name, reason)
+		if reason == silent {
+			r.show(program.Name, "starting")
+		} else {
+			r.show(program.Name, reason)
+		}
 		select {
 		case ended := <-died:
 			return fmt.Errorf("%s; its log %s ends:\n%s", supervisor.Describe(ended), program.Log, tail(program.Log, 10))
@@ -170,6 +174,9 @@ func (r *prism) show(name, text string) {
 	r.progress.Show(name, text)
 }
 
+// silent is the reason of a program that is not asked with success: at first it has not begun to listen.
+const silent = "does not answer"
+
 // readiness asks a program whether it is ready; empty when it is, else why not.
 func readiness(ctx context.Context, address string) string {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
@@ -180,7 +187,7 @@ func readiness(ctx context.Context, address string) string {
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return "does not answer"
+		return silent
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode == http.StatusOK {

@@ -25,16 +25,23 @@ import (
 
 func (c *Commands) status() *cobra.Command {
 	var watch bool
+	var wait waitLimit
 	cmd := &cobra.Command{
 		Use:   "status NAME",
 		Short: "Show how far a namespace is live on each owner",
 		Long: `Show how far a namespace is live on each owner.
 
-The exit code is 0 when it is live, which is when every owner serves it, and 3 when it is not.`,
-		Example:           "  prismctl namespace status user-profiles\n  prismctl namespace status user-profiles --watch",
+The exit code is 0 when it is live, which is when every owner serves it, and 3 when it is not. With --wait it is 3 only when
+it was not live within --wait-for.`,
+		Example:           "  prismctl namespace status user-profiles\n  prismctl namespace status user-profiles --wait --wait-for 5m\n  prismctl namespace status user-profiles --watch",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: c.target.Complete(Names),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if wait.on {
+				if err := c.awaitLive(cmd.Context(), wait.duration, args[0]); err != nil {
+					return err
+				}
+			}
 			if watch {
 				return c.target.WithoutLimit(cmd.Context(), func(ctx context.Context, control *client.Control) error {
 					return c.follow(ctx, control, c.term.Progress(), args[0], 0)
@@ -54,7 +61,33 @@ The exit code is 0 when it is live, which is when every owner serves it, and 3 w
 		},
 	}
 	cmd.Flags().BoolVar(&watch, "watch", false, "go on showing changes until interrupted")
+	cmd.Flags().BoolVar(&wait.on, "wait", false, "wait until it is live")
+	terminal.DurationVar(cmd.Flags(), &wait.duration, "wait-for", 2*time.Minute, "how long to wait at most")
+	cmd.MarkFlagsMutuallyExclusive("watch", "wait")
 	return cmd
+}
+
+// awaitLive shows how far a namespace is until it is live, or the time is over; its status is the last word about that.
+func (c *Commands) awaitLive(ctx context.Context, limit time.Duration, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	progress := c.term.Progress()
+	return c.target.WithoutLimit(ctx, func(ctx context.Context, control *client.Control) error {
+		stream, err := control.Namespaces.WatchNamespaceStatus(ctx, &controlv1.WatchNamespaceStatusRequest{Namespace: name})
+		for err == nil {
+			var resp *controlv1.WatchNamespaceStatusResponse
+			if resp, err = stream.Recv(); err == nil {
+				if resp.GetStatus().GetLive() {
+					return nil
+				}
+				progress.Show(name, summary(resp.GetStatus()))
+			}
+		}
+		if ctx.Err() != nil || errors.Is(err, io.EOF) {
+			return nil
+		}
+		return err
+	})
 }
 
 func (c *Commands) history() *cobra.Command {
