@@ -408,12 +408,18 @@ func TestTimeRunsOut(t *testing.T) {
 	if err := is(short(), fault.DeadlineExceeded, fault.Pool, fault.NotApplied); err != nil {
 		t.Errorf("while it waits for a connection: %v", err)
 	}
+	ctx, leave := context.WithCancel(t.Context())
+	time.AfterFunc(100*time.Millisecond, leave)
+	_, err = i.Write(ctx, "s", w)
+	if err := is(err, fault.Cancelled, fault.Client, fault.NotApplied); err != nil {
+		t.Errorf("given up while it waits for a connection: %v", err)
+	}
 	giveUp()
 	if err := is(<-read, fault.Cancelled, fault.Client, ""); err != nil {
 		t.Errorf("a read that was given up: %v", err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
-	defer cancel()
+	ctx, leave = context.WithTimeout(t.Context(), 3*time.Second)
+	defer leave()
 	_, err = other.Write(ctx, "s", w)
 	if err := is(err, fault.DeadlineExceeded, fault.Backend, fault.OutcomeUnknown); err != nil {
 		t.Errorf("when it was sent: %v", err)
