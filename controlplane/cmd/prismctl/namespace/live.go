@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
 
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/target"
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/terminal"
@@ -73,17 +74,15 @@ func (c *Commands) awaitLive(ctx context.Context, limit time.Duration, name stri
 	defer cancel()
 	progress := c.term.Progress()
 	return c.target.WithoutLimit(ctx, func(ctx context.Context, control *client.Control) error {
-		stream, err := control.Namespaces.WatchNamespaceStatus(ctx, &controlv1.WatchNamespaceStatusRequest{Namespace: name})
-		for err == nil {
-			var resp *controlv1.WatchNamespaceStatusResponse
-			if resp, err = stream.Recv(); err == nil {
-				if resp.GetStatus().GetLive() {
-					return nil
-				}
+		err := target.Follow(ctx, func(ctx context.Context) (grpc.ServerStreamingClient[controlv1.WatchNamespaceStatusResponse], error) {
+			return control.Namespaces.WatchNamespaceStatus(ctx, &controlv1.WatchNamespaceStatusRequest{Namespace: name})
+		}, func(resp *controlv1.WatchNamespaceStatusResponse) (bool, error) {
+			if !resp.GetStatus().GetLive() {
 				progress.Show(name, summary(resp.GetStatus()))
 			}
-		}
-		if ctx.Err() != nil || errors.Is(err, io.EOF) {
+			return resp.GetStatus().GetLive(), nil
+		})
+		if ctx.Err() != nil {
 			return nil
 		}
 		return err
@@ -199,6 +198,9 @@ func (c *Commands) waitLive(ctx context.Context, limit waitLimit, snapshot uint6
 	if context.Cause(ctx) == errTooLong {
 		return terminal.NotLivef("the change is recorded, but not every owner of %s served it within %v (--wait-for)\n  see what is in the way with: prismctl namespace status %s", waiting, limit.duration, names[0])
 	}
+	if f, ok := errors.AsType[*fault.Fault](err); ok && f.Code == fault.Unavailable {
+		return terminal.NotLivef("the change is recorded, and nobody tells how far it is: %w", err)
+	}
 	if err == nil && ctx.Err() != nil {
 		return terminal.NotLivef("the change is recorded; it was not waited until every owner of %s served it", waiting)
 	}
@@ -242,38 +244,34 @@ var errTooLong = errors.New("waited too long")
 // released waits until a snapshot's release has ended, or has come to every owner and waits to be confirmed. It returns
 // an error when something of the namespaces was taken back. seen is called when there is a release.
 func (c *Commands) released(ctx context.Context, control *client.Control, progress *terminal.Progress, snapshot uint64, names []string, seen func()) error {
-	stream, err := control.Admin.WatchRelease(ctx, &adminv1.WatchReleaseRequest{Snapshot: snapshot})
-	if err != nil {
-		return err
-	}
-	for {
-		resp, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if f := faultgrpc.FromStatus(err); f != nil {
-			if f.Code == fault.NotFound || f.Code == fault.Unimplemented || ctx.Err() != nil {
-				return nil // it went to all owners at once, or the person ended it
-			}
-			return err
-		}
+	err := target.Follow(ctx, func(ctx context.Context) (grpc.ServerStreamingClient[adminv1.WatchReleaseResponse], error) {
+		return control.Admin.WatchRelease(ctx, &adminv1.WatchReleaseRequest{Snapshot: snapshot})
+	}, func(resp *adminv1.WatchReleaseResponse) (bool, error) {
 		seen()
 		r := resp.GetRelease()
 		progress.Show(fmt.Sprintf("release %d", snapshot), terminal.ReleaseLine(r))
 		for _, t := range r.GetTakenBack() {
 			if name, ok := strings.CutPrefix(t.GetName(), "ns/"); ok && slices.Contains(names, name) {
-				return takenBack("namespace "+name, t.GetWhy())
+				return true, takenBack("namespace "+name, t.GetWhy())
 			}
 		}
 		switch r.GetState() {
 		case configv1.ReleaseState_RELEASE_STATE_ROLLED_BACK, configv1.ReleaseState_RELEASE_STATE_ABORTED:
-			return takenBack(fmt.Sprintf("release %d", snapshot), &configv1.TakenBack{Snapshot: snapshot, Reason: r.GetReason()})
+			return true, takenBack(fmt.Sprintf("release %d", snapshot), &configv1.TakenBack{Snapshot: snapshot, Reason: r.GetReason()})
 		}
 		if r.GetConfirmBy() != nil && r.GetEndedAt() == nil && int(r.GetWave()) == release.WaveAll {
 			c.term.Note("confirm it by %s with: prismctl release confirm %d", terminal.Time(r.GetConfirmBy()), snapshot)
-			return nil
+			return true, nil
 		}
+		return false, nil
+	})
+	if _, told := errors.AsType[terminal.NotLive](err); told || err == nil {
+		return err
 	}
+	if f := faultgrpc.FromStatus(err); f.Code == fault.NotFound || f.Code == fault.Unimplemented || ctx.Err() != nil {
+		return nil // it went to all owners at once, or the person ended it
+	}
+	return err
 }
 
 // takenBack is the error of a change that its release took back.
@@ -295,27 +293,20 @@ func takenBack(what string, t *configv1.TakenBack) error {
 
 // follow shows a namespace's status until the server ends the stream: when the snapshot is served by every owner.
 func (c *Commands) follow(ctx context.Context, control *client.Control, progress *terminal.Progress, name string, until uint64) error {
-	stream, err := control.Namespaces.WatchNamespaceStatus(ctx, &controlv1.WatchNamespaceStatusRequest{Namespace: name, UntilSnapshot: until})
-	if err != nil {
-		return err
-	}
-	for {
-		resp, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if f := faultgrpc.FromStatus(err); f != nil {
-			if f.Code == fault.Cancelled && ctx.Err() != nil {
-				return nil // the person ended it
-			}
-			return err
-		}
+	err := target.Follow(ctx, func(ctx context.Context) (grpc.ServerStreamingClient[controlv1.WatchNamespaceStatusResponse], error) {
+		return control.Namespaces.WatchNamespaceStatus(ctx, &controlv1.WatchNamespaceStatusRequest{Namespace: name, UntilSnapshot: until})
+	}, func(resp *controlv1.WatchNamespaceStatusResponse) (bool, error) {
 		status := resp.GetStatus()
 		progress.Show(name, summary(status))
 		if t := status.GetTakenBack(); until > 0 && t.GetSnapshot() >= until {
-			return takenBack("namespace "+name, t)
+			return true, takenBack("namespace "+name, t)
 		}
+		return false, nil
+	})
+	if _, told := errors.AsType[terminal.NotLive](err); !told && ctx.Err() != nil {
+		return nil // the person ended it
 	}
+	return err
 }
 
 // summary says in one line how far a namespace is live.

@@ -2,22 +2,21 @@
 package release
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
 
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/target"
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/terminal"
 	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	"github.com/prism-gateway/prism/shared/client"
-	"github.com/prism-gateway/prism/shared/fault"
-	"github.com/prism-gateway/prism/shared/fault/faultgrpc"
 )
 
 // Commands are the commands and what they share.
@@ -190,26 +189,22 @@ The exit code is 0 only when every owner was given all of it, and 3 when the rel
 
 // follow shows a release until it has ended, and returns an error when it has not come to every owner.
 func (c *Commands) follow(ctx context.Context, control *client.Control, snapshot uint64) error {
-	stream, err := control.Admin.WatchRelease(ctx, &adminv1.WatchReleaseRequest{Snapshot: snapshot})
-	if err != nil {
-		return err
-	}
 	progress := c.term.Progress()
 	var last *adminv1.Release
-	for {
-		resp, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return c.end(last)
-		}
-		if f := faultgrpc.FromStatus(err); f != nil {
-			if f.Code == fault.Cancelled && ctx.Err() != nil {
-				return terminal.NotLivef("release %d was not watched to its end", last.GetSnapshot())
-			}
-			return err
-		}
+	err := target.Follow(ctx, func(ctx context.Context) (grpc.ServerStreamingClient[adminv1.WatchReleaseResponse], error) {
+		return control.Admin.WatchRelease(ctx, &adminv1.WatchReleaseRequest{Snapshot: cmp.Or(last.GetSnapshot(), snapshot)})
+	}, func(resp *adminv1.WatchReleaseResponse) (bool, error) {
 		last = resp.GetRelease()
 		progress.Show(fmt.Sprintf("release %d", last.GetSnapshot()), terminal.ReleaseLine(last))
+		return false, nil
+	})
+	switch {
+	case err == nil:
+		return c.end(last)
+	case ctx.Err() != nil:
+		return terminal.NotLivef("release %d was not watched to its end", last.GetSnapshot())
 	}
+	return err
 }
 
 // end prints a release that has ended.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -34,6 +35,7 @@ type peer struct {
 	address string
 	asked   []proto.Message // by a single caller, so no lock
 	items   map[string]*datav1.Item
+	streams atomic.Int32 // of at-one-that-stops
 }
 
 // serve runs the peer on a loopback port until the test ends.
@@ -166,7 +168,16 @@ func (p *peer) WatchNamespaceStatus(req *controlv1.WatchNamespaceStatusRequest, 
 	if told {
 		return err
 	}
-	for serving := range 3 {
+	from := 0
+	if req.GetNamespace() == "at-one-that-stops" {
+		if from = int(p.streams.Add(1)); from == 1 {
+			if err := stream.Send(&controlv1.WatchNamespaceStatusResponse{Status: liveness(from)}); err != nil {
+				return err
+			}
+			return fault.New(fault.Unavailable, fault.Draining, "this replica is stopping")
+		}
+	}
+	for serving := from; serving < 3; serving++ {
 		if err := stream.Send(&controlv1.WatchNamespaceStatusResponse{Status: liveness(serving)}); err != nil {
 			return err
 		}
