@@ -62,10 +62,6 @@ func TestConformance(t *testing.T) {
 	conformance.Run(t, backend(t, postgresserver.Start(t, postgresserver.Options{})))
 }
 
-func Benchmark(b *testing.B) {
-	conformance.Bench(b, backend(b, postgresserver.Start(b, postgresserver.Options{Keep: true})))
-}
-
 // TestIsolation refuses writes where a transaction would judge by what is no longer true, and sees to it that none does
 // where it can.
 func TestIsolation(t *testing.T) {
