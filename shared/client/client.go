@@ -2,8 +2,8 @@
 // control plane.
 //
 // A call is repeated only when that is safe: a read; a write that the answer calls not applied, or that never left this
-// process; a write with an idempotency token. A write whose outcome is unknown is not repeated, not even an unconditional
-// Put: another caller may have written in between, and the late repeat would undo that without anyone noticing. Repeats
+// process; a write with an idempotency token, which the client gives it where the namespace takes them. Without one a write
+// whose outcome is unknown is not repeated, not even an unconditional Put: another caller may have written in between, and the late repeat would undo that without anyone noticing. Repeats
 // go to the next endpoint, wait with jitter, honour RetryInfo, and are bounded by a budget, so that they cannot make an
 // overload worse.
 //
@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
 
 	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
 	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
@@ -34,6 +35,10 @@ type Config struct {
 	Owners Owners
 	// Credentials secure the connections; nil sends plain text.
 	Credentials credentials.TransportCredentials
+	// NoTokens leaves writes without idempotency tokens unless the caller gives one. Otherwise each write to a namespace that
+	// offers keyvalue.idempotency gets one of its own, so that it is repeated when its outcome is unknown and still done once;
+	// for that the client asks each namespace every five minutes what it offers.
+	NoTokens bool
 	// Attempts is how often one call is tried at most; 0 means 4.
 	Attempts int
 	// MaxBackoff is the longest wait between two attempts; 0 means 2 s.
@@ -50,11 +55,18 @@ type Client struct {
 	router *router
 }
 
+// alive has a proxy that is gone without a word noticed by the calls that wait for it. Proxies allow a question every 10 s.
+var alive = keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 5 * time.Second}
+
 // Dial makes a client. It connects when it is first used. The caller closes it.
 func Dial(cfg Config) (*Client, error) {
+	cfg.Options = append([]grpc.DialOption{grpc.WithKeepaliveParams(alive)}, cfg.Options...)
 	r, err := newRouter(cfg)
 	if err != nil {
 		return nil, err
+	}
+	if !cfg.NoTokens {
+		r.tokens = &tokens{}
 	}
 	return &Client{KeyValue: datav1.NewKeyValueClient(r), router: r}, nil
 }

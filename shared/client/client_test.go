@@ -223,6 +223,50 @@ func TestARepeatDoesNotComeBeforeItIsWanted(t *testing.T) {
 	})
 }
 
+// TestTheLastAnswerCountsWhenTheTimeIsOver has a repeat outlive the caller's patience.
+func TestTheLastAnswerCountsWhenTheTimeIsOver(t *testing.T) {
+	for name, tc := range map[string]struct {
+		call func(context.Context, datav1.KeyValueClient) error
+		want fault.Code
+	}{
+		"of a read": {func(ctx context.Context, kv datav1.KeyValueClient) error {
+			_, err := kv.Get(ctx, &datav1.GetRequest{Namespace: "abc"})
+			return err
+		}, fault.Unavailable},
+		"but not of a write, which may have been done since": {func(ctx context.Context, kv datav1.KeyValueClient) error {
+			_, err := kv.Put(ctx, &datav1.PutRequest{Namespace: "abc"})
+			return err
+		}, fault.DeadlineExceeded},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := &proxy{fails: []error{fault.New(fault.Unavailable, fault.StoreDown, "the store does not answer").WithOutcome(fault.NotApplied)}}
+				l := bufconn.Listen(1 << 16)
+				s := grpc.NewServer(grpc.ChainUnaryInterceptor(faultgrpc.Unary(slog.New(slog.DiscardHandler)),
+					func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+						if p.count() > 0 {
+							<-ctx.Done()
+						}
+						return next(ctx, req)
+					}))
+				datav1.RegisterKeyValueServer(s, p)
+				var serving sync.WaitGroup
+				serving.Go(func() { _ = s.Serve(l) })
+				defer serving.Wait()
+				defer s.Stop()
+				c := dial(t, client.Config{Endpoints: []string{"127.0.0.1:1"}, Options: []grpc.DialOption{
+					grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }),
+				}})
+				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+				defer cancel()
+				if err := tc.call(ctx, c.KeyValue); faultgrpc.FromStatus(err).Code != tc.want {
+					t.Errorf("got %v, want %v", err, tc.want)
+				}
+			})
+		})
+	}
+}
+
 func TestRepeatsAreBoundedByABudget(t *testing.T) {
 	down := fault.New(fault.Unavailable, fault.BackendDown, "down")
 	var fails []error

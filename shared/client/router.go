@@ -20,6 +20,7 @@ import (
 type router struct {
 	cfg    Config
 	owners *ownerCache // nil: any proxy takes any call
+	tokens *tokens     // nil: writes get none by themselves
 	budget *budget
 	turn   atomic.Uint32 // spreads calls over the endpoints
 
@@ -33,15 +34,29 @@ var errClosed = status.Error(codes.Canceled, "the client is closed")
 
 // Invoke does one unary call, on as many endpoints as it takes and as is safe.
 func (r *router) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
+	if r.tokens != nil {
+		if with, own := r.tokens.give(ctx, r, args); own {
+			if err := r.invoke(ctx, method, with, reply, opts); !r.tokens.refused(namespaceOf(args), err) {
+				return err
+			}
+		}
+	}
+	return r.invoke(ctx, method, args, reply, opts)
+}
+
+func (r *router) invoke(ctx context.Context, method string, args, reply any, opts []grpc.CallOption) error {
 	namespace := namespaceOf(args)
 	endpoints := r.route(ctx, namespace)
 	var err error
 	for attempt := range r.cfg.Attempts {
-		address := endpoints[attempt%len(endpoints)]
+		address, former := endpoints[attempt%len(endpoints)], err
 		var sent bool
 		if sent, err = r.try(ctx, address, method, args, reply, opts); err == nil {
 			r.budget.earn()
 			return nil
+		}
+		if former != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) && (!sent || isRead(method)) {
+			return former // what was answered says more than that the time is over
 		}
 		if moved(err) {
 			r.owners.forget(namespace)

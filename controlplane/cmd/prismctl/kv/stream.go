@@ -3,27 +3,18 @@ package kv
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"encoding/base64"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/terminal"
 	datav1 "github.com/prism-gateway/prism/protos/prism/data/v1"
 	"github.com/prism-gateway/prism/shared/client"
-	"github.com/prism-gateway/prism/shared/fault/faultgrpc"
 )
-
-// chunkBytes is how much of a large value one message carries.
-const chunkBytes = 256 << 10
 
 func (c *Commands) readValue() *cobra.Command {
 	var offset uint64
@@ -38,24 +29,16 @@ func (c *Commands) readValue() *cobra.Command {
 				return err
 			}
 			return c.target.DataWithoutLimit(cmd.Context(), func(ctx context.Context, data *client.Client) error {
-				stream, err := data.KeyValue.ReadValue(ctx, &datav1.ReadValueRequest{Namespace: args[0], Id: id, Key: key, Offset: offset})
+				value, err := data.ReadValue(ctx, &datav1.ReadValueRequest{Namespace: args[0], Id: id, Key: key, Offset: offset})
 				if err != nil {
 					return err
 				}
-				for first := true; ; first = false {
-					in, err := stream.Recv()
-					switch {
-					case errors.Is(err, io.EOF) && !first:
-						return nil
-					case err != nil:
-						return err
-					case first && in.GetItem() == nil:
-						return fmt.Errorf("%s has no item %s", args[0], strings.Join(args[1:], " "))
-					}
-					if _, err := c.term.Out.Write(in.GetChunk()); err != nil {
-						return err
-					}
+				if value == nil {
+					return fmt.Errorf("%s has no item %s", args[0], strings.Join(args[1:], " "))
 				}
+				defer value.Close()
+				_, err = io.Copy(c.term.Out, value)
+				return err
 			})
 		},
 	}
@@ -91,7 +74,7 @@ func (c *Commands) writeValue() *cobra.Command {
 				in = file
 			}
 			return c.target.DataWithoutLimit(cmd.Context(), func(ctx context.Context, data *client.Client) error {
-				resp, err := send(ctx, data.KeyValue, put, in)
+				resp, err := data.WriteValue(ctx, put, in)
 				if err != nil {
 					return err
 				}
@@ -105,36 +88,6 @@ func (c *Commands) writeValue() *cobra.Command {
 	conditionFlags(cmd, &ifAbsent, &ifPresent, &ifVersion)
 	return cmd
 }
-
-// send writes a value in chunks, with its checksum at the end.
-func send(ctx context.Context, kv datav1.KeyValueClient, put *datav1.PutRequest, in io.Reader) (*datav1.WriteValueResponse, error) {
-	stream, err := kv.WriteValue(ctx)
-	if err != nil {
-		return nil, err
-	}
-	sum, chunk := sha256.New(), make([]byte, chunkBytes)
-	out := &datav1.WriteValueRequest{Put: put}
-	for {
-		n, err := io.ReadFull(in, chunk)
-		ended := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
-		if err != nil && !ended {
-			return nil, err
-		}
-		sum.Write(chunk[:n])
-		if out.Chunk = chunk[:n]; ended {
-			out.Sha256 = sum.Sum(nil)
-		}
-		if err := stream.Send(out); err != nil && !errors.Is(err, io.EOF) { // at EOF the answer tells why
-			return nil, err
-		} else if ended || err != nil {
-			return stream.CloseAndRecv()
-		}
-		out = &datav1.WriteValueRequest{}
-	}
-}
-
-// watchPause is how long a watch that was ended waits before it goes on.
-const watchPause = 200 * time.Millisecond
 
 func (c *Commands) watch() *cobra.Command {
 	var prefix, after string
@@ -158,52 +111,21 @@ the last change. RESYNC says that changes may have been missed: read again what 
 				return terminal.Misusef("--after %q is not base64", after)
 			}
 			return c.target.DataWithoutLimit(cmd.Context(), func(ctx context.Context, data *client.Client) error {
-				for {
-					err := c.follow(ctx, data.KeyValue, req)
-					if ctx.Err() != nil {
-						return nil // as asked
-					}
-					if status.Code(err) != codes.Unavailable {
+				for e, err := range data.Watch(ctx, req) {
+					if err != nil {
 						return err
 					}
-					if f := faultgrpc.FromStatus(err); len(req.GetStartVersion()) == 0 && f.Metadata["start_version"] != "" {
-						req.StartVersion, _ = base64.StdEncoding.DecodeString(f.Metadata["start_version"]) // else from now on
-					}
-					c.term.Note("%s; the watch goes on", status.Convert(err).Message())
-					select {
-					case <-ctx.Done():
-						return nil
-					case <-time.After(watchPause):
+					if err := c.term.Print(e, func(w io.Writer) { c.event(w, e) }); err != nil {
+						return err
 					}
 				}
+				return nil // as asked
 			})
 		},
 	}
 	cmd.Flags().StringVar(&prefix, "prefix", "", "only keys that begin so")
 	cmd.Flags().StringVar(&after, "after", "", "after the change with this version (base64); default from now on")
 	return cmd
-}
-
-// follow prints changes until the stream ends, and notes the last in req.
-func (c *Commands) follow(ctx context.Context, kv datav1.KeyValueClient, req *datav1.WatchRequest) error {
-	stream, err := kv.Watch(ctx, req)
-	if err != nil {
-		return err
-	}
-	for {
-		in, err := stream.Recv()
-		if err != nil {
-			return err
-		}
-		for _, e := range in.GetEvents() {
-			if v := e.GetItem().GetVersion(); len(v) > 0 {
-				req.StartVersion = v
-			}
-			if err := c.term.Print(e, func(w io.Writer) { c.event(w, e) }); err != nil {
-				return err
-			}
-		}
-	}
 }
 
 func (c *Commands) event(w io.Writer, e *datav1.WatchEvent) {

@@ -94,7 +94,7 @@ func (f *Flags) Client() (*client.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return client.Dial(client.Config{Endpoints: c.Data})
+	return client.Dial(client.Config{Endpoints: c.Data, NoTokens: true}) // --once asks for one
 }
 
 // WithControl calls the control plane within the time of one call. Its errors say what to do when nobody answered.

@@ -821,7 +821,7 @@ type PutResponse struct {
 	Previous *Item `protobuf:"bytes,3,opt,name=previous,proto3" json:"previous,omitempty"`
 	// Whether this is the result of an earlier write with the same token.
 	Duplicate bool `protobuf:"varint,4,opt,name=duplicate,proto3" json:"duplicate,omitempty"`
-	// For later reads that must see this write.
+	// For later reads that must see this write. Of two tokens of a namespace the greater, byte by byte, covers both.
 	CommitToken   []byte `protobuf:"bytes,5,opt,name=commit_token,json=commitToken,proto3" json:"commit_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
