@@ -3,9 +3,9 @@
 //
 // A call is repeated only when that is safe: a read; a write that the answer calls not applied, or that never left this
 // process; a write with an idempotency token, which the client gives it where the namespace takes them. Without one a write
-// whose outcome is unknown is not repeated, not even an unconditional Put: another caller may have written in between, and the late repeat would undo that without anyone noticing. Repeats
-// go to the next endpoint, wait with jitter, honour RetryInfo, and are bounded by a budget, so that they cannot make an
-// overload worse.
+// whose outcome is unknown is not repeated, not even an unconditional Put: another caller may have written in between, and
+// the late repeat would undo that without anyone noticing. Repeats go to the next endpoint, wait with jitter, honour
+// RetryInfo, and are bounded by a budget, so that they cannot make an overload worse.
 //
 // Errors are those of gRPC; faultgrpc.FromStatus tells reason and outcome.
 package client
@@ -55,11 +55,10 @@ type Client struct {
 	router *router
 }
 
-// alive has a proxy that is gone without a word noticed by the calls that wait for it. Proxies allow a question every 10 s.
-var alive = keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 5 * time.Second}
-
 // Dial makes a client. It connects when it is first used. The caller closes it.
 func Dial(cfg Config) (*Client, error) {
+	// A proxy that is gone without a word is noticed by the calls that wait for it. Proxies allow a question every 10 s.
+	alive := keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 5 * time.Second}
 	cfg.Options = append([]grpc.DialOption{grpc.WithKeepaliveParams(alive)}, cfg.Options...)
 	r, err := newRouter(cfg)
 	if err != nil {
