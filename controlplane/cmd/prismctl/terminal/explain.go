@@ -49,7 +49,7 @@ func Explain(err error) string {
 	if f.Reason == fault.Reserved {
 		b.WriteString("\n  who has the token gives it to namespace apply with --reservation-token or in PRISM_RESERVATION_TOKEN")
 	}
-	if f.RetryAfter > 0 && !strings.Contains(err.Error(), "try again") {
+	if f.RetryAfter > 0 && f.Outcome != fault.OutcomeUnknown && !strings.Contains(err.Error(), "try again") {
 		fmt.Fprintf(&b, "\n  try again in %v", f.RetryAfter.Round(time.Millisecond))
 	}
 	if f.Outcome == fault.OutcomeUnknown {
