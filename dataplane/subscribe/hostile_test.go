@@ -166,6 +166,8 @@ func TestAnAddressThatTakesNoProxiesIsNamedAsSuch(t *testing.T) {
 		}
 		p := start(t, map[string]*peer{"a": cp}, nil)
 		time.Sleep(time.Second)
+		synctest.Wait()
+		p.stop()
 		if log := p.log.String(); !strings.Contains(log, "want the fleet_listen of a prism-admin") || strings.Contains(log, "does not answer") {
 			t.Errorf("the log says %s", log)
 		}
