@@ -235,25 +235,10 @@ func (q *queue) send(ctx context.Context, requests []*request) (sent bool, err e
 	if requests = take(slices.Clone(requests)); len(requests) == 0 {
 		return false, nil
 	}
-	batch := &pgx.Batch{QueuedQueries: make([]*pgx.QueuedQuery, 0, len(requests))}
-	for _, r := range requests {
-		batch.Queue(r.text, r.args...)
-	}
-	results := conn.SendBatch(ctx, batch)
-	for _, r := range requests {
-		rows, queryErr := results.Query()
-		if err = queryErr; err == nil {
-			err = r.read(rows)
-			rows.Close()
-			err = errors.Join(rows.Err(), err)
-		}
-		if err != nil {
-			break
-		}
-	}
-	// Only when the end of the transaction is answered is anything done.
-	if closeErr := results.Close(); err == nil {
-		err = closeErr
+	if len(requests) == 1 { // without what a pipeline costs
+		err = requests[0].answered(conn.Query(ctx, requests[0].text, requests[0].args...))
+	} else {
+		err = pipeline(ctx, conn.Conn(), requests)
 	}
 	switch {
 	case err == nil:
@@ -263,6 +248,35 @@ func (q *queue) send(ctx context.Context, requests []*request) (sent bool, err e
 		q.broke.now() // the others may be broken too; a caller's time that ran out says nothing about them
 	}
 	return true, err
+}
+
+// pipeline sends statements as one transaction and reads their answers.
+func pipeline(ctx context.Context, conn *pgx.Conn, requests []*request) (err error) {
+	batch := &pgx.Batch{QueuedQueries: make([]*pgx.QueuedQuery, 0, len(requests))}
+	for _, r := range requests {
+		batch.Queue(r.text, r.args...)
+	}
+	results := conn.SendBatch(ctx, batch)
+	for _, r := range requests {
+		if err = r.answered(results.Query()); err != nil {
+			break
+		}
+	}
+	// Only when the end of the transaction is answered is anything done.
+	if closeErr := results.Close(); err == nil {
+		err = closeErr
+	}
+	return err
+}
+
+// answered reads an answer to its end, which of a statement by itself is that of its transaction.
+func (r *request) answered(rows pgx.Rows, err error) error {
+	if err != nil {
+		return err
+	}
+	err = r.read(rows)
+	rows.Close()
+	return errors.Join(rows.Err(), err)
 }
 
 // moment is when a connection last broke. One that has not been used since is asked whether it lives before it is.
