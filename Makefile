@@ -47,6 +47,11 @@ e2e-clients: build ## ghz and a Python application call the proxies; needs pytho
 	scripts/protodeps
 	go test -count=1 -timeout 10m -tags clients $(TESTFLAGS) ./e2e/clients
 
+.PHONY: conformance
+conformance: ## every driver's cases against its real server, in random order, twice, with the race detector; prints cases and drivers
+	scripts/fetch redis nats postgres s3
+	cd scripts/tools && go run ./conformance ../.. $(TESTFLAGS)
+
 .PHONY: bench
 bench: build ## measure what the design promises
 	scripts/fetch redis postgres etcd

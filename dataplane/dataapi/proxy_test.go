@@ -29,7 +29,10 @@ import (
 	datav1 "github.com/prism-gateway/prism/protos/prism/data/v1"
 	"github.com/prism-gateway/prism/shared/fault"
 	"github.com/prism-gateway/prism/shared/fault/faultgrpc"
+	"github.com/prism-gateway/prism/shared/testserver/natsserver"
+	"github.com/prism-gateway/prism/shared/testserver/postgresserver"
 	"github.com/prism-gateway/prism/shared/testserver/redisserver"
+	"github.com/prism-gateway/prism/shared/testserver/s3server"
 )
 
 // proxy is a data plane without a subscription: the test gives it states.
@@ -137,10 +140,20 @@ type store struct {
 func stores(t testing.TB) []store {
 	t.Helper()
 	r := redisserver.Start(t, redisserver.Options{})
+	n := natsserver.Start(t, natsserver.Options{})
+	p := postgresserver.Start(t, postgresserver.Options{Trust: "prism"})
+	o := s3server.Start(t, s3server.Options{Public: true})
 	return []store{
 		{name: "memory", backend: &configv1.Backend{Name: "memory-main", Type: "memory"}},
 		{name: "sqlite", backend: &configv1.Backend{Name: "sqlite-main", Type: "sqlite", Endpoints: []string{filepath.Join(t.TempDir(), "data.db")}}},
 		{name: "redis", backend: &configv1.Backend{Name: "redis-main", Type: "redis", Endpoints: []string{r.Addr()}}, redis: r},
+		{name: "nats", backend: &configv1.Backend{Name: "nats-main", Type: "nats", Endpoints: []string{n.Addr()}}},
+		{name: "postgres", backend: &configv1.Backend{
+			Name: "postgres-main", Type: "postgres", Endpoints: []string{p.Addr()}, Config: map[string]string{"database": "postgres", "sslmode": "disable"},
+		}},
+		{name: "s3", backend: &configv1.Backend{
+			Name: "s3-main", Type: "s3", Endpoints: []string{o.Addr()}, Config: map[string]string{"bucket": s3server.Bucket, "tls": "false"},
+		}},
 	}
 }
 

@@ -3,10 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
-	"net/url"
 	"path/filepath"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/redis/go-redis/v9"
 
@@ -100,23 +98,12 @@ func redisBatch(ctx context.Context, r *run, endpoint string) call {
 	}
 }
 
-// startPostgres starts a server that trusts the role prism, of 8 connections for each who measures.
+// startPostgres starts a server that trusts the role prism.
 func startPostgres(r *run) string {
-	server := postgresserver.Start(r, postgresserver.Options{Files: map[string][]byte{
-		"pg_hba.conf": []byte("host all prism 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n"),
-	}})
-	ctx := context.Background()
-	admin, err := pgx.Connect(ctx, fmt.Sprintf("postgres://%s:%s@%s/postgres", postgresserver.User, url.PathEscape(postgresserver.Password), server.Addr()))
-	if err == nil {
-		defer admin.Close(ctx)
-		_, err = admin.Exec(ctx, "CREATE ROLE prism LOGIN; GRANT CREATE ON DATABASE postgres TO prism; GRANT CREATE ON SCHEMA public TO prism")
-	}
-	if err != nil {
-		r.Fatalf("%v", err)
-	}
-	return server.Addr()
+	return postgresserver.Start(r, postgresserver.Options{Trust: "prism"}).Addr()
 }
 
+// postgresURL is for 8 connections, as many as the proxy has.
 func postgresURL(endpoint string) string {
 	return "postgres://prism@" + endpoint + "/postgres?sslmode=disable&pool_max_conns=8"
 }

@@ -39,6 +39,8 @@ type Options struct {
 	Settings []string
 	// Files are files to put into the data directory, by name, readable only by the server.
 	Files map[string][]byte
+	// Trust is a role that needs no password, and may make schemas and tables in the database postgres; empty: none.
+	Trust string
 }
 
 // Server is a running PostgreSQL. It belongs to one test.
@@ -137,12 +139,30 @@ func (s *Server) prepare() (err error) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("initdb: %w\n%s", err, out)
 	}
+	if err := s.trust(); err != nil {
+		return err
+	}
 	for name, content := range s.options.Files {
 		if err := s.file(filepath.Join("data", name), content); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// trust makes the role that needs no password, before the server runs.
+func (s *Server) trust() error {
+	role := s.options.Trust
+	if role == "" {
+		return nil
+	}
+	cmd := exec.Command(filepath.Join(s.programs, "postgres"), "--single", "-D", s.data(), "postgres")
+	cmd.Dir, cmd.SysProcAttr = s.dir, &syscall.SysProcAttr{Credential: s.as}
+	cmd.Stdin = strings.NewReader(fmt.Sprintf("CREATE ROLE %q LOGIN\nGRANT CREATE ON DATABASE postgres TO %[1]q\nGRANT CREATE ON SCHEMA public TO %[1]q\n", role))
+	if out, err := cmd.CombinedOutput(); err != nil || strings.Contains(string(out), "ERROR") {
+		return fmt.Errorf("postgres --single: %w\n%s", err, out)
+	}
+	return s.file(filepath.Join("data", "pg_hba.conf"), fmt.Appendf(nil, "host all %q 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n", role))
 }
 
 func (s *Server) data() string { return filepath.Join(s.dir, "data") }

@@ -42,7 +42,13 @@ const (
 type Options struct {
 	// Cert and CertKey are PEM files; with them it speaks TLS.
 	Cert, CertKey string
+	// Public lets everybody use the bucket, without a key.
+	Public bool
 }
+
+// forAll is the policy of a public bucket.
+const forAll = `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":"*","Action":"s3:*","Resource":["arn:aws:s3:::` +
+	Bucket + `","arn:aws:s3:::` + Bucket + `/*"]}]}`
 
 // Server is a running S3 server. It belongs to one test.
 type Server struct {
@@ -79,6 +85,9 @@ func Start(t T, options Options) *Server {
 	}
 	if err == nil {
 		_, err = s.Client().CreateBucket(context.Background(), &s3.CreateBucketInput{Bucket: aws.String(Bucket)})
+	}
+	if err == nil && options.Public {
+		_, err = s.Client().PutBucketPolicy(context.Background(), &s3.PutBucketPolicyInput{Bucket: aws.String(Bucket), Policy: aws.String(forAll)})
 	}
 	if err != nil {
 		t.Fatal(err)
