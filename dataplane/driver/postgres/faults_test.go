@@ -191,6 +191,10 @@ func TestLeastRights(t *testing.T) {
 		t.Fatal(chain(err))
 	}
 	const use = "grant it USAGE on the schema and SELECT, INSERT, UPDATE and DELETE on its tables"
+	execute(t, admin, "REVOKE CREATE ON SCHEMA prism FROM maker")
+	if _, err := open(t, as("maker")).Write(t.Context(), "s", put("a", "", "v")); err != nil {
+		t.Errorf("once it has made the tables: %s", chain(err))
+	}
 	lacks("prism_user", use)
 	execute(t, admin, "GRANT USAGE ON SCHEMA prism TO prism_user")
 	lacks("prism_user", use)
