@@ -88,6 +88,10 @@ soak-swaps: build ## 10,000 swaps of the called namespace at full load
 	scripts/fetch redis etcd
 	PRISM_SWAPS=10000 go test -count=1 -timeout 60m -v -run '^TestSwapsUnderLoad$$' ./e2e
 
+.PHONY: soak-values
+soak-values: ## a value of 1 GiB through the API, in bounded memory
+	PRISM_VALUE_MIB=1024 go test -count=1 -timeout 20m -v -run '^TestLargeValuesTakeBoundedMemory$$' ./dataplane/dataapi
+
 .PHONY: soak-stores
 soak-stores: build ## 20 rounds of faults between the proxies and a store
 	scripts/fetch redis etcd

@@ -7,8 +7,17 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"runtime"
+	"runtime/metrics"
+	"strconv"
+	"testing"
 
+	"github.com/prism-gateway/prism/dataplane/assembly/statetest"
+	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	datav1 "github.com/prism-gateway/prism/protos/prism/data/v1"
+	"github.com/prism-gateway/prism/shared/client"
 	"github.com/prism-gateway/prism/shared/fault"
 )
 
@@ -142,3 +151,72 @@ var largeCases = []testCase{
 		}
 	}},
 }
+
+// TestLargeValuesTakeBoundedMemory moves a value through the API and watches the heap, of both ends (KC-10). PRISM_VALUE_MIB
+// says how large it is.
+func TestLargeValuesTakeBoundedMemory(t *testing.T) {
+	const bound = 64 << 20
+	size := int64(128 << 20)
+	if text := os.Getenv("PRISM_VALUE_MIB"); text != "" {
+		mib, err := strconv.ParseInt(text, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		size = mib << 20
+	}
+	p := startProxy(t, "a", nil)
+	s := statetest.New(t, 8, p.member("a"))
+	s.Backend(&configv1.Backend{Name: "sqlite-main", Type: "sqlite", Endpoints: []string{filepath.Join(t.TempDir(), "data.db")}})
+	config := statetest.KeyValue("orders", "sqlite-main", "sqlite")
+	config.Patterns[0].Interfaces = offeredBy(t, "sqlite")
+	s.Namespace(config)
+	p.apply(t, s)
+	c, err := client.Dial(client.Config{Endpoints: []string{p.address}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+
+	runtime.GC()
+	before, peak := heap(), uint64(0)
+	watched := func(r io.Reader) io.Reader { // looks at the heap now and then
+		n := 0
+		return readerFunc(func(b []byte) (int, error) {
+			if n++; n%64 == 0 {
+				peak = max(peak, heap())
+			}
+			return r.Read(b)
+		})
+	}
+	noise := func() io.Reader { return io.LimitReader(rand.NewChaCha8([32]byte{1}), size) }
+	written, read := sha256.New(), sha256.New()
+	put := &datav1.PutRequest{Namespace: "orders", Id: []byte("a")}
+	if _, err := c.WriteValue(t.Context(), put, watched(io.TeeReader(noise(), written))); err != nil {
+		t.Fatal(err)
+	}
+	v, err := c.ReadValue(t.Context(), &datav1.ReadValueRequest{Namespace: "orders", Id: []byte("a")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	if n, err := io.Copy(read, watched(v)); n != size || err != nil || !bytes.Equal(read.Sum(nil), written.Sum(nil)) {
+		t.Errorf("read %d of %d bytes, %v", n, size, err)
+	}
+	t.Logf("a value of %d MiB took %d MiB of heap at most", size>>20, (peak-min(peak, before))>>20)
+	if peak > before+bound {
+		t.Errorf("the heap grew by %d MiB for a value of %d MiB", (peak-before)>>20, size>>20)
+	}
+}
+
+// heap is what is allocated, in bytes.
+func heap() uint64 {
+	sample := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
+	metrics.Read(sample)
+	return sample[0].Value.Uint64()
+}
+
+// readerFunc is a function as a reader.
+type readerFunc func([]byte) (int, error)
+
+// Read calls it.
+func (f readerFunc) Read(b []byte) (int, error) { return f(b) }
