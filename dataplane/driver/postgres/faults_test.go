@@ -222,4 +222,11 @@ func TestLeastRights(t *testing.T) {
 	if _, err := i.Sweep(t.Context()); err != nil {
 		t.Error(chain(err))
 	}
+	// The right to make a schema is all that making one needs.
+	execute(t, admin, "GRANT CREATE ON DATABASE "+cfg.Settings["database"]+" TO prism_user")
+	apart := as("prism_user")
+	apart.Settings = map[string]string{"database": cfg.Settings["database"], "schema": "apart", "sslmode": "disable"}
+	if _, err := open(t, apart).Write(t.Context(), "s", put("a", "", "v")); err != nil {
+		t.Error(chain(err))
+	}
 }
