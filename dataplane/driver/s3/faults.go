@@ -49,7 +49,7 @@ func down(err error, text string) *fault.Fault {
 type call struct {
 	i    *Instance
 	ctx  context.Context
-	end  func()
+	stop func()      // frees the context
 	sent atomic.Bool // the newest request has a connection
 }
 
@@ -70,13 +70,18 @@ func (i *Instance) begin(ctx context.Context, wait time.Duration) (*call, *fault
 		ctx, cancel = withTimeout(ctx, cancel, wait)
 	}
 	c := &call{i: i}
-	c.ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { c.sent.Store(true) }})
-	c.end = func() {
+	c.stop = func() {
 		stop()
 		cancel()
-		i.running.Done()
 	}
+	c.ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { c.sent.Store(true) }})
 	return c, nil
+}
+
+// end ends a call.
+func (c *call) end() {
+	c.stop()
+	c.i.running.Done()
 }
 
 // withTimeout bounds a context that another function cancels.
@@ -104,6 +109,8 @@ func (c *call) failed(err error) error {
 	switch {
 	case c.i.living.Err() != nil:
 		return closedFault().WithOutcome(outcome)
+	case errors.Is(context.Cause(c.ctx), errTooSlow):
+		return errTooSlow.WithOutcome(outcome)
 	case c.ctx.Err() != nil && outcome == fault.NotApplied:
 		return unsent(c.ctx.Err())
 	case c.ctx.Err() != nil:

@@ -44,6 +44,7 @@ func (i *Instance) ReadValue(ctx context.Context, space driver.Space, name drive
 		}
 		return nil, nil
 	}
+	i.running.Done() // Close does not wait for readers, who may be slow; they fail
 	return v, nil
 }
 
@@ -109,7 +110,7 @@ func (r *reader) Read(p []byte) (int, error) {
 func (r *reader) Close() (err error) {
 	r.once.Do(func() {
 		err = r.body.Close()
-		r.call.end()
+		r.call.stop()
 	})
 	return err
 }

@@ -78,7 +78,7 @@ func (c *call) names(space driver.Space, r driver.Range, page int32) iter.Seq2[l
 				flush()
 				return
 			}
-			in.ContinuationToken = out.NextContinuationToken
+			in.ContinuationToken, in.MaxKeys = out.NextContinuationToken, aws.Int32(maxPage)
 		}
 	}
 }
@@ -292,7 +292,7 @@ func (i *Instance) ListIDs(ctx context.Context, space driver.Space, cursor []byt
 		if last != "" && strings.HasPrefix(after, path+last+"/") { // its other objects tell nothing new
 			after = path + last + afterSlash
 		}
-		in.StartAfter = &after
+		in.StartAfter, in.MaxKeys = &after, aws.Int32(maxPage)
 	}
 }
 
