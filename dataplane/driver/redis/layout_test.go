@@ -152,6 +152,112 @@ func TestIndexForgetsWhatRedisRemoved(t *testing.T) {
 	}
 }
 
+// TestIndexEndsAfterTheLastLastingItem leaves only items that expire: their index must not stay when they have gone.
+func TestIndexEndsAfterTheLastLastingItem(t *testing.T) {
+	server := redisserver.Start(t, redisserver.Options{})
+	raw := client(t, server)
+	begin := time.Now()
+	s := open(t, driver.Config{Endpoints: []string{server.Addr()}, Now: func() time.Time { return begin }})
+	for name, last := range map[string]driver.Write{
+		"removed":         {Op: driver.Delete, Name: put("a", "lasting", "").Name},
+		"made to expire":  {Op: driver.Put, Name: put("a", "lasting", "").Name, ExpireAt: begin.Add(time.Hour)},
+		"touched, so too": {Op: driver.Touch, Name: put("a", "lasting", "").Name, ExpireAt: begin.Add(time.Hour)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			raw.FlushAll(t.Context())
+			long := put("a", "long", "v")
+			long.ExpireAt = begin.Add(3 * time.Hour)
+			mustWrite(t, s, "s.1", long, put("a", "lasting", "v"), put("a", "other", "v"))
+			x, _ := keys(t, raw)
+			mustWrite(t, s, "s.1", driver.Write{Op: driver.Delete, Name: put("a", "other", "").Name})
+			if left := raw.PTTL(t.Context(), x[0]).Val(); left >= 0 {
+				t.Errorf("the index of an item that stays for ever lives %v more", left)
+			}
+			mustWrite(t, s, "s.1", last)
+			if left := raw.PTTL(t.Context(), x[0]).Val(); left < 2*time.Hour || left > 4*time.Hour {
+				t.Errorf("the index lives %v more, want as long as the item that has three hours", left)
+			}
+		})
+	}
+}
+
+// TestAScriptLooksAtFewDeadKeys has an index of thousands whose items Redis removed.
+func TestAScriptLooksAtFewDeadKeys(t *testing.T) {
+	server := redisserver.Start(t, redisserver.Options{})
+	raw := client(t, server)
+	s := open(t, driver.Config{Endpoints: []string{server.Addr()}})
+	const dead = 5000
+	fill := func() (index string) {
+		raw.FlushAll(t.Context())
+		mustWrite(t, s, "s.1", put("a", "000", "v"), put("a", "zzz", "v"))
+		x, _ := keys(t, raw)
+		members := make([]goredis.Z, dead)
+		for n := range members {
+			members[n].Member = fmt.Sprintf("k%05d", n)
+		}
+		raw.ZAdd(t.Context(), x[0], members...)
+		return x[0]
+	}
+	for name, tc := range map[string]struct {
+		reverse bool
+		first   string
+		from    []byte
+		until   []byte
+		second  string
+	}{
+		"forward": {first: "000", from: []byte("001"), second: "zzz"},
+		"reverse": {reverse: true, first: "zzz", until: []byte("zzz"), second: "000"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			index := fill()
+			r := driver.Range{ID: []byte("a"), Limit: 5, MaxBytes: 1 << 20, Reverse: tc.reverse}
+			items, more, err := s.Scan(t.Context(), "s.1", r)
+			if err != nil || !more || len(items) != 1 || string(items[0].Key) != tc.first {
+				t.Fatalf("got %v, more %v, %v, want the first item and that there may be more", items, more, err)
+			}
+			if left := raw.ZCard(t.Context(), index).Val(); left < dead/2 {
+				t.Errorf("one call looked at %d keys", dead+2-left)
+			}
+			r.Start, r.End = tc.from, tc.until
+			items, more, err = s.Scan(t.Context(), "s.1", r)
+			if err != nil || more || len(items) != 1 || string(items[0].Key) != tc.second {
+				t.Errorf("got %v, more %v, %v, want the item behind the dead keys", items, more, err)
+			}
+			if left := raw.ZCard(t.Context(), index).Val(); left != 2 {
+				t.Errorf("the index has %d keys, want those of the two items", left)
+			}
+		})
+	}
+	list := func() (ids [][]byte) {
+		t.Helper()
+		var cursor []byte
+		for {
+			page, next, err := s.ListIDs(t.Context(), "s.1", cursor, 10)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if ids, cursor = append(ids, page...), next; next == nil {
+				return ids
+			}
+		}
+	}
+	fill()
+	mustWrite(t, s, "s.1", driver.Write{Op: driver.Delete, Name: put("a", "000", "").Name})
+	if ids := list(); len(ids) != 1 {
+		t.Errorf("listed %q, want the id whose item is behind the dead keys", ids)
+	}
+	fill()
+	for _, key := range []string{"000", "zzz"} {
+		mustWrite(t, s, "s.1", driver.Write{Op: driver.Delete, Name: put("a", key, "").Name})
+	}
+	if ids := list(); len(ids) != 0 {
+		t.Errorf("an id without items is listed: %q", ids)
+	}
+	if x, _ := keys(t, raw); len(x) != 0 {
+		t.Errorf("the index of an id without items stays: %q", x)
+	}
+}
+
 // TestWhatIsNoItem puts something else in an item's place.
 func TestWhatIsNoItem(t *testing.T) {
 	server := redisserver.Start(t, redisserver.Options{})

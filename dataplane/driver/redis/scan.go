@@ -12,37 +12,47 @@ import (
 	"github.com/prism-gateway/prism/shared/fault"
 )
 
-// Scan is one call of a script, which sees one moment.
+// Scan is one call of a script, which sees one moment; more of them where many items have expired.
 func (i *Instance) Scan(ctx context.Context, space driver.Space, r driver.Range) ([]driver.Item, bool, error) {
 	from, to := "["+string(r.Start), "+"
 	if r.End != nil {
 		to = "(" + string(r.End)
 	}
 	prefix := itemKey(space, driver.Name{ID: r.ID})
-	now := i.now()
-	call := []redis.Cmder{scanScript.call(ctx, []string{indexKey(space, r.ID)}, prefix, from, to, flag(r.Reverse), flag(r.KeysOnly),
-		r.Limit, r.MaxBytes, now.UnixMilli(), len(r.ID))}
-	if f := i.queue.run(ctx, scanScript, call)[0]; f != nil {
-		return nil, false, f.WithOutcome("")
-	}
-	answer, err := call[0].(*redis.Cmd).Slice()
-	if err != nil || len(answer)%2 != 1 {
-		return nil, false, oddAnswer()
-	}
-	var items []driver.Item
-	for n := 1; n < len(answer); n += 2 {
-		key, _ := answer[n].(string)
-		record, _ := answer[n+1].(string)
-		it, err := decoded([]byte(record), driver.Name{ID: slices.Clone(r.ID), Key: []byte(key)}, now, r.KeysOnly)
-		if err != nil {
-			return nil, false, err
+	for {
+		now := i.now()
+		call := []redis.Cmder{scanScript.call(ctx, []string{indexKey(space, r.ID)}, prefix, from, to, flag(r.Reverse), flag(r.KeysOnly),
+			r.Limit, r.MaxBytes, now.UnixMilli(), len(r.ID))}
+		if f := i.queue.run(ctx, scanScript, call)[0]; f != nil {
+			return nil, false, f.WithOutcome("")
 		}
-		if it != nil {
-			items = append(items, *it)
+		answer, err := call[0].(*redis.Cmd).Slice()
+		if err != nil || len(answer) < 2 || len(answer)%2 != 0 {
+			return nil, false, oddAnswer()
+		}
+		var items []driver.Item
+		for n := 2; n < len(answer); n += 2 {
+			key, _ := answer[n].(string)
+			record, _ := answer[n+1].(string)
+			it, err := decoded([]byte(record), driver.Name{ID: slices.Clone(r.ID), Key: []byte(key)}, now, r.KeysOnly)
+			if err != nil {
+				return nil, false, err
+			}
+			if it != nil {
+				items = append(items, *it)
+			}
+		}
+		more, _ := answer[0].(int64)
+		if more != 2 || len(items) > 0 {
+			return items, more != 0, nil
+		}
+		last, _ := answer[1].(string)
+		if r.Reverse {
+			to = "(" + last
+		} else {
+			from = "(" + last
 		}
 	}
-	more, _ := answer[0].(int64)
-	return items, more == 1, nil
 }
 
 // ListIDs walks the keys of the database with SCAN and gives the ids whose index it meets, if they have items. A page may
@@ -92,16 +102,35 @@ func (i *Instance) ListIDs(ctx context.Context, space driver.Space, cursor []byt
 // alive says which ids have a visible item.
 func (i *Instance) alive(ctx context.Context, space driver.Space, ids [][]byte) ([]bool, error) {
 	alive := make([]bool, len(ids))
-	cmds := make([]redis.Cmder, len(ids))
-	for n, id := range ids {
-		cmds[n] = aliveScript.call(ctx, []string{indexKey(space, id)}, itemKey(space, driver.Name{ID: id}), i.now().UnixMilli())
+	from := make([]string, len(ids))
+	open := make([]int, len(ids))
+	for n := range ids {
+		open[n], from[n] = n, "-"
 	}
-	for n, f := range i.queue.run(ctx, aliveScript, cmds) {
-		if f != nil {
-			return nil, f.WithOutcome("")
+	for len(open) > 0 {
+		cmds := make([]redis.Cmder, len(open))
+		for at, n := range open {
+			cmds[at] = aliveScript.call(ctx, []string{indexKey(space, ids[n])}, itemKey(space, driver.Name{ID: ids[n]}), i.now().UnixMilli(), from[n])
 		}
-		yes, _ := cmds[n].(*redis.Cmd).Int64()
-		alive[n] = yes == 1
+		var again []int
+		for at, f := range i.queue.run(ctx, aliveScript, cmds) {
+			if f != nil {
+				return nil, f.WithOutcome("")
+			}
+			answer, err := cmds[at].(*redis.Cmd).Slice()
+			if err != nil || len(answer) != 2 {
+				return nil, oddAnswer()
+			}
+			switch said, _ := answer[0].(int64); said {
+			case 1:
+				alive[open[at]] = true
+			case 2:
+				last, _ := answer[1].(string)
+				from[open[at]] = "(" + last
+				again = append(again, open[at])
+			}
+		}
+		open = again
 	}
 	return alive, nil
 }

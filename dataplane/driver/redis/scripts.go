@@ -59,9 +59,24 @@ local function visible(item, now, whole)
   end
   return old, exp, version
 end
-local function drop(item, index, key, old)
+-- expiring gives an index an end when its last item that stays for ever has gone and it is short; alive ends longer ones.
+local function expiring(item, index, key)
+  if redis.call('PTTL', index) ~= -1 or redis.call('ZCARD', index) > ` + short + ` then return end
+  local prefix, last = string.sub(item, 1, #item - #key), 0
+  for _, k in ipairs(redis.call('ZRANGE', index, 0, -1)) do
+    local head = redis.call('GETRANGE', prefix .. k, 0, 8)
+    if #head == 9 then
+      local exp = struct.unpack('>I8', head, 2)
+      if exp == 0 then return end
+      last = math.max(last, exp)
+    end
+  end
+  if last == 0 then redis.call('DEL', index) else redis.call('PEXPIREAT', index, string.format('%.0f', last + ` + grace + `)) end
+end
+local function drop(item, index, key, old, exp)
   if #old > 0 then redis.call('DEL', item) end
   redis.call('ZREM', index, key)
+  if #old > 0 and exp == 0 then expiring(item, index, key) end
 end
 local function put(item, index, key, old, exp, version, touch, keep, record)
   if version ~= '' then
@@ -94,6 +109,7 @@ local function put(item, index, key, old, exp, version, touch, keep, record)
       for _, k in ipairs(redis.call('ZRANDMEMBER', index, 2)) do
         if redis.call('EXISTS', prefix .. k) == 0 then redis.call('ZREM', index, k) end
       end
+      if #old > 0 and exp == 0 then expiring(item, index, key) end
     end
   end
   return string.format('%.0f', newexp)
@@ -139,7 +155,7 @@ if fails(cond, want, version) or (op == 't' and version == '') then return {` + 
 local previous = ''
 if version ~= '' and ARGV[6] == '1' then previous = old end
 if op == 'd' then
-  drop(item, index, key, old)
+  drop(item, index, key, old, exp)
   return remember(token, ARGV[9], ARGV[10], {` + applied + `, version, '0', previous, ''})
 end
 local newexp = put(item, index, key, old, exp, version, op == 't', ARGV[5] == '1', record)
@@ -212,7 +228,7 @@ for n = 1, writes do
   local item, a = KEYS[1 + checks + n], base + 6 * (n - 1)
   local old, exp, version = visible(item, now, false)
   local newexp, now = '0', ''
-  if ARGV[a + 1] == 'd' then drop(item, index, ARGV[a + 5], old)
+  if ARGV[a + 1] == 'd' then drop(item, index, ARGV[a + 5], old, exp)
   else
     newexp = put(item, index, ARGV[a + 5], old, exp, version, false, ARGV[a + 4] == '1', ARGV[a + 6])
     now = string.sub(ARGV[a + 6], 18, 33)
@@ -228,14 +244,22 @@ return remember(token, ARGV[4], ARGV[5], answer)
 // that much.
 const grace = "10000"
 
+const (
+	// short is how many keys an index may have to be looked through when an item that stays for ever goes.
+	short = "20"
+	// walk is how many keys without an item to show one call of a script looks at, about: Redis serves nobody meanwhile.
+	walk = "1000"
+)
+
 // scanScript reads a run of keys.
 //
 // KEYS: index. ARGV: what item keys begin with, from, to (as ZRANGEBYLEX wants them), 1 for reverse, 1 for keys only,
-// limit, bytes, now in milliseconds, length of the id. It returns 1 when there are more, then key and record in turn.
+// limit, bytes, now in milliseconds, length of the id. It returns 1 when there are more, and 2 when it looked at as many keys
+// as it may; then the last key that it looked at, for 2 only; then key and record in turn.
 var scanScript = newScript(`
 local index, prefix, from, to, reverse, heads = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1', ARGV[5] == '1'
 local limit, bytes, now, idlen = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
-local out, n, size, gone, chunk = {0}, 0, 0, {}, math.min(limit + 1, 100)
+local out, n, size, gone, hidden, chunk = {0, ''}, 0, 0, {}, 0, math.min(limit + 1, 100)
 while true do
   local keys
   if reverse then keys = redis.call('ZREVRANGEBYLEX', index, to, from, 'LIMIT', 0, chunk)
@@ -255,6 +279,7 @@ while true do
     if #record < 37 then
       if #record > 0 then return redis.error_reply('CORRUPT record') end
       gone[#gone + 1] = k
+      hidden = hidden + 1
     else
       local exp = struct.unpack('>I8', record, 2)
       if exp == 0 or exp > now then
@@ -264,29 +289,44 @@ while true do
         if not heads then size = size + #record - 37 - struct.unpack('>I4', record, 34) end
         out[#out + 1] = k
         out[#out + 1] = record
+      else
+        hidden = hidden + 1
       end
     end
   end
   if out[1] == 1 or #keys < chunk then break end
+  if hidden >= ` + walk + ` then
+    out[1], out[2] = 2, keys[#keys]
+    break
+  end
   if reverse then to = '(' .. keys[#keys] else from = '(' .. keys[#keys] end
 end
 for _, k in ipairs(gone) do redis.call('ZREM', index, k) end
 return out
 `)
 
-// aliveScript says whether an id has a visible item. KEYS: index. ARGV: what item keys begin with, now in milliseconds.
+// aliveScript says whether an id has a visible item, and removes the keys that it finds without one from the index.
+//
+// KEYS: index. ARGV: what item keys begin with, now in milliseconds, where to begin (as ZRANGEBYLEX wants it). It returns 1
+// or 0; and 2 when it looked at as many keys as it may, then the last of them.
 var aliveScript = newScript(`
-local from = '-'
-while true do
+local from, hidden, answer, gone = ARGV[3], 0, {0, ''}, {}
+while answer[1] == 0 do
   local keys = redis.call('ZRANGEBYLEX', KEYS[1], from, '+', 'LIMIT', 0, 20)
   for _, k in ipairs(keys) do
     local head = redis.call('GETRANGE', ARGV[1] .. k, 0, 8)
-    if #head == 9 then
+    if #head == 0 then
+      gone[#gone + 1] = k
+    elseif #head == 9 then
       local exp = struct.unpack('>I8', head, 2)
-      if exp == 0 or exp > tonumber(ARGV[2]) then return 1 end
+      if exp == 0 or exp > tonumber(ARGV[2]) then answer = {1, ''} break end
     end
+    hidden = hidden + 1
   end
-  if #keys < 20 then return 0 end
+  if #keys < 20 then break end
   from = '(' .. keys[#keys]
+  if answer[1] == 0 and hidden >= ` + walk + ` then answer = {2, keys[#keys]} end
 end
+for _, k in ipairs(gone) do redis.call('ZREM', KEYS[1], k) end
+return answer
 `)
