@@ -83,7 +83,10 @@ func (r *results) add(e event) {
 	case "output":
 		r.output[test] += e.Output
 		return
-	case "fail", "skip":
+	case "skip", "fail":
+		if e.Action == "skip" && e.Test == "" {
+			return // a package without tests
+		}
 		r.wrong = append(r.wrong, e.Action+": "+test+"\n"+r.output[test])
 		return
 	case "pass":
