@@ -55,6 +55,8 @@ type Config struct {
 	Metrics *Metrics
 	// Validator refuses every call: the proxy only compiles configuration.
 	Validator bool
+	// ReceiveWait bounds how long a stream waits for its caller's next message; 0 means 30 s.
+	ReceiveWait time.Duration
 	// Now is the clock of measurements; nil means time.Now.
 	Now func() time.Time
 }
@@ -74,6 +76,9 @@ func New(cfg Config) (*Server, error) {
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
+	}
+	if cfg.ReceiveWait == 0 {
+		cfg.ReceiveWait = receiveWait
 	}
 	return &Server{cfg: cfg, frames: sync.Pool{New: func() any { return new(frame.Frame) }}, stopping: make(chan struct{})}, nil
 }

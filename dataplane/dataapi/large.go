@@ -9,7 +9,6 @@ import (
 	"io"
 
 	"github.com/prism-gateway/prism/dataplane/driver"
-	"github.com/prism-gateway/prism/dataplane/frame"
 	"github.com/prism-gateway/prism/dataplane/pattern/keyvalue"
 	datav1 "github.com/prism-gateway/prism/protos/prism/data/v1"
 	"github.com/prism-gateway/prism/shared/fault"
@@ -107,15 +106,19 @@ func (r *chunks) Read(p []byte) (int, error) {
 // advance receives the next message; io.EOF is the end of a value that is whole.
 func (r *chunks) advance() error {
 	said := r.next.GetSha256()
-	f := &frame.Frame{}
-	defer f.Free()
-	switch err := r.stream.RecvMsg(f); {
+	f, err := r.stream.server.receive(r.stream)
+	if f != nil {
+		defer f.Free()
+	}
+	switch {
 	case errors.Is(err, io.EOF) && len(said) == 0:
 		return keyvalue.Invalid(fault.Violation{Field: "sha256", Rule: "required", Text: "is missing in the last message"})
 	case errors.Is(err, io.EOF) && !bytes.Equal(said, r.sum.Sum(nil)):
 		return fault.New(fault.DataLoss, fault.Checksum, "what arrived does not have the checksum sent with it").WithOutcome(fault.NotApplied)
 	case errors.Is(err, io.EOF):
 		return io.EOF
+	case fault.Is(err, fault.Queue):
+		return err
 	case err != nil:
 		return fault.Wrap(err, fault.Cancelled, fault.Client, "the caller gave up").WithOutcome(fault.NotApplied)
 	}

@@ -68,7 +68,7 @@ func (c *clock) move(d time.Duration) {
 }
 
 // startProxy serves on loopback until the test ends.
-func startProxy(t testing.TB, id string, c *clock) *proxy {
+func startProxy(t testing.TB, id string, c *clock, alter ...func(*dataapi.Config)) *proxy {
 	t.Helper()
 	if c == nil {
 		c = &clock{}
@@ -88,7 +88,11 @@ func startProxy(t testing.TB, id string, c *clock) *proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.api, err = dataapi.New(dataapi.Config{Routes: p.routes, Forward: p.forward, Metrics: metrics})
+	api := dataapi.Config{Routes: p.routes, Forward: p.forward, Metrics: metrics}
+	for _, change := range alter {
+		change(&api)
+	}
+	p.api, err = dataapi.New(api)
 	if err != nil {
 		t.Fatal(err)
 	}

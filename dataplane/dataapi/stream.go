@@ -41,8 +41,8 @@ func (s *Server) streaming(service, name string, write bool, desc grpc.StreamDes
 		if s.cfg.Validator {
 			return validating()
 		}
-		first := &frame.Frame{}
-		if err := stream.RecvMsg(first); err != nil {
+		first, err := s.receive(stream)
+		if err != nil {
 			return err
 		}
 		namespace, ok := namespaceOf(first)
