@@ -86,13 +86,13 @@ func (a *Assembler) Apply(_ context.Context, state subscribe.State) []*configv1.
 	if fleet == nil {
 		return nil // without an assignment nobody knows how many partitions there are
 	}
+	c := change{assembler: a, fleet: fleet, shared: state.Shared}
 	base := before
 	if count := uint32(len(fleet.Owners)); count != before.Count() {
 		base = routing.NewTable(count)
 	}
-	c := change{assembler: a, fleet: fleet, shared: state.Shared}
 	parts := map[ident.Partition]*routing.Partition{}
-	for _, n := range a.toDo(state, base, before, fleet) {
+	for _, n := range c.toDo(state, base, before) {
 		if uint32(n) >= base.Count() {
 			c.partition(n, before.Partition(n), nil) // of a former numbering: what it had open is let go
 			continue
@@ -101,6 +101,9 @@ func (a *Assembler) Apply(_ context.Context, state subscribe.State) []*configv1.
 	}
 	next := base.With(parts, fleet)
 	a.cfg.Routes.Publish(next, c.gone)
+	for limits, b := range c.bounds {
+		limits.SetBounds(b)
+	}
 	if c.read {
 		a.forget(state.Shared)
 	}
@@ -109,11 +112,15 @@ func (a *Assembler) Apply(_ context.Context, state subscribe.State) []*configv1.
 }
 
 // toDo lists the partitions to make anew: those that changed, and all when they were renumbered.
-func (a *Assembler) toDo(state subscribe.State, base, before *routing.Table, fleet *routing.Fleet) []ident.Partition {
+func (c *change) toDo(state subscribe.State, base, before *routing.Table) []ident.Partition {
 	if base == before {
-		if before.Fleet() != fleet {
+		if was := before.Fleet(); was != nil && was != c.fleet {
 			for n := range state.Partitions { // a share of a bound changes with the number of owners
-				a.rebound(before.Partition(n), before.Fleet(), fleet, n)
+				if p := before.Partition(n); p != nil && was.OwnerCount(n) != c.fleet.OwnerCount(n) {
+					for _, r := range p.Routes {
+						c.rebound(r, n)
+					}
+				}
 			}
 		}
 		return state.Changed
@@ -127,13 +134,12 @@ func (a *Assembler) toDo(state subscribe.State, base, before *routing.Table, fle
 	return all
 }
 
-func (a *Assembler) rebound(p *routing.Partition, was, is *routing.Fleet, n ident.Partition) {
-	if p == nil || was == nil || was.OwnerCount(n) == is.OwnerCount(n) {
-		return
+// rebound remembers the bounds of a route of partition n for when the table is in effect.
+func (c *change) rebound(r *routing.Route, n ident.Partition) {
+	if c.bounds == nil {
+		c.bounds = map[*limit.Limiter]limit.Bounds{}
 	}
-	for _, r := range p.Routes {
-		r.Limits.SetBounds(bounds(r, is.OwnerCount(n)))
-	}
+	c.bounds[r.Limits] = bounds(r, c.fleet.OwnerCount(n))
 }
 
 // forget drops what was read of backends that no shared set has any more.
@@ -173,6 +179,7 @@ type change struct {
 	fleet      *routing.Fleet
 	shared     map[ident.Hash]map[string]subscribe.Object
 	gone       []*routing.Route
+	bounds     map[*limit.Limiter]limit.Bounds // to be set when the table is in effect
 	rejections []*configv1.Rejection
 	read       bool // a backend was read that was not known
 }

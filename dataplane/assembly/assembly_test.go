@@ -2,7 +2,9 @@ package assembly_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"strings"
 	"testing"
@@ -26,15 +28,24 @@ type bench struct {
 	*assembly.Assembler
 }
 
-func start(t testing.TB) bench {
+// bare is a driver that offers little. No test opens it.
+type bare struct{}
+
+func (bare) Type() string                                { return "bare" }
+func (bare) Interfaces() []string                        { return []string{"keyvalue"} }
+func (bare) Open(driver.Config) (driver.Instance, error) { return nil, errors.New("opened") }
+
+func start(t testing.TB) bench { return startLogging(t, &bytes.Buffer{}) }
+
+func startLogging(t testing.TB, log io.Writer) bench {
 	t.Helper()
-	pools, err := pool.New(pool.Config{Drivers: []driver.Driver{memory.Driver()}})
+	pools, err := pool.New(pool.Config{Drivers: []driver.Driver{memory.Driver(), bare{}}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(pools.Close)
 	routes := routing.New(nil)
-	a, err := assembly.New(assembly.Config{Self: "self", Routes: routes, Pools: pools, Logger: slog.New(slog.NewTextHandler(&bytes.Buffer{}, nil))})
+	a, err := assembly.New(assembly.Config{Self: "self", Routes: routes, Pools: pools, Logger: slog.New(slog.NewTextHandler(log, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,6 +89,12 @@ func TestWhatCannotBeMadeIsRefusedWithItsPlace(t *testing.T) {
 		{"an interface that the driver lacks", with(func(m *configv1.NamespaceConfig) {
 			m.Patterns[0].Interfaces = append(m.Patterns[0].Interfaces, "keyvalue.outbox")
 		}), "patterns[0].interfaces[5]", "does not offer keyvalue.outbox"},
+		{"an interface that a cache's driver lacks", func(s *statetest.Builder) {
+			s.Backend(&configv1.Backend{Name: "bare-main", Type: "bare"})
+			with(func(m *configv1.NamespaceConfig) {
+				m.Patterns[0].Bindings = append(m.Patterns[0].Bindings, &configv1.Binding{Slot: "cache-bare", Backend: "bare-main", BackendType: "bare"})
+			})(s)
+		}, "patterns[0].bindings[1].backend", "the driver for bare does not offer keyvalue."},
 		{"a bad setting", func(s *statetest.Builder) {
 			s.Backend(&configv1.Backend{Name: "odd", Type: "memory", Config: map[string]string{"colour": "red"}})
 			with(func(m *configv1.NamespaceConfig) { m.Patterns[0].Bindings[0].Backend = "odd" })(s)
@@ -237,6 +254,60 @@ func TestAnotherNumberOfPartitionsLeavesNothingBehind(t *testing.T) {
 	b.Apply(t.Context(), stray)
 	if got := b.routes.Current().Count(); got != 2 {
 		t.Errorf("%d partitions, want 2", got)
+	}
+}
+
+// writer is a log that a test looks into while it is written.
+type writer func(line []byte)
+
+func (w writer) Write(line []byte) (int, error) {
+	w(line)
+	return len(line), nil
+}
+
+// TestLimitsChangeWithTheTable looks at them when the next table is made and not yet in effect: while a refusal is logged.
+func TestLimitsChangeWithTheTable(t *testing.T) {
+	var b bench
+	var before *routing.Route
+	admitted := func(r *routing.Route) (n int) {
+		for n < 10 && r.Limits.Begin() == nil {
+			n++
+		}
+		for range n {
+			r.Limits.End()
+		}
+		return n
+	}
+	looked := 0
+	b = startLogging(t, writer(func([]byte) {
+		if looked++; admitted(before) != 2 {
+			t.Errorf("%d calls at once before the table is in effect, want 2 as before", admitted(before))
+		}
+	}))
+	s := statetest.New(t, 2, self)
+	s.Backend(main)
+	var first, second string // a namespace of each partition: the first is made anew before the second is refused
+	for i := 0; first == "" || second == ""; i++ {
+		name := fmt.Sprintf("orders-%d", i)
+		if ident.PartitionOf(name, 2) == 0 {
+			first = name
+		} else {
+			second = name
+		}
+	}
+	m := keyvalue(first)
+	m.Limits.Concurrency = 2
+	s.Namespace(m)
+	b.Apply(t.Context(), s.State())
+	before = b.route(t, first)
+	m.Limits.Concurrency = 4
+	s.Namespace(m)
+	s.Raw(second, []byte{0xff})
+	if refused := b.Apply(t.Context(), s.State()); len(refused) != 1 || looked != 1 {
+		t.Fatalf("refused %v, looked %d times: the test proves nothing", refused, looked)
+	}
+	if n := admitted(b.route(t, first)); n != 4 {
+		t.Errorf("%d calls at once, want 4", n)
 	}
 }
 

@@ -60,7 +60,7 @@ func (c *change) route(name string, o subscribe.Object, shared map[string]subscr
 	}
 	if old != nil {
 		r.Limits = old.Limits
-		r.Limits.SetBounds(bounds(r, c.fleet.OwnerCount(n)))
+		c.rebound(r, n) // the old route may be in use until the table is replaced
 	} else {
 		r.Limits = limit.New(bounds(r, c.fleet.OwnerCount(n)))
 	}
@@ -90,11 +90,11 @@ func (c *change) pattern(r *routing.Route, m *configv1.NamespaceConfig, p *confi
 		if !ok || bound[of.Purpose] != nil {
 			return refuse(at+".slot", "a %s has one storage, perhaps one cache, and no other slot", p.GetType())
 		}
-		needs := p.GetInterfaces()
-		if len(of.Interfaces) > 0 {
-			needs = of.Interfaces
+		needs, field := p.GetInterfaces(), func(i int) string { return fmt.Sprintf("%s.interfaces[%d]", path, i) }
+		if len(of.Interfaces) > 0 { // the slot's own, which nobody wrote down
+			needs, field = of.Interfaces, func(int) string { return at + ".backend" }
 		}
-		o, refused := c.open(r, b, at, path, needs, of.Copies, shared)
+		o, refused := c.open(r, b, at, needs, field, of.Copies, shared)
 		if refused != nil {
 			return refused
 		}
@@ -135,9 +135,9 @@ type copiesIn struct{ *pool.Pool }
 // Unready is always empty.
 func (copiesIn) Unready() string { return "" }
 
-// open opens the backend of a binding, at a path, for the pattern at path; needs are the interfaces that it must have, and
-// copies says that it holds nothing else. The route then uses it.
-func (c *change) open(r *routing.Route, binding *configv1.Binding, at, path string, needs []string, copies bool, shared map[string]subscribe.Object) (*opened, *refusal) {
+// open opens the backend of a binding, at a path; needs are the interfaces that it must have, field is where each is asked
+// for, and copies says that it holds nothing else. The route then uses it.
+func (c *change) open(r *routing.Route, binding *configv1.Binding, at string, needs []string, field func(i int) string, copies bool, shared map[string]subscribe.Object) (*opened, *refusal) {
 	resource := backendName + binding.GetBackend()
 	object, ok := shared[resource]
 	if !ok {
@@ -156,7 +156,7 @@ func (c *change) open(r *routing.Route, binding *configv1.Binding, at, path stri
 	}
 	for i, name := range needs {
 		if !slices.Contains(d.Interfaces(), name) {
-			return nil, refuse(fmt.Sprintf("%s.interfaces[%d]", path, i), "the driver for %s does not offer %s", backend.Type, name)
+			return nil, refuse(field(i), "the driver for %s does not offer %s", backend.Type, name)
 		}
 	}
 	p, err := c.assembler.cfg.Pools.Acquire(*backend)
