@@ -205,12 +205,21 @@ func pump(in grpc.ServerStream, out grpc.ClientStream, first *frame.Frame) error
 
 // judge remembers whether the owner is there, and says whether the next may be asked.
 func (f *Forwarder) judge(l *link, err error, write, reached bool) (again bool) {
-	if status.Code(err) != codes.Unavailable {
+	told := faultgrpc.FromStatus(err)
+	ours := err != nil && told.Reason != ""
+	switch status.Code(err) {
+	case codes.Unavailable:
+	case codes.DeadlineExceeded:
+		if !ours { // an owner that is there says so itself, a little before the time is over
+			l.avoidUntil.Store(f.now().Add(avoidFor).UnixNano())
+		}
+		return false
+	case codes.Canceled:
+		return false // it says nothing of the owner
+	default:
 		l.avoidUntil.Store(0)
 		return false
 	}
-	told := faultgrpc.FromStatus(err)
-	ours := told.Reason != ""
 	if !ours || told.Reason == fault.NotOwner || told.Reason == fault.Draining || told.Reason == fault.Starting {
 		l.avoidUntil.Store(f.now().Add(avoidFor).UnixNano())
 	}
