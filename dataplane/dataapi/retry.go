@@ -22,6 +22,9 @@ func repeatedly[Req any, Res any](ctx context.Context, s *Server, r *routing.Rou
 	unknown := false
 	for attempt := 0; ; attempt++ {
 		out, err := call(ctx, r, in)
+		if attempt == 0 && reached(err) {
+			r.Limits.Reached()
+		}
 		if err == nil {
 			return out, nil
 		}
@@ -33,6 +36,22 @@ func repeatedly[Req any, Res any](ctx context.Context, s *Server, r *routing.Rou
 		}
 		unknown = unknown || write && fault.From(err).Outcome != fault.NotApplied
 	}
+}
+
+// reached reports whether a call that ended so was asked of the store: what was refused before it earns no retries.
+func reached(err error) bool {
+	f := fault.From(err)
+	switch {
+	case f == nil:
+		return true
+	case f.Code == fault.Unavailable:
+		return f.Reason == fault.BackendDown
+	case f.Code == fault.DeadlineExceeded:
+		return f.Reason == fault.Backend
+	case f.Code == fault.Cancelled, f.Code == fault.Invalid, f.Reason == fault.InterfaceMissing, f.Reason == fault.Consistency:
+		return false
+	}
+	return true
 }
 
 // again waits and reports whether to try a call once more: one that the store did not answer, that is safe to repeat, and

@@ -48,8 +48,8 @@ func TestWhatIsTriedAgain(t *testing.T) {
 		"time that ran out is not tried again":              {in: bare, errs: []*fault.Fault{slow}, attempts: 1, outcome: fault.OutcomeUnknown, reason: fault.Backend},
 		"an answer is not tried again":                      {write: true, in: token, errs: []*fault.Fault{other}, attempts: 1, outcome: fault.NotApplied, reason: fault.VersionMismatch},
 		"a caller without time is answered at once":         {in: bare, errs: []*fault.Fault{refused}, within: time.Millisecond, attempts: 1, outcome: fault.NotApplied, reason: fault.BackendDown},
-		"without a budget nothing is tried again":           {in: bare, errs: []*fault.Fault{refused}, budget: 9, attempts: 1, outcome: fault.NotApplied, reason: fault.BackendDown},
-		"a budget of one retry is one, and not one of each": {in: bare, errs: []*fault.Fault{refused, refused}, budget: 10, attempts: 2, outcome: fault.NotApplied, reason: fault.BackendDown},
+		"without a budget nothing is tried again":           {in: bare, errs: []*fault.Fault{refused}, budget: 8, attempts: 1, outcome: fault.NotApplied, reason: fault.BackendDown},
+		"a budget of one retry is one, and not one of each": {in: bare, errs: []*fault.Fault{refused, refused}, budget: 9, attempts: 2, outcome: fault.NotApplied, reason: fault.BackendDown},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -62,10 +62,7 @@ func TestWhatIsTriedAgain(t *testing.T) {
 				}
 				r := &routing.Route{Limits: limit.New(limit.Bounds{})}
 				for range tc.budget {
-					if err := r.Limits.Begin(); err != nil {
-						t.Fatal(err)
-					}
-					r.Limits.End()
+					r.Limits.Reached()
 				}
 				if tc.within == 0 {
 					tc.within = time.Minute
@@ -87,6 +84,33 @@ func TestWhatIsTriedAgain(t *testing.T) {
 					t.Errorf("%d attempts, %v of outcome %q; want %d, %q, %q", attempts, err, got.Outcome, tc.attempts, tc.reason, tc.outcome)
 				}
 			})
+		})
+	}
+	for name, tc := range map[string]struct {
+		err    error
+		earned bool
+	}{
+		"success":                       {nil, true},
+		"an answer":                     {other, true},
+		"a store that is away":          {refused, true},
+		"a store that is slow":          {slow, true},
+		"an open breaker":               {open, false},
+		"a request that breaks rules":   {fault.New(fault.Invalid, fault.Field, "broken"), false},
+		"an interface that is not had":  {fault.New(fault.FailedPrecondition, fault.InterfaceMissing, "none"), false},
+		"time that ran out in a queue":  {fault.New(fault.DeadlineExceeded, fault.Queue, "late"), false},
+		"a caller that gave up":         {context.Canceled, false},
+		"a connection that is not free": {fault.New(fault.DeadlineExceeded, fault.Pool, "busy"), false},
+	} {
+		t.Run("the budget after "+name, func(t *testing.T) {
+			r := &routing.Route{Limits: limit.New(limit.Bounds{})}
+			for range 10 {
+				if reached(tc.err) {
+					r.Limits.Reached()
+				}
+			}
+			if got := r.Limits.Retry(); got != tc.earned {
+				t.Errorf("ten calls earned a retry: %v, want %v", got, tc.earned)
+			}
 		})
 	}
 	if refused.Outcome != fault.NotApplied {

@@ -37,7 +37,7 @@ const (
 	maxRetries = 10 * retryParts
 )
 
-// Retry takes one retry from the namespace's budget, which holds one for each ten calls and ten at most: when a store
+// Retry takes one retry from the namespace's budget, which holds one for each ten calls that the store was asked and ten at most: when a store
 // fails for everybody, the proxy asks it a tenth more than its callers do, and not a multiple.
 func (l *Limiter) Retry() bool {
 	for {
@@ -98,10 +98,14 @@ func (l *Limiter) begin(of *atomic.Int64, tooMany string) error {
 		return fault.New(fault.Exhausted, fault.Rate, "the namespace's calls per second are used up").
 			WithOutcome(fault.NotApplied).WithRetry(max(wait, time.Millisecond))
 	}
+	return nil
+}
+
+// Reached tells that a call was asked of the store: it adds to the budget of retries.
+func (l *Limiter) Reached() {
 	if saved := l.retries.Load(); saved < maxRetries {
 		l.retries.Add(1) // a few too many at once do not matter
 	}
-	return nil
 }
 
 // End ends a call that was admitted.
