@@ -354,7 +354,24 @@ var callCases = []testCase{
 	}},
 	{"absent_namespace_is_told", func(e *env) {
 		_, err := e.client.Get(e.ctx, &datav1.GetRequest{Namespace: "no-such", Id: []byte("x")})
-		fails(e.t, err, fault.NotFound, fault.Namespace, fault.NotApplied)
+		if f := fails(e.t, err, fault.NotFound, fault.Namespace, fault.NotApplied); f.Metadata["namespace"] != "no-such" {
+			e.t.Errorf("the namespace is not named: %v", f.Metadata)
+		}
+		_, err = e.client.Put(e.ctx, &datav1.PutRequest{Namespace: e.namespace})
+		if f := fails(e.t, err, fault.Invalid, fault.Field, fault.NotApplied); f.Metadata["namespace"] != e.namespace {
+			e.t.Errorf("the namespace is not named: %v", f.Metadata)
+		}
+	}},
+	{"what_is_no_name_of_a_namespace_is_told_so", func(e *env) {
+		for _, name := range []string{"", "ab", "Orders", "1st", "-x-", "a_b", "a/b", strings.Repeat("x", 64)} {
+			for _, client := range []datav1.KeyValueClient{e.client, e.other} {
+				_, err := client.Get(e.ctx, &datav1.GetRequest{Namespace: name, Id: []byte("x")})
+				f := fails(e.t, err, fault.Invalid, fault.Field, fault.NotApplied)
+				if len(f.Violations) != 1 || f.Violations[0].Field != "namespace" {
+					e.t.Errorf("%q: violations %v", name, f.Violations)
+				}
+			}
+		}
 	}},
 	{"the_last_namespace_of_a_message_counts", func(e *env) {
 		// Two fields 1 on the wire: a decoder takes the last, so must the route.

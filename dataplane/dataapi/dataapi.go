@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 
 	"github.com/prism-gateway/prism/dataplane/forward"
 	"github.com/prism-gateway/prism/dataplane/frame"
+	"github.com/prism-gateway/prism/dataplane/pattern/keyvalue"
 	"github.com/prism-gateway/prism/dataplane/routing"
 	"github.com/prism-gateway/prism/shared/fault"
 	"github.com/prism-gateway/prism/shared/fault/faultgrpc"
@@ -143,7 +145,9 @@ func (op *operation) serve(ctx context.Context, request any) (answer any, err er
 	began := op.server.cfg.Now()
 	op.server.cfg.Metrics.underWay.Add(1)
 	var traffic *routing.Traffic // nil until it is known that the call is answered here
+	namespace := ""              // until it is known to be a name
 	defer func() {
+		err = naming(err, namespace)
 		took := op.server.cfg.Now().Sub(began)
 		traffic.Count(ours(op.metrics.ended(err, took)), took)
 		op.server.cfg.Metrics.underWay.Add(-1)
@@ -155,13 +159,16 @@ func (op *operation) serve(ctx context.Context, request any) (answer any, err er
 	if len(f.Bytes()) > MaxRequestBytes {
 		return nil, fault.Newf(fault.Invalid, fault.TooLarge, "the request is %d bytes long, want at most %d", len(f.Bytes()), MaxRequestBytes).WithOutcome(fault.NotApplied)
 	}
-	namespace, ok := f.Namespace()
+	asked, ok := f.Namespace()
 	if !ok {
 		return nil, undecodable(errors.New("namespace of the request"))
 	}
 	pin := op.server.cfg.Routes.Acquire()
 	defer op.server.cfg.Routes.Release(pin)
-	route, owners, err := resolve(ctx, pin.Table(), namespace)
+	route, owners, err := resolve(ctx, pin.Table(), asked, "namespace")
+	if !fault.Is(err, fault.Field) {
+		namespace = asked
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -177,7 +184,7 @@ func (op *operation) serve(ctx context.Context, request any) (answer any, err er
 	}
 	traffic = route.Traffic
 	if err := grpc.SetHeader(ctx, route.Header); err != nil {
-		return nil, fmt.Errorf("header: %w", err)
+		return nil, fault.Wrap(err, fault.Cancelled, fault.Client, "the caller gave up").WithOutcome(fault.NotApplied)
 	}
 	if route.Draining {
 		return nil, draining()
@@ -214,19 +221,33 @@ func settled(err error, write bool) error {
 	return f
 }
 
+// naming says in a fault of ours which namespace it is about; an owner's words are left as they came.
+func naming(err error, namespace string) error {
+	if f, ok := errors.AsType[*fault.Fault](err); ok && namespace != "" {
+		return f.With("namespace", strings.Clone(namespace)) // it is part of the frame
+	}
+	return err
+}
+
 func undecodable(err error) error {
 	return fault.Wrap(err, fault.Invalid, fault.Field, "the request cannot be decoded").WithOutcome(fault.NotApplied)
 }
 
 // resolve finds out who serves a namespace: this proxy by a route, or others. The table must be pinned for as long as
-// the route is used.
-func resolve(ctx context.Context, t *routing.Table, namespace string) (*routing.Route, []routing.Peer, error) {
+// the route is used. field is where the request has the name.
+func resolve(ctx context.Context, t *routing.Table, namespace, field string) (*routing.Route, []routing.Peer, error) {
 	route, partition, answer := t.Lookup(namespace)
 	switch answer {
 	case routing.Found:
 		if !route.SingleOwner || t.Fleet().Rank(partition) == 0 {
 			return route, nil, nil
 		}
+	case routing.Absent, routing.NotOwned:
+		if !wellFormed(namespace) {
+			return nil, nil, keyvalue.Invalid(fault.Violation{Field: field, Rule: "string.pattern", Text: "is no name of a namespace: want a lower-case letter, then 2 to 62 of a-z, 0-9, '-'"})
+		}
+	}
+	switch answer {
 	case routing.Absent:
 		return nil, nil, fault.New(fault.NotFound, fault.Namespace, "there is no such namespace").WithOutcome(fault.NotApplied)
 	case routing.Starting:
@@ -240,6 +261,19 @@ func resolve(ctx context.Context, t *routing.Table, namespace string) (*routing.
 		return nil, nil, starting()
 	}
 	return nil, owners, nil
+}
+
+// wellFormed reports whether a namespace could have the name.
+func wellFormed(namespace string) bool {
+	for i := range len(namespace) {
+		switch c := namespace[i]; {
+		case 'a' <= c && c <= 'z':
+		case i > 0 && ('0' <= c && c <= '9' || c == '-'):
+		default:
+			return false
+		}
+	}
+	return 3 <= len(namespace) && len(namespace) <= 63
 }
 
 func validating() error {

@@ -37,10 +37,10 @@ func (s *Server) Register(r grpc.ServiceRegistrar) {
 			unary(s, service, "Describe", false, describe),
 		},
 		Streams: []grpc.StreamDesc{
-			s.streaming(service, "Watch", false, grpc.StreamDesc{ServerStreams: true}, (*frame.Frame).Namespace, watch),
-			s.streaming(service, "ReadValue", false, grpc.StreamDesc{ServerStreams: true}, (*frame.Frame).Namespace, readValue),
+			s.streaming(service, "Watch", false, grpc.StreamDesc{ServerStreams: true}, "namespace", (*frame.Frame).Namespace, watch),
+			s.streaming(service, "ReadValue", false, grpc.StreamDesc{ServerStreams: true}, "namespace", (*frame.Frame).Namespace, readValue),
 			// The first message of a WriteValue has the write in it, and that has the namespace.
-			s.streaming(service, "WriteValue", true, grpc.StreamDesc{ClientStreams: true}, (*frame.Frame).NestedNamespace, writeValue),
+			s.streaming(service, "WriteValue", true, grpc.StreamDesc{ClientStreams: true}, "put.namespace", (*frame.Frame).NestedNamespace, writeValue),
 		},
 		Metadata: datav1.KeyValue_ServiceDesc.Metadata,
 	}, s)

@@ -133,7 +133,7 @@ var largeCases = []testCase{
 			"a token":                    {func(all []*datav1.WriteValueRequest) { all[0].Put.Token = e.token() }, fault.Invalid, fault.Field},
 			"previous":                   {func(all []*datav1.WriteValueRequest) { all[0].Put.ReturnPrevious = true }, fault.Invalid, fault.Field},
 			"a namespace that is absent": {func(all []*datav1.WriteValueRequest) { all[0].Put.Namespace = "no-such" }, fault.NotFound, fault.Namespace},
-			"no put":                     {func(all []*datav1.WriteValueRequest) { all[0].Put = nil }, fault.NotFound, fault.Namespace},
+			"no put":                     {func(all []*datav1.WriteValueRequest) { all[0].Put = nil }, fault.Invalid, fault.Field},
 			"a condition that fails": {func(all []*datav1.WriteValueRequest) {
 				all[0].Put.Condition = &datav1.Condition{Is: &datav1.Condition_Absent{Absent: true}}
 			}, fault.Exists, fault.Key},

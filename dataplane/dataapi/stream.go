@@ -3,6 +3,7 @@ package dataapi
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -26,15 +27,17 @@ type streamed struct {
 	first  *frame.Frame // the request, or its first part
 }
 
-// streaming describes a streaming method. namespaceOf finds the namespace in the first message.
-func (s *Server) streaming(service, name string, write bool, desc grpc.StreamDesc, namespaceOf func(*frame.Frame) (string, bool), serve func(streamed) error) grpc.StreamDesc {
+// streaming describes a streaming method. namespaceOf finds the namespace in the first message, at field.
+func (s *Server) streaming(service, name string, write bool, desc grpc.StreamDesc, field string, namespaceOf func(*frame.Frame) (string, bool), serve func(streamed) error) grpc.StreamDesc {
 	full := "/" + service + "/" + name
 	metrics := s.cfg.Metrics.method(service, name)
 	desc.StreamName = name
 	desc.Handler = func(_ any, stream grpc.ServerStream) (err error) {
 		began := s.cfg.Now()
 		s.cfg.Metrics.underWay.Add(1)
+		namespace := "" // until it is known to be a name
 		defer func() {
+			err = naming(err, namespace)
 			metrics.ended(err, s.cfg.Now().Sub(began))
 			s.cfg.Metrics.underWay.Add(-1)
 		}()
@@ -45,13 +48,16 @@ func (s *Server) streaming(service, name string, write bool, desc grpc.StreamDes
 		if err != nil {
 			return err
 		}
-		namespace, ok := namespaceOf(first)
+		asked, ok := namespaceOf(first)
 		if !ok {
 			first.Free()
 			return undecodable(errors.New("namespace of the request"))
 		}
 		pin := s.cfg.Routes.Acquire()
-		route, owners, err := resolve(stream.Context(), pin.Table(), namespace)
+		route, owners, err := resolve(stream.Context(), pin.Table(), asked, field)
+		if !fault.Is(err, fault.Field) {
+			namespace = strings.Clone(asked) // the frame may be given away
+		}
 		if err != nil || route == nil {
 			s.cfg.Routes.Release(pin)
 			if err != nil {
