@@ -136,7 +136,7 @@ var transactCases = []testCase{
 		in := e.transaction(2)
 		in.GetWrites()[1].GetPut().Id = []byte("other")
 		_, err := e.client.Transact(e.ctx, in)
-		if f := fails(e.t, err, fault.Invalid, fault.Field, fault.NotApplied); len(f.Violations) != 1 || f.Violations[0].Field != "writes[1].put.id" {
+		if f := fails(e.t, err, fault.Invalid, fault.OtherID, fault.NotApplied); len(f.Violations) != 1 || f.Violations[0].Field != "writes[1].put.id" {
 			e.t.Errorf("violations %v", f.Violations)
 		}
 		if e.get("id", string(key(0))) != nil || e.get("other", string(key(1))) != nil {

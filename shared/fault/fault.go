@@ -84,6 +84,7 @@ const (
 	BreakerOpen       Reason = "BREAKER_OPEN"
 	ConnectionBudget  Reason = "CONNECTION_BUDGET"
 	ReadOnly          Reason = "READ_ONLY"
+	OtherID           Reason = "OTHER_ID"
 	Bug               Reason = "BUG"
 	AlreadyThere      Reason = "EXISTS"
 	Changed           Reason = "CHANGED"

@@ -431,8 +431,12 @@ func invalid(v []fault.Violation) error {
 	if len(v) > 1 {
 		text = fmt.Sprintf("the request breaks %d rules; the first: %s %s", len(v), v[0].Field, v[0].Text)
 	}
-	if slices.ContainsFunc(v, func(one fault.Violation) bool { return one.Rule == ruleValueSize }) {
+	is := func(rule string) func(fault.Violation) bool { return func(one fault.Violation) bool { return one.Rule == rule } }
+	switch {
+	case slices.ContainsFunc(v, is(ruleValueSize)):
 		reason = fault.TooLarge
+	case slices.ContainsFunc(v, is(ruleOtherID)):
+		reason = fault.OtherID
 	}
 	return fault.New(fault.Invalid, reason, text).WithViolations(v).WithOutcome(fault.NotApplied)
 }

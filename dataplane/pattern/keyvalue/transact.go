@@ -45,6 +45,8 @@ func (s *Store) Transact(ctx context.Context, t Transaction) (driver.Transacted,
 	return done, err
 }
 
+const ruleOtherID = "transaction.id"
+
 // prepareAll checks a transaction and works out its writes.
 func (s *Store) prepareAll(t Transaction) ([]driver.Write, error) {
 	violations := checkName("", driver.Name{ID: t.ID})
@@ -73,7 +75,7 @@ func (s *Store) prepareAll(t Transaction) ([]driver.Write, error) {
 			return nil, err
 		}
 		if !bytes.Equal(w.ID, t.ID) {
-			v = append(v, violation(path+"id", "transaction.id", "is not the id of the transaction"))
+			v = append(v, violation(path+"id", ruleOtherID, "is not the id of the transaction"))
 		}
 		violations = append(violations, v...)
 		writes[i] = prepared

@@ -35,7 +35,8 @@ var reasons = []fault.Reason{
 	fault.BackendDown, fault.Draining, fault.Starting, fault.Queue, fault.Pool, fault.Backend, fault.Client,
 	fault.Method, fault.Checksum, fault.Bug, fault.AlreadyThere, fault.Changed, fault.NoBackend, fault.NotOffered,
 	fault.InUse, fault.Snapshot, fault.StoreDown, fault.NotLoaded, fault.Object, fault.NotLive,
-	fault.Quota, fault.Reserved, fault.Reservation, fault.Release, fault.TakenBack,
+	fault.Quota, fault.Reserved, fault.Reservation, fault.Release, fault.TakenBack, fault.OtherID, fault.NotACounter,
+	fault.Counter, fault.SlowConsumer, fault.BreakerOpen, fault.ConnectionBudget, fault.ReadOnly,
 }
 
 func TestReasonsAreThoseOfTheProto(t *testing.T) {

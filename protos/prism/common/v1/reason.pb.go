@@ -114,6 +114,20 @@ const (
 	Reason_REASON_RELEASE Reason = 42
 	// The change was taken back by its release.
 	Reason_REASON_TAKEN_BACK Reason = 43
+	// Writes of a transaction name another id than the transaction.
+	Reason_REASON_OTHER_ID Reason = 44
+	// The item's value is no number.
+	Reason_REASON_NOT_A_COUNTER Reason = 45
+	// The sum does not fit into 64 bits.
+	Reason_REASON_COUNTER Reason = 46
+	// The caller reads more slowly than changes come.
+	Reason_REASON_SLOW_CONSUMER Reason = 47
+	// The backend did not answer others a moment ago; it is not asked for a while.
+	Reason_REASON_BREAKER_OPEN Reason = 48
+	// The backend takes no more connections.
+	Reason_REASON_CONNECTION_BUDGET Reason = 49
+	// The backend takes no writes.
+	Reason_REASON_READ_ONLY Reason = 50
 )
 
 // Enum value maps for Reason.
@@ -163,6 +177,13 @@ var (
 		41: "REASON_RESERVATION",
 		42: "REASON_RELEASE",
 		43: "REASON_TAKEN_BACK",
+		44: "REASON_OTHER_ID",
+		45: "REASON_NOT_A_COUNTER",
+		46: "REASON_COUNTER",
+		47: "REASON_SLOW_CONSUMER",
+		48: "REASON_BREAKER_OPEN",
+		49: "REASON_CONNECTION_BUDGET",
+		50: "REASON_READ_ONLY",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":        0,
@@ -209,6 +230,13 @@ var (
 		"REASON_RESERVATION":        41,
 		"REASON_RELEASE":            42,
 		"REASON_TAKEN_BACK":         43,
+		"REASON_OTHER_ID":           44,
+		"REASON_NOT_A_COUNTER":      45,
+		"REASON_COUNTER":            46,
+		"REASON_SLOW_CONSUMER":      47,
+		"REASON_BREAKER_OPEN":       48,
+		"REASON_CONNECTION_BUDGET":  49,
+		"REASON_READ_ONLY":          50,
 	}
 )
 
@@ -243,7 +271,7 @@ var File_prism_common_v1_reason_proto protoreflect.FileDescriptor
 
 const file_prism_common_v1_reason_proto_rawDesc = "" +
 	"\n" +
-	"\x1cprism/common/v1/reason.proto\x12\x0fprism.common.v1*\xd0\a\n" +
+	"\x1cprism/common/v1/reason.proto\x12\x0fprism.common.v1*\xfa\b\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fREASON_FIELD\x10\x01\x12\x16\n" +
@@ -291,7 +319,14 @@ const file_prism_common_v1_reason_proto_rawDesc = "" +
 	"\x0fREASON_RESERVED\x10(\x12\x16\n" +
 	"\x12REASON_RESERVATION\x10)\x12\x12\n" +
 	"\x0eREASON_RELEASE\x10*\x12\x15\n" +
-	"\x11REASON_TAKEN_BACK\x10+B\xc0\x01\n" +
+	"\x11REASON_TAKEN_BACK\x10+\x12\x13\n" +
+	"\x0fREASON_OTHER_ID\x10,\x12\x18\n" +
+	"\x14REASON_NOT_A_COUNTER\x10-\x12\x12\n" +
+	"\x0eREASON_COUNTER\x10.\x12\x18\n" +
+	"\x14REASON_SLOW_CONSUMER\x10/\x12\x17\n" +
+	"\x13REASON_BREAKER_OPEN\x100\x12\x1c\n" +
+	"\x18REASON_CONNECTION_BUDGET\x101\x12\x14\n" +
+	"\x10REASON_READ_ONLY\x102B\xc0\x01\n" +
 	"\x13com.prism.common.v1B\vReasonProtoP\x01Z>github.com/prism-gateway/prism/protos/prism/common/v1;commonv1\xa2\x02\x03PCX\xaa\x02\x0fPrism.Common.V1\xca\x02\x0fPrism\\Common\\V1\xe2\x02\x1bPrism\\Common\\V1\\GPBMetadata\xea\x02\x11Prism::Common::V1b\x06proto3"
 
 var (
