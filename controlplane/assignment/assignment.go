@@ -113,6 +113,7 @@ type candidate struct {
 	Backend
 	kept     bool
 	confined int    // how narrowly its data is held: one machine 1, one process 2
+	slow     uint64 // 1: its type answers slowly
 	surplus  int    // how much more durable it is than asked for
 	load     uint64 // the fullest of its capacities with this namespace on it, in thousandths
 	shared   uint64 // how many namespaces are on it
@@ -131,6 +132,7 @@ var scores = []struct {
 		return 1
 	}},
 	{"assign.reach", "more proxies can use a backend of its type", "it fits too, but fewer proxies can use a backend of its type", func(c candidate) uint64 { return uint64(c.confined) }},
+	{"assign.speed", "its type answers faster", "it fits too, but its type answers more slowly", func(c candidate) uint64 { return c.slow }},
 	{"assign.durability", "it is as durable as asked for, and no more", "it fits too, but it is more durable than asked for", func(c candidate) uint64 { return uint64(c.surplus) }},
 	{"assign.load", "it has the most room", "it fits too, but it has less room", func(c candidate) uint64 { return c.load }},
 	{"assign.spread", "the fewest namespaces are on it", "it fits too, but more namespaces are on it", func(c candidate) uint64 { return c.shared }},
@@ -224,6 +226,9 @@ func score(p selection.Pattern, b Backend, held Reserved, was string) candidate 
 		c.confined = 2
 	case t.SingleMachine:
 		c.confined = 1
+	}
+	if t.Slow {
+		c.slow = 1
 	}
 	want := wants(p)
 	for _, part := range capacities(b.Backend) {

@@ -112,6 +112,8 @@ var cases = []struct {
 		[]assignment.Backend{store("cache-a", "redis"), store("cache-b", "redis", maintenance)}, assignment.Current{}},
 	{"most proxies reach it", one(func(p *selection.Pattern) { p.Durability = configv1.Durability_DURABILITY_NONE }),
 		[]assignment.Backend{store("a-scratch", "memory"), store("b-disk", "sqlite"), store("c-cache", "redis")}, assignment.Current{}},
+	{"a faster store", one(func(p *selection.Pattern) { p.Durability = configv1.Durability_DURABILITY_STRONG }),
+		[]assignment.Backend{store("a-objects", "s3"), store("b-tables", "postgres", holding(9, 0, 0, 0))}, assignment.Current{}},
 	{"most room", one(func(p *selection.Pattern) { p.ReadRPS = 10 }),
 		[]assignment.Backend{store("a", "redis", capacity(1000, 0, ""), holding(1, 900, 0, 0)), store("b", "redis", capacity(1000, 0, ""), holding(9, 500, 0, 0))}, assignment.Current{}},
 	{"fewest namespaces", one(), []assignment.Backend{store("a", "redis", holding(3, 0, 0, 0)), store("b", "redis", holding(2, 0, 0, 0))}, assignment.Current{}},

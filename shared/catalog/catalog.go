@@ -27,6 +27,8 @@ type BackendType struct {
 	SingleProcess bool
 	// SingleMachine says that all proxies that use it must run on one machine.
 	SingleMachine bool
+	// Slow says that a call takes tens of milliseconds, so that an instance is chosen only where no faster store fits.
+	Slow bool
 	// MaxValueBytes is the largest value; 0 without a driver.
 	MaxValueBytes uint64
 	// TTLGranularity is how exactly an item's expiry is kept; 0 where items cannot expire.

@@ -85,7 +85,7 @@ var types = []BackendType{
 		Name: "s3", Offered: true, Interfaces: []string{
 			"keyvalue", "keyvalue.large", "keyvalue.list", "keyvalue.scan", "keyvalue.version",
 		}, Durability: durable, Consistency: strong,
-		MaxValueBytes: maxValue, NeedsEndpoint: true, Address: HostPort, MaxEndpoints: 1,
+		Slow: true, MaxValueBytes: maxValue, NeedsEndpoint: true, Address: HostPort, MaxEndpoints: 1,
 		Settings: []Setting{
 			{
 				Name: "addressing", Form: OneOf, Values: []string{"path", "virtual"},
