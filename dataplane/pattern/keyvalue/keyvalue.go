@@ -431,7 +431,9 @@ func invalid(v []fault.Violation) error {
 	if len(v) > 1 {
 		text = fmt.Sprintf("the request breaks %d rules; the first: %s %s", len(v), v[0].Field, v[0].Text)
 	}
-	is := func(rule string) func(fault.Violation) bool { return func(one fault.Violation) bool { return one.Rule == rule } }
+	is := func(rule string) func(fault.Violation) bool {
+		return func(one fault.Violation) bool { return one.Rule == rule }
+	}
 	switch {
 	case slices.ContainsFunc(v, is(ruleValueSize)):
 		reason = fault.TooLarge
