@@ -20,9 +20,9 @@ import (
 func coldStart(r *run) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
-	redis := redisserver.Start(r, redisserver.Options{})
+	redis, away := redisserver.Start(r, redisserver.Options{}), redisserver.Start(r, redisserver.Options{})
 	cluster := harness.Start(r, harness.Options{Proxies: 1, Owners: 1, Backends: []*configv1.Backend{
-		{Name: "here", Type: "redis", Endpoints: []string{redis.Addr()}}, {Name: "away", Type: "redis", Endpoints: []string{harness.FreeAddress(r)}},
+		{Name: "here", Type: "redis", Endpoints: []string{redis.Addr()}}, {Name: "away", Type: "redis", Endpoints: []string{away.Addr()}},
 	}})
 	var requests []*configv1.NamespaceRequest
 	for n := range 1000 {
@@ -31,6 +31,7 @@ func coldStart(r *run) {
 		})
 	}
 	cluster.Apply(ctx, requests...)
+	away.Stop(r)
 	proxy := cluster.Proxies[0]
 	var longest time.Duration
 	for range repeats {
@@ -99,7 +100,7 @@ func neighbour(r *run) {
 func amplification(r *run) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
-	redis := redisserver.Start(r, redisserver.Options{})
+	redis := redisserver.Start(r, redisserver.Options{Keep: true})
 	cluster := harness.Start(r, harness.Options{Proxies: 1, Owners: 1, Backends: []*configv1.Backend{{Name: "redis", Type: "redis", Endpoints: []string{redis.Addr()}}}})
 	cluster.Apply(ctx, &configv1.NamespaceRequest{
 		Namespace: benchNamespace, Team: "bench", Pattern: "keyvalue", Needs: &configv1.Needs{Durability: configv1.Durability_DURABILITY_RELAXED},
@@ -135,10 +136,10 @@ func amplification(r *run) {
 		fmt.Sprintf("%d calls: %d refused at once by the breaker, %.0f retries, slowest %v", calls, refused, retries, slowest.Round(time.Millisecond)))
 	began := time.Now()
 	redis.Restart(r)
-	for get(ctx, 0) != nil {
+	for err := get(ctx, 0); err != nil; err = get(ctx, 0) {
 		time.Sleep(5 * time.Millisecond)
 		if time.Since(began) > time.Minute {
-			r.Fatalf("the store is back for a minute and not used")
+			r.Fatalf("the store is back for a minute and not used: %v", err)
 		}
 	}
 	r.table.add("", "store back → the first call succeeds", time.Since(began).Round(time.Millisecond).String(), "", "")
