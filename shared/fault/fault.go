@@ -101,6 +101,19 @@ const (
 	Reservation       Reason = "RESERVATION"
 	Release           Reason = "RELEASE"
 	TakenBack         Reason = "TAKEN_BACK"
+
+	NoCredentials          Reason = "NO_CREDENTIALS"
+	TokenExpired           Reason = "TOKEN_EXPIRED"
+	TokenInvalid           Reason = "TOKEN_INVALID"
+	IssuerUnknown          Reason = "ISSUER_UNKNOWN"
+	CertInvalid            Reason = "CERT_INVALID"
+	Operation              Reason = "OPERATION"
+	Revoked                Reason = "REVOKED"
+	UnknownMethod          Reason = "UNKNOWN_METHOD"
+	CredentialsUnavailable Reason = "CREDENTIALS_UNAVAILABLE"
+	AuditUnavailable       Reason = "AUDIT_UNAVAILABLE"
+	Session                Reason = "SESSION"
+	Sessions               Reason = "SESSIONS"
 )
 
 // Outcome says whether a failed write was done all the same.

@@ -37,6 +37,8 @@ var reasons = []fault.Reason{
 	fault.InUse, fault.Snapshot, fault.StoreDown, fault.NotLoaded, fault.Object, fault.NotLive,
 	fault.Quota, fault.Reserved, fault.Reservation, fault.Release, fault.TakenBack, fault.OtherID, fault.NotACounter,
 	fault.Counter, fault.SlowConsumer, fault.BreakerOpen, fault.ConnectionBudget, fault.ReadOnly,
+	fault.NoCredentials, fault.TokenExpired, fault.TokenInvalid, fault.IssuerUnknown, fault.CertInvalid, fault.Operation,
+	fault.Revoked, fault.UnknownMethod, fault.CredentialsUnavailable, fault.AuditUnavailable, fault.Session, fault.Sessions,
 }
 
 func TestReasonsAreThoseOfTheProto(t *testing.T) {

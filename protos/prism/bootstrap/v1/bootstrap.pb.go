@@ -69,9 +69,15 @@ type AdminConfig struct {
 	// Where this replica notes what proxies served when.
 	Journal *JournalConfig `protobuf:"bytes,19,opt,name=journal,proto3" json:"journal,omitempty"`
 	// Whether http_listen answers /debug/pprof/ as well: profiles of the running program, for go tool pprof.
-	Pprof         bool `protobuf:"varint,20,opt,name=pprof,proto3" json:"pprof,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Pprof bool `protobuf:"varint,20,opt,name=pprof,proto3" json:"pprof,omitempty"`
+	// TLS of listen; without it only loopback may be listened on.
+	Tls *ListenerTls `protobuf:"bytes,21,opt,name=tls,proto3" json:"tls,omitempty"`
+	// TLS of fleet_listen: proxies and replicas show certificates of its authorities, which name them by their ids.
+	FleetTls *ListenerTls `protobuf:"bytes,22,opt,name=fleet_tls,json=fleetTls,proto3" json:"fleet_tls,omitempty"`
+	// Where credentials come from, for certificates of a PKI.
+	CredentialProviders []*CredentialProvider `protobuf:"bytes,23,rep,name=credential_providers,json=credentialProviders,proto3" json:"credential_providers,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *AdminConfig) Reset() {
@@ -242,6 +248,27 @@ func (x *AdminConfig) GetPprof() bool {
 		return x.Pprof
 	}
 	return false
+}
+
+func (x *AdminConfig) GetTls() *ListenerTls {
+	if x != nil {
+		return x.Tls
+	}
+	return nil
+}
+
+func (x *AdminConfig) GetFleetTls() *ListenerTls {
+	if x != nil {
+		return x.FleetTls
+	}
+	return nil
+}
+
+func (x *AdminConfig) GetCredentialProviders() []*CredentialProvider {
+	if x != nil {
+		return x.CredentialProviders
+	}
+	return nil
 }
 
 // ReleaseConfig says how changes go to the fleet, by class. Without it every class goes at once.
@@ -665,7 +692,20 @@ type ProxyConfig struct {
 	// Whether the proxy is a validator: it subscribes to every partition, compiles what it is sent, and takes no calls.
 	Validator bool `protobuf:"varint,12,opt,name=validator,proto3" json:"validator,omitempty"`
 	// Whether http_listen answers /debug/pprof/ as well: profiles of the running program, for go tool pprof.
-	Pprof         bool `protobuf:"varint,13,opt,name=pprof,proto3" json:"pprof,omitempty"`
+	Pprof bool `protobuf:"varint,13,opt,name=pprof,proto3" json:"pprof,omitempty"`
+	// TLS of listen; without it only loopback may be listened on.
+	Tls *ListenerTls `protobuf:"bytes,14,opt,name=tls,proto3" json:"tls,omitempty"`
+	// The proxy's own identity towards prism-admin and other proxies; default that of tls. Without either, both are called in
+	// plaintext.
+	Identity *Certificates `protobuf:"bytes,15,opt,name=identity,proto3" json:"identity,omitempty"`
+	// Who is believed to be who.
+	Authentication *Authentication `protobuf:"bytes,16,opt,name=authentication,proto3" json:"authentication,omitempty"`
+	// Where credentials of backends come from.
+	CredentialProviders []*CredentialProvider `protobuf:"bytes,17,rep,name=credential_providers,json=credentialProviders,proto3" json:"credential_providers,omitempty"`
+	// Bounds of credentials.
+	Credentials *CredentialPolicy `protobuf:"bytes,18,opt,name=credentials,proto3" json:"credentials,omitempty"`
+	// Where access to data is recorded; absent: nowhere, and namespaces that demand it are refused.
+	Audit         *AuditConfig `protobuf:"bytes,19,opt,name=audit,proto3" json:"audit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -791,11 +831,54 @@ func (x *ProxyConfig) GetPprof() bool {
 	return false
 }
 
+func (x *ProxyConfig) GetTls() *ListenerTls {
+	if x != nil {
+		return x.Tls
+	}
+	return nil
+}
+
+func (x *ProxyConfig) GetIdentity() *Certificates {
+	if x != nil {
+		return x.Identity
+	}
+	return nil
+}
+
+func (x *ProxyConfig) GetAuthentication() *Authentication {
+	if x != nil {
+		return x.Authentication
+	}
+	return nil
+}
+
+func (x *ProxyConfig) GetCredentialProviders() []*CredentialProvider {
+	if x != nil {
+		return x.CredentialProviders
+	}
+	return nil
+}
+
+func (x *ProxyConfig) GetCredentials() *CredentialPolicy {
+	if x != nil {
+		return x.Credentials
+	}
+	return nil
+}
+
+func (x *ProxyConfig) GetAudit() *AuditConfig {
+	if x != nil {
+		return x.Audit
+	}
+	return nil
+}
+
 var File_prism_bootstrap_v1_bootstrap_proto protoreflect.FileDescriptor
 
 const file_prism_bootstrap_v1_bootstrap_proto_rawDesc = "" +
 	"\n" +
-	"\"prism/bootstrap/v1/bootstrap.proto\x12\x12prism.bootstrap.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1dprism/config/v1/release.proto\x1a\x1fprism/config/v1/resources.proto\"\xf4\b\n" +
+	"\"prism/bootstrap/v1/bootstrap.proto\x12\x12prism.bootstrap.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a!prism/bootstrap/v1/identity.proto\x1a\x1dprism/config/v1/release.proto\x1a\x1fprism/config/v1/resources.proto\"\xca\n" +
+	"\n" +
 	"\vAdminConfig\x12 \n" +
 	"\x06listen\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x06listen\x12+\n" +
 	"\ffleet_listen\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\vfleetListen\x12)\n" +
@@ -822,7 +905,10 @@ const file_prism_bootstrap_v1_bootstrap_proto_rawDesc = "" +
 	"\arelease\x18\x11 \x01(\v2!.prism.bootstrap.v1.ReleaseConfigR\arelease\x127\n" +
 	"\x06quotas\x18\x12 \x01(\v2\x1f.prism.bootstrap.v1.QuotaConfigR\x06quotas\x12;\n" +
 	"\ajournal\x18\x13 \x01(\v2!.prism.bootstrap.v1.JournalConfigR\ajournal\x12\x14\n" +
-	"\x05pprof\x18\x14 \x01(\bR\x05pprof\"\xf7\x01\n" +
+	"\x05pprof\x18\x14 \x01(\bR\x05pprof\x121\n" +
+	"\x03tls\x18\x15 \x01(\v2\x1f.prism.bootstrap.v1.ListenerTlsR\x03tls\x12<\n" +
+	"\tfleet_tls\x18\x16 \x01(\v2\x1f.prism.bootstrap.v1.ListenerTlsR\bfleetTls\x12c\n" +
+	"\x14credential_providers\x18\x17 \x03(\v2&.prism.bootstrap.v1.CredentialProviderB\b\xbaH\x05\x92\x01\x02\x10@R\x13credentialProviders\"\xf7\x01\n" +
 	"\rReleaseConfig\x12:\n" +
 	"\badditive\x18\x01 \x01(\v2\x1e.prism.config.v1.ReleasePolicyR\badditive\x126\n" +
 	"\x06scoped\x18\x02 \x01(\v2\x1e.prism.config.v1.ReleasePolicyR\x06scoped\x126\n" +
@@ -856,7 +942,7 @@ const file_prism_bootstrap_v1_bootstrap_proto_rawDesc = "" +
 	"\tsnapshots\x18\x01 \x01(\rB\t\xbaH\x06*\x04\x18\xc0\x84=R\tsnapshots\x12?\n" +
 	"\x03age\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x06\b\x80\x86\xb0\x96\x012\x02\b<R\x03age\x12R\n" +
 	"\x0esweep_interval\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
-	"\"\x04\b\x80\xa3\x052\x02\b\x01R\rsweepInterval\"\xec\x05\n" +
+	"\"\x04\b\x80\xa3\x052\x02\b\x01R\rsweepInterval\"\x8d\t\n" +
 	"\vProxyConfig\x12<\n" +
 	"\x02id\x18\x01 \x01(\tB,\xbaH)\xd8\x01\x01r$2\"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,127}$R\x02id\x12 \n" +
 	"\x06listen\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x06listen\x12&\n" +
@@ -873,7 +959,13 @@ const file_prism_bootstrap_v1_bootstrap_proto_rawDesc = "" +
 	"\rrelease_delay\x18\v \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
 	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\freleaseDelay\x12\x1c\n" +
 	"\tvalidator\x18\f \x01(\bR\tvalidator\x12\x14\n" +
-	"\x05pprof\x18\r \x01(\bR\x05pprof\x1a9\n" +
+	"\x05pprof\x18\r \x01(\bR\x05pprof\x121\n" +
+	"\x03tls\x18\x0e \x01(\v2\x1f.prism.bootstrap.v1.ListenerTlsR\x03tls\x12<\n" +
+	"\bidentity\x18\x0f \x01(\v2 .prism.bootstrap.v1.CertificatesR\bidentity\x12J\n" +
+	"\x0eauthentication\x18\x10 \x01(\v2\".prism.bootstrap.v1.AuthenticationR\x0eauthentication\x12c\n" +
+	"\x14credential_providers\x18\x11 \x03(\v2&.prism.bootstrap.v1.CredentialProviderB\b\xbaH\x05\x92\x01\x02\x10@R\x13credentialProviders\x12F\n" +
+	"\vcredentials\x18\x12 \x01(\v2$.prism.bootstrap.v1.CredentialPolicyR\vcredentials\x125\n" +
+	"\x05audit\x18\x13 \x01(\v2\x1f.prism.bootstrap.v1.AuditConfigR\x05audit\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\xd8\x01\n" +
@@ -905,7 +997,13 @@ var file_prism_bootstrap_v1_bootstrap_proto_goTypes = []any{
 	nil,                         // 9: prism.bootstrap.v1.ProxyConfig.LabelsEntry
 	(*durationpb.Duration)(nil), // 10: google.protobuf.Duration
 	(*v1.Backend)(nil),          // 11: prism.config.v1.Backend
-	(*v1.ReleasePolicy)(nil),    // 12: prism.config.v1.ReleasePolicy
+	(*ListenerTls)(nil),         // 12: prism.bootstrap.v1.ListenerTls
+	(*CredentialProvider)(nil),  // 13: prism.bootstrap.v1.CredentialProvider
+	(*v1.ReleasePolicy)(nil),    // 14: prism.config.v1.ReleasePolicy
+	(*Certificates)(nil),        // 15: prism.bootstrap.v1.Certificates
+	(*Authentication)(nil),      // 16: prism.bootstrap.v1.Authentication
+	(*CredentialPolicy)(nil),    // 17: prism.bootstrap.v1.CredentialPolicy
+	(*AuditConfig)(nil),         // 18: prism.bootstrap.v1.AuditConfig
 }
 var file_prism_bootstrap_v1_bootstrap_proto_depIdxs = []int32{
 	5,  // 0: prism.bootstrap.v1.AdminConfig.etcd:type_name -> prism.bootstrap.v1.EtcdConfig
@@ -918,24 +1016,33 @@ var file_prism_bootstrap_v1_bootstrap_proto_depIdxs = []int32{
 	1,  // 7: prism.bootstrap.v1.AdminConfig.release:type_name -> prism.bootstrap.v1.ReleaseConfig
 	2,  // 8: prism.bootstrap.v1.AdminConfig.quotas:type_name -> prism.bootstrap.v1.QuotaConfig
 	4,  // 9: prism.bootstrap.v1.AdminConfig.journal:type_name -> prism.bootstrap.v1.JournalConfig
-	12, // 10: prism.bootstrap.v1.ReleaseConfig.additive:type_name -> prism.config.v1.ReleasePolicy
-	12, // 11: prism.bootstrap.v1.ReleaseConfig.scoped:type_name -> prism.config.v1.ReleasePolicy
-	12, // 12: prism.bootstrap.v1.ReleaseConfig.shared:type_name -> prism.config.v1.ReleasePolicy
-	12, // 13: prism.bootstrap.v1.ReleaseConfig.rollback:type_name -> prism.config.v1.ReleasePolicy
-	3,  // 14: prism.bootstrap.v1.QuotaConfig.default:type_name -> prism.bootstrap.v1.Quota
-	8,  // 15: prism.bootstrap.v1.QuotaConfig.teams:type_name -> prism.bootstrap.v1.QuotaConfig.TeamsEntry
-	10, // 16: prism.bootstrap.v1.EtcdConfig.request_timeout:type_name -> google.protobuf.Duration
-	10, // 17: prism.bootstrap.v1.HistoryConfig.age:type_name -> google.protobuf.Duration
-	10, // 18: prism.bootstrap.v1.HistoryConfig.sweep_interval:type_name -> google.protobuf.Duration
-	9,  // 19: prism.bootstrap.v1.ProxyConfig.labels:type_name -> prism.bootstrap.v1.ProxyConfig.LabelsEntry
-	10, // 20: prism.bootstrap.v1.ProxyConfig.drain_timeout:type_name -> google.protobuf.Duration
-	10, // 21: prism.bootstrap.v1.ProxyConfig.release_delay:type_name -> google.protobuf.Duration
-	3,  // 22: prism.bootstrap.v1.QuotaConfig.TeamsEntry.value:type_name -> prism.bootstrap.v1.Quota
-	23, // [23:23] is the sub-list for method output_type
-	23, // [23:23] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	12, // 10: prism.bootstrap.v1.AdminConfig.tls:type_name -> prism.bootstrap.v1.ListenerTls
+	12, // 11: prism.bootstrap.v1.AdminConfig.fleet_tls:type_name -> prism.bootstrap.v1.ListenerTls
+	13, // 12: prism.bootstrap.v1.AdminConfig.credential_providers:type_name -> prism.bootstrap.v1.CredentialProvider
+	14, // 13: prism.bootstrap.v1.ReleaseConfig.additive:type_name -> prism.config.v1.ReleasePolicy
+	14, // 14: prism.bootstrap.v1.ReleaseConfig.scoped:type_name -> prism.config.v1.ReleasePolicy
+	14, // 15: prism.bootstrap.v1.ReleaseConfig.shared:type_name -> prism.config.v1.ReleasePolicy
+	14, // 16: prism.bootstrap.v1.ReleaseConfig.rollback:type_name -> prism.config.v1.ReleasePolicy
+	3,  // 17: prism.bootstrap.v1.QuotaConfig.default:type_name -> prism.bootstrap.v1.Quota
+	8,  // 18: prism.bootstrap.v1.QuotaConfig.teams:type_name -> prism.bootstrap.v1.QuotaConfig.TeamsEntry
+	10, // 19: prism.bootstrap.v1.EtcdConfig.request_timeout:type_name -> google.protobuf.Duration
+	10, // 20: prism.bootstrap.v1.HistoryConfig.age:type_name -> google.protobuf.Duration
+	10, // 21: prism.bootstrap.v1.HistoryConfig.sweep_interval:type_name -> google.protobuf.Duration
+	9,  // 22: prism.bootstrap.v1.ProxyConfig.labels:type_name -> prism.bootstrap.v1.ProxyConfig.LabelsEntry
+	10, // 23: prism.bootstrap.v1.ProxyConfig.drain_timeout:type_name -> google.protobuf.Duration
+	10, // 24: prism.bootstrap.v1.ProxyConfig.release_delay:type_name -> google.protobuf.Duration
+	12, // 25: prism.bootstrap.v1.ProxyConfig.tls:type_name -> prism.bootstrap.v1.ListenerTls
+	15, // 26: prism.bootstrap.v1.ProxyConfig.identity:type_name -> prism.bootstrap.v1.Certificates
+	16, // 27: prism.bootstrap.v1.ProxyConfig.authentication:type_name -> prism.bootstrap.v1.Authentication
+	13, // 28: prism.bootstrap.v1.ProxyConfig.credential_providers:type_name -> prism.bootstrap.v1.CredentialProvider
+	17, // 29: prism.bootstrap.v1.ProxyConfig.credentials:type_name -> prism.bootstrap.v1.CredentialPolicy
+	18, // 30: prism.bootstrap.v1.ProxyConfig.audit:type_name -> prism.bootstrap.v1.AuditConfig
+	3,  // 31: prism.bootstrap.v1.QuotaConfig.TeamsEntry.value:type_name -> prism.bootstrap.v1.Quota
+	32, // [32:32] is the sub-list for method output_type
+	32, // [32:32] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_prism_bootstrap_v1_bootstrap_proto_init() }
@@ -943,6 +1050,7 @@ func file_prism_bootstrap_v1_bootstrap_proto_init() {
 	if File_prism_bootstrap_v1_bootstrap_proto != nil {
 		return
 	}
+	file_prism_bootstrap_v1_identity_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

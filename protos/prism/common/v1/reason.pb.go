@@ -128,6 +128,30 @@ const (
 	Reason_REASON_CONNECTION_BUDGET Reason = 49
 	// The backend takes no writes.
 	Reason_REASON_READ_ONLY Reason = 50
+	// The call brings no identity, and the namespace wants one.
+	Reason_REASON_NO_CREDENTIALS Reason = 51
+	// The bearer token has expired.
+	Reason_REASON_TOKEN_EXPIRED Reason = 52
+	// The bearer token is not one that is accepted.
+	Reason_REASON_TOKEN_INVALID Reason = 53
+	// The token's issuer is not one that is believed here.
+	Reason_REASON_ISSUER_UNKNOWN Reason = 54
+	// The client certificate names nobody, or not who the session belongs to.
+	Reason_REASON_CERT_INVALID Reason = 55
+	// The principal may not do this to the namespace.
+	Reason_REASON_OPERATION Reason = 56
+	// The access or the session that the call relied on was taken away.
+	Reason_REASON_REVOKED Reason = 57
+	// The method declares no permission, so nobody has it.
+	Reason_REASON_UNKNOWN_METHOD Reason = 58
+	// No credential for the backend can be had now.
+	Reason_REASON_CREDENTIALS_UNAVAILABLE Reason = 59
+	// The access cannot be recorded, so it is refused.
+	Reason_REASON_AUDIT_UNAVAILABLE Reason = 60
+	// There is no such session, or it is not the caller's.
+	Reason_REASON_SESSION Reason = 61
+	// The bound on sessions is reached.
+	Reason_REASON_SESSIONS Reason = 62
 )
 
 // Enum value maps for Reason.
@@ -184,59 +208,83 @@ var (
 		48: "REASON_BREAKER_OPEN",
 		49: "REASON_CONNECTION_BUDGET",
 		50: "REASON_READ_ONLY",
+		51: "REASON_NO_CREDENTIALS",
+		52: "REASON_TOKEN_EXPIRED",
+		53: "REASON_TOKEN_INVALID",
+		54: "REASON_ISSUER_UNKNOWN",
+		55: "REASON_CERT_INVALID",
+		56: "REASON_OPERATION",
+		57: "REASON_REVOKED",
+		58: "REASON_UNKNOWN_METHOD",
+		59: "REASON_CREDENTIALS_UNAVAILABLE",
+		60: "REASON_AUDIT_UNAVAILABLE",
+		61: "REASON_SESSION",
+		62: "REASON_SESSIONS",
 	}
 	Reason_value = map[string]int32{
-		"REASON_UNSPECIFIED":        0,
-		"REASON_FIELD":              1,
-		"REASON_TOKEN_CLOCK":        2,
-		"REASON_TOKEN_REUSED":       3,
-		"REASON_PAGE_TOKEN":         4,
-		"REASON_PAGE_TOKEN_EXPIRED": 5,
-		"REASON_TOO_LARGE":          6,
-		"REASON_NAMESPACE":          7,
-		"REASON_KEY_REQUIRED":       8,
-		"REASON_KEY":                9,
-		"REASON_VERSION_MISMATCH":   10,
-		"REASON_CHECK_FAILED":       11,
-		"REASON_NOT_OWNER":          12,
-		"REASON_TX_CONFLICT":        13,
-		"REASON_INTERFACE_MISSING":  14,
-		"REASON_CONSISTENCY":        15,
-		"REASON_NAMESPACE_DRAINING": 16,
-		"REASON_RATE":               17,
-		"REASON_BULKHEAD":           18,
-		"REASON_BACKEND_DOWN":       19,
-		"REASON_DRAINING":           20,
-		"REASON_STARTING":           21,
-		"REASON_QUEUE":              22,
-		"REASON_POOL":               23,
-		"REASON_BACKEND":            24,
-		"REASON_CLIENT":             25,
-		"REASON_METHOD":             26,
-		"REASON_CHECKSUM":           27,
-		"REASON_BUG":                28,
-		"REASON_EXISTS":             29,
-		"REASON_CHANGED":            30,
-		"REASON_NO_BACKEND":         31,
-		"REASON_NOT_OFFERED":        32,
-		"REASON_IN_USE":             33,
-		"REASON_SNAPSHOT":           34,
-		"REASON_STORE_DOWN":         35,
-		"REASON_NOT_LOADED":         36,
-		"REASON_OBJECT":             37,
-		"REASON_NOT_LIVE":           38,
-		"REASON_QUOTA":              39,
-		"REASON_RESERVED":           40,
-		"REASON_RESERVATION":        41,
-		"REASON_RELEASE":            42,
-		"REASON_TAKEN_BACK":         43,
-		"REASON_OTHER_ID":           44,
-		"REASON_NOT_A_COUNTER":      45,
-		"REASON_COUNTER":            46,
-		"REASON_SLOW_CONSUMER":      47,
-		"REASON_BREAKER_OPEN":       48,
-		"REASON_CONNECTION_BUDGET":  49,
-		"REASON_READ_ONLY":          50,
+		"REASON_UNSPECIFIED":             0,
+		"REASON_FIELD":                   1,
+		"REASON_TOKEN_CLOCK":             2,
+		"REASON_TOKEN_REUSED":            3,
+		"REASON_PAGE_TOKEN":              4,
+		"REASON_PAGE_TOKEN_EXPIRED":      5,
+		"REASON_TOO_LARGE":               6,
+		"REASON_NAMESPACE":               7,
+		"REASON_KEY_REQUIRED":            8,
+		"REASON_KEY":                     9,
+		"REASON_VERSION_MISMATCH":        10,
+		"REASON_CHECK_FAILED":            11,
+		"REASON_NOT_OWNER":               12,
+		"REASON_TX_CONFLICT":             13,
+		"REASON_INTERFACE_MISSING":       14,
+		"REASON_CONSISTENCY":             15,
+		"REASON_NAMESPACE_DRAINING":      16,
+		"REASON_RATE":                    17,
+		"REASON_BULKHEAD":                18,
+		"REASON_BACKEND_DOWN":            19,
+		"REASON_DRAINING":                20,
+		"REASON_STARTING":                21,
+		"REASON_QUEUE":                   22,
+		"REASON_POOL":                    23,
+		"REASON_BACKEND":                 24,
+		"REASON_CLIENT":                  25,
+		"REASON_METHOD":                  26,
+		"REASON_CHECKSUM":                27,
+		"REASON_BUG":                     28,
+		"REASON_EXISTS":                  29,
+		"REASON_CHANGED":                 30,
+		"REASON_NO_BACKEND":              31,
+		"REASON_NOT_OFFERED":             32,
+		"REASON_IN_USE":                  33,
+		"REASON_SNAPSHOT":                34,
+		"REASON_STORE_DOWN":              35,
+		"REASON_NOT_LOADED":              36,
+		"REASON_OBJECT":                  37,
+		"REASON_NOT_LIVE":                38,
+		"REASON_QUOTA":                   39,
+		"REASON_RESERVED":                40,
+		"REASON_RESERVATION":             41,
+		"REASON_RELEASE":                 42,
+		"REASON_TAKEN_BACK":              43,
+		"REASON_OTHER_ID":                44,
+		"REASON_NOT_A_COUNTER":           45,
+		"REASON_COUNTER":                 46,
+		"REASON_SLOW_CONSUMER":           47,
+		"REASON_BREAKER_OPEN":            48,
+		"REASON_CONNECTION_BUDGET":       49,
+		"REASON_READ_ONLY":               50,
+		"REASON_NO_CREDENTIALS":          51,
+		"REASON_TOKEN_EXPIRED":           52,
+		"REASON_TOKEN_INVALID":           53,
+		"REASON_ISSUER_UNKNOWN":          54,
+		"REASON_CERT_INVALID":            55,
+		"REASON_OPERATION":               56,
+		"REASON_REVOKED":                 57,
+		"REASON_UNKNOWN_METHOD":          58,
+		"REASON_CREDENTIALS_UNAVAILABLE": 59,
+		"REASON_AUDIT_UNAVAILABLE":       60,
+		"REASON_SESSION":                 61,
+		"REASON_SESSIONS":                62,
 	}
 )
 
@@ -271,7 +319,7 @@ var File_prism_common_v1_reason_proto protoreflect.FileDescriptor
 
 const file_prism_common_v1_reason_proto_rawDesc = "" +
 	"\n" +
-	"\x1cprism/common/v1/reason.proto\x12\x0fprism.common.v1*\xfa\b\n" +
+	"\x1cprism/common/v1/reason.proto\x12\x0fprism.common.v1*\xad\v\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fREASON_FIELD\x10\x01\x12\x16\n" +
@@ -326,7 +374,19 @@ const file_prism_common_v1_reason_proto_rawDesc = "" +
 	"\x14REASON_SLOW_CONSUMER\x10/\x12\x17\n" +
 	"\x13REASON_BREAKER_OPEN\x100\x12\x1c\n" +
 	"\x18REASON_CONNECTION_BUDGET\x101\x12\x14\n" +
-	"\x10REASON_READ_ONLY\x102B\xc0\x01\n" +
+	"\x10REASON_READ_ONLY\x102\x12\x19\n" +
+	"\x15REASON_NO_CREDENTIALS\x103\x12\x18\n" +
+	"\x14REASON_TOKEN_EXPIRED\x104\x12\x18\n" +
+	"\x14REASON_TOKEN_INVALID\x105\x12\x19\n" +
+	"\x15REASON_ISSUER_UNKNOWN\x106\x12\x17\n" +
+	"\x13REASON_CERT_INVALID\x107\x12\x14\n" +
+	"\x10REASON_OPERATION\x108\x12\x12\n" +
+	"\x0eREASON_REVOKED\x109\x12\x19\n" +
+	"\x15REASON_UNKNOWN_METHOD\x10:\x12\"\n" +
+	"\x1eREASON_CREDENTIALS_UNAVAILABLE\x10;\x12\x1c\n" +
+	"\x18REASON_AUDIT_UNAVAILABLE\x10<\x12\x12\n" +
+	"\x0eREASON_SESSION\x10=\x12\x13\n" +
+	"\x0fREASON_SESSIONS\x10>B\xc0\x01\n" +
 	"\x13com.prism.common.v1B\vReasonProtoP\x01Z>github.com/prism-gateway/prism/protos/prism/common/v1;commonv1\xa2\x02\x03PCX\xaa\x02\x0fPrism.Common.V1\xca\x02\x0fPrism\\Common\\V1\xe2\x02\x1bPrism\\Common\\V1\\GPBMetadata\xea\x02\x11Prism::Common::V1b\x06proto3"
 
 var (

@@ -1878,8 +1878,10 @@ type Binding struct {
 	BackendType string `protobuf:"bytes,3,opt,name=backend_type,json=backendType,proto3" json:"backend_type,omitempty"`
 	// Where the credential is kept; empty when the backend needs none.
 	CredentialPath string `protobuf:"bytes,4,opt,name=credential_path,json=credentialPath,proto3" json:"credential_path,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Who shares the credential; set exactly when there is a path.
+	CredentialScope CredentialScope `protobuf:"varint,5,opt,name=credential_scope,json=credentialScope,proto3,enum=prism.config.v1.CredentialScope" json:"credential_scope,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Binding) Reset() {
@@ -1938,6 +1940,13 @@ func (x *Binding) GetCredentialPath() string {
 		return x.CredentialPath
 	}
 	return ""
+}
+
+func (x *Binding) GetCredentialScope() CredentialScope {
+	if x != nil {
+		return x.CredentialScope
+	}
+	return CredentialScope_CREDENTIAL_SCOPE_UNSPECIFIED
 }
 
 // Decision is one choice of the pipeline and its reason.
@@ -2618,12 +2627,13 @@ const file_prism_config_v1_request_proto_rawDesc = "" +
 	"\n" +
 	"interfaces\x18\x05 \x03(\tR\n" +
 	"interfaces\x124\n" +
-	"\bbindings\x18\x06 \x03(\v2\x18.prism.config.v1.BindingR\bbindings\"\x83\x01\n" +
+	"\bbindings\x18\x06 \x03(\v2\x18.prism.config.v1.BindingR\bbindings\"\xd0\x01\n" +
 	"\aBinding\x12\x12\n" +
 	"\x04slot\x18\x01 \x01(\tR\x04slot\x12\x18\n" +
 	"\abackend\x18\x02 \x01(\tR\abackend\x12!\n" +
 	"\fbackend_type\x18\x03 \x01(\tR\vbackendType\x12'\n" +
-	"\x0fcredential_path\x18\x04 \x01(\tR\x0ecredentialPath\"\xb4\x01\n" +
+	"\x0fcredential_path\x18\x04 \x01(\tR\x0ecredentialPath\x12K\n" +
+	"\x10credential_scope\x18\x05 \x01(\x0e2 .prism.config.v1.CredentialScopeR\x0fcredentialScope\"\xb4\x01\n" +
 	"\bDecision\x12\x14\n" +
 	"\x05stage\x18\x01 \x01(\tR\x05stage\x12\x18\n" +
 	"\asubject\x18\x02 \x01(\tR\asubject\x12\x16\n" +
@@ -2795,20 +2805,21 @@ var file_prism_config_v1_request_proto_depIdxs = []int32{
 	34, // 38: prism.config.v1.NamespaceResponse.updated_at:type_name -> google.protobuf.Timestamp
 	21, // 39: prism.config.v1.NamespaceResponse.limits:type_name -> prism.config.v1.Limits
 	24, // 40: prism.config.v1.AssignedPattern.bindings:type_name -> prism.config.v1.Binding
-	26, // 41: prism.config.v1.Decision.refusals:type_name -> prism.config.v1.Refusal
-	28, // 42: prism.config.v1.NamespaceStatus.owners:type_name -> prism.config.v1.OwnerStatus
-	35, // 43: prism.config.v1.NamespaceStatus.release:type_name -> prism.config.v1.ReleaseStatus
-	30, // 44: prism.config.v1.NamespaceStatus.taken_back:type_name -> prism.config.v1.TakenBack
-	5,  // 45: prism.config.v1.OwnerStatus.stage:type_name -> prism.config.v1.Stage
-	29, // 46: prism.config.v1.OwnerStatus.rejection:type_name -> prism.config.v1.Rejection
-	34, // 47: prism.config.v1.OwnerStatus.last_seen:type_name -> google.protobuf.Timestamp
-	29, // 48: prism.config.v1.TakenBack.rejection:type_name -> prism.config.v1.Rejection
-	34, // 49: prism.config.v1.TakenBack.at:type_name -> google.protobuf.Timestamp
-	50, // [50:50] is the sub-list for method output_type
-	50, // [50:50] is the sub-list for method input_type
-	50, // [50:50] is the sub-list for extension type_name
-	50, // [50:50] is the sub-list for extension extendee
-	0,  // [0:50] is the sub-list for field type_name
+	4,  // 41: prism.config.v1.Binding.credential_scope:type_name -> prism.config.v1.CredentialScope
+	26, // 42: prism.config.v1.Decision.refusals:type_name -> prism.config.v1.Refusal
+	28, // 43: prism.config.v1.NamespaceStatus.owners:type_name -> prism.config.v1.OwnerStatus
+	35, // 44: prism.config.v1.NamespaceStatus.release:type_name -> prism.config.v1.ReleaseStatus
+	30, // 45: prism.config.v1.NamespaceStatus.taken_back:type_name -> prism.config.v1.TakenBack
+	5,  // 46: prism.config.v1.OwnerStatus.stage:type_name -> prism.config.v1.Stage
+	29, // 47: prism.config.v1.OwnerStatus.rejection:type_name -> prism.config.v1.Rejection
+	34, // 48: prism.config.v1.OwnerStatus.last_seen:type_name -> google.protobuf.Timestamp
+	29, // 49: prism.config.v1.TakenBack.rejection:type_name -> prism.config.v1.Rejection
+	34, // 50: prism.config.v1.TakenBack.at:type_name -> google.protobuf.Timestamp
+	51, // [51:51] is the sub-list for method output_type
+	51, // [51:51] is the sub-list for method input_type
+	51, // [51:51] is the sub-list for extension type_name
+	51, // [51:51] is the sub-list for extension extendee
+	0,  // [0:51] is the sub-list for field type_name
 }
 
 func init() { file_prism_config_v1_request_proto_init() }

@@ -49,7 +49,13 @@ type NamespaceConfig struct {
 	Team string `protobuf:"bytes,9,opt,name=team,proto3" json:"team,omitempty"`
 	// Set while a deletion drains the namespace in waves: who asked for its removal, which follows when all of its owners
 	// have drained it. Proxies do not use it.
-	Removal       *Removal `protobuf:"bytes,10,opt,name=removal,proto3" json:"removal,omitempty"`
+	Removal *Removal `protobuf:"bytes,10,opt,name=removal,proto3" json:"removal,omitempty"`
+	// Who may do what with the data. It counts where callers are authenticated.
+	Access *Access `protobuf:"bytes,11,opt,name=access,proto3" json:"access,omitempty"`
+	// How callers authenticate and where the namespace's credentials come from; absent where they need not.
+	Auth *Auth `protobuf:"bytes,12,opt,name=auth,proto3" json:"auth,omitempty"`
+	// How access to the data is audited; always set.
+	Audit         AuditPolicy `protobuf:"varint,13,opt,name=audit,proto3,enum=prism.config.v1.AuditPolicy" json:"audit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -152,6 +158,27 @@ func (x *NamespaceConfig) GetRemoval() *Removal {
 		return x.Removal
 	}
 	return nil
+}
+
+func (x *NamespaceConfig) GetAccess() *Access {
+	if x != nil {
+		return x.Access
+	}
+	return nil
+}
+
+func (x *NamespaceConfig) GetAuth() *Auth {
+	if x != nil {
+		return x.Auth
+	}
+	return nil
+}
+
+func (x *NamespaceConfig) GetAudit() AuditPolicy {
+	if x != nil {
+		return x.Audit
+	}
+	return AuditPolicy_AUDIT_POLICY_UNSPECIFIED
 }
 
 // Removal is that a namespace is to be removed once it is drained.
@@ -960,7 +987,7 @@ var File_prism_config_v1_resources_proto protoreflect.FileDescriptor
 
 const file_prism_config_v1_resources_proto_rawDesc = "" +
 	"\n" +
-	"\x1fprism/config/v1/resources.proto\x12\x0fprism.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dprism/config/v1/request.proto\"\xad\x03\n" +
+	"\x1fprism/config/v1/resources.proto\x12\x0fprism.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dprism/config/v1/request.proto\"\xbd\x04\n" +
 	"\x0fNamespaceConfig\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12:\n" +
 	"\bpatterns\x18\x02 \x03(\v2\x1e.prism.config.v1.PatternConfigR\bpatterns\x12%\n" +
@@ -973,7 +1000,10 @@ const file_prism_config_v1_resources_proto_rawDesc = "" +
 	"\freservations\x18\b \x03(\v2\x1c.prism.config.v1.ReservationR\freservations\x12\x12\n" +
 	"\x04team\x18\t \x01(\tR\x04team\x122\n" +
 	"\aremoval\x18\n" +
-	" \x01(\v2\x18.prism.config.v1.RemovalR\aremoval\"Z\n" +
+	" \x01(\v2\x18.prism.config.v1.RemovalR\aremoval\x12/\n" +
+	"\x06access\x18\v \x01(\v2\x17.prism.config.v1.AccessR\x06access\x12)\n" +
+	"\x04auth\x18\f \x01(\v2\x15.prism.config.v1.AuthR\x04auth\x122\n" +
+	"\x05audit\x18\r \x01(\x0e2\x1c.prism.config.v1.AuditPolicyR\x05audit\"Z\n" +
 	"\aRemoval\x12\x16\n" +
 	"\x06author\x18\x01 \x01(\tR\x06author\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x1d\n" +
@@ -1082,34 +1112,40 @@ var file_prism_config_v1_resources_proto_goTypes = []any{
 	nil,                           // 12: prism.config.v1.Backend.ConfigEntry
 	nil,                           // 13: prism.config.v1.Member.LabelsEntry
 	(*Limits)(nil),                // 14: prism.config.v1.Limits
-	(*Binding)(nil),               // 15: prism.config.v1.Binding
-	(Consistency)(0),              // 16: prism.config.v1.Consistency
-	(*durationpb.Duration)(nil),   // 17: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
+	(*Access)(nil),                // 15: prism.config.v1.Access
+	(*Auth)(nil),                  // 16: prism.config.v1.Auth
+	(AuditPolicy)(0),              // 17: prism.config.v1.AuditPolicy
+	(*Binding)(nil),               // 18: prism.config.v1.Binding
+	(Consistency)(0),              // 19: prism.config.v1.Consistency
+	(*durationpb.Duration)(nil),   // 20: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
 }
 var file_prism_config_v1_resources_proto_depIdxs = []int32{
 	2,  // 0: prism.config.v1.NamespaceConfig.patterns:type_name -> prism.config.v1.PatternConfig
 	14, // 1: prism.config.v1.NamespaceConfig.limits:type_name -> prism.config.v1.Limits
 	3,  // 2: prism.config.v1.NamespaceConfig.reservations:type_name -> prism.config.v1.Reservation
 	1,  // 3: prism.config.v1.NamespaceConfig.removal:type_name -> prism.config.v1.Removal
-	15, // 4: prism.config.v1.PatternConfig.bindings:type_name -> prism.config.v1.Binding
-	16, // 5: prism.config.v1.PatternConfig.consistency:type_name -> prism.config.v1.Consistency
-	17, // 6: prism.config.v1.PatternConfig.default_ttl:type_name -> google.protobuf.Duration
-	17, // 7: prism.config.v1.PatternConfig.max_staleness:type_name -> google.protobuf.Duration
-	5,  // 8: prism.config.v1.Backend.capacity:type_name -> prism.config.v1.Capacity
-	11, // 9: prism.config.v1.Backend.labels:type_name -> prism.config.v1.Backend.LabelsEntry
-	12, // 10: prism.config.v1.Backend.config:type_name -> prism.config.v1.Backend.ConfigEntry
-	6,  // 11: prism.config.v1.Backend.pool:type_name -> prism.config.v1.PoolPolicy
-	17, // 12: prism.config.v1.PoolPolicy.dial_timeout:type_name -> google.protobuf.Duration
-	8,  // 13: prism.config.v1.Assignment.members:type_name -> prism.config.v1.Member
-	9,  // 14: prism.config.v1.Assignment.partitions:type_name -> prism.config.v1.PartitionOwners
-	13, // 15: prism.config.v1.Member.labels:type_name -> prism.config.v1.Member.LabelsEntry
-	18, // 16: prism.config.v1.Sentinel.committed_at:type_name -> google.protobuf.Timestamp
-	17, // [17:17] is the sub-list for method output_type
-	17, // [17:17] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	15, // 4: prism.config.v1.NamespaceConfig.access:type_name -> prism.config.v1.Access
+	16, // 5: prism.config.v1.NamespaceConfig.auth:type_name -> prism.config.v1.Auth
+	17, // 6: prism.config.v1.NamespaceConfig.audit:type_name -> prism.config.v1.AuditPolicy
+	18, // 7: prism.config.v1.PatternConfig.bindings:type_name -> prism.config.v1.Binding
+	19, // 8: prism.config.v1.PatternConfig.consistency:type_name -> prism.config.v1.Consistency
+	20, // 9: prism.config.v1.PatternConfig.default_ttl:type_name -> google.protobuf.Duration
+	20, // 10: prism.config.v1.PatternConfig.max_staleness:type_name -> google.protobuf.Duration
+	5,  // 11: prism.config.v1.Backend.capacity:type_name -> prism.config.v1.Capacity
+	11, // 12: prism.config.v1.Backend.labels:type_name -> prism.config.v1.Backend.LabelsEntry
+	12, // 13: prism.config.v1.Backend.config:type_name -> prism.config.v1.Backend.ConfigEntry
+	6,  // 14: prism.config.v1.Backend.pool:type_name -> prism.config.v1.PoolPolicy
+	20, // 15: prism.config.v1.PoolPolicy.dial_timeout:type_name -> google.protobuf.Duration
+	8,  // 16: prism.config.v1.Assignment.members:type_name -> prism.config.v1.Member
+	9,  // 17: prism.config.v1.Assignment.partitions:type_name -> prism.config.v1.PartitionOwners
+	13, // 18: prism.config.v1.Member.labels:type_name -> prism.config.v1.Member.LabelsEntry
+	21, // 19: prism.config.v1.Sentinel.committed_at:type_name -> google.protobuf.Timestamp
+	20, // [20:20] is the sub-list for method output_type
+	20, // [20:20] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_prism_config_v1_resources_proto_init() }
