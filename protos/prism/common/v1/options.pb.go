@@ -14,6 +14,7 @@ import (
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	descriptorpb "google.golang.org/protobuf/types/descriptorpb"
 	reflect "reflect"
+	sync "sync"
 	unsafe "unsafe"
 )
 
@@ -24,6 +25,59 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Permission is what a principal needs for an operation on a namespace.
+type Permission int32
+
+const (
+	// None is declared: nobody may.
+	Permission_PERMISSION_UNSPECIFIED Permission = 0
+	// Readers, writers and owners may.
+	Permission_PERMISSION_READ Permission = 1
+	// Writers and owners may.
+	Permission_PERMISSION_WRITE Permission = 2
+)
+
+// Enum value maps for Permission.
+var (
+	Permission_name = map[int32]string{
+		0: "PERMISSION_UNSPECIFIED",
+		1: "PERMISSION_READ",
+		2: "PERMISSION_WRITE",
+	}
+	Permission_value = map[string]int32{
+		"PERMISSION_UNSPECIFIED": 0,
+		"PERMISSION_READ":        1,
+		"PERMISSION_WRITE":       2,
+	}
+)
+
+func (x Permission) Enum() *Permission {
+	p := new(Permission)
+	*p = x
+	return p
+}
+
+func (x Permission) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Permission) Descriptor() protoreflect.EnumDescriptor {
+	return file_prism_common_v1_options_proto_enumTypes[0].Descriptor()
+}
+
+func (Permission) Type() protoreflect.EnumType {
+	return &file_prism_common_v1_options_proto_enumTypes[0]
+}
+
+func (x Permission) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Permission.Descriptor instead.
+func (Permission) EnumDescriptor() ([]byte, []int) {
+	return file_prism_common_v1_options_proto_rawDescGZIP(), []int{0}
+}
+
 var file_prism_common_v1_options_proto_extTypes = []protoimpl.ExtensionInfo{
 	{
 		ExtendedType:  (*descriptorpb.FieldOptions)(nil),
@@ -31,6 +85,14 @@ var file_prism_common_v1_options_proto_extTypes = []protoimpl.ExtensionInfo{
 		Field:         50851,
 		Name:          "prism.common.v1.sensitive",
 		Tag:           "varint,50851,opt,name=sensitive",
+		Filename:      "prism/common/v1/options.proto",
+	},
+	{
+		ExtendedType:  (*descriptorpb.MethodOptions)(nil),
+		ExtensionType: (*Permission)(nil),
+		Field:         50852,
+		Name:          "prism.common.v1.permission",
+		Tag:           "varint,50852,opt,name=permission,enum=prism.common.v1.Permission",
 		Filename:      "prism/common/v1/options.proto",
 	},
 }
@@ -43,23 +105,56 @@ var (
 	E_Sensitive = &file_prism_common_v1_options_proto_extTypes[0]
 )
 
+// Extension fields to descriptorpb.MethodOptions.
+var (
+	// What the method needs of the namespace that its request names. A method without it is denied to everybody.
+	//
+	// optional prism.common.v1.Permission permission = 50852;
+	E_Permission = &file_prism_common_v1_options_proto_extTypes[1]
+)
+
 var File_prism_common_v1_options_proto protoreflect.FileDescriptor
 
 const file_prism_common_v1_options_proto_rawDesc = "" +
 	"\n" +
-	"\x1dprism/common/v1/options.proto\x12\x0fprism.common.v1\x1a google/protobuf/descriptor.proto:=\n" +
-	"\tsensitive\x12\x1d.google.protobuf.FieldOptions\x18\xa3\x8d\x03 \x01(\bR\tsensitiveB\xc1\x01\n" +
+	"\x1dprism/common/v1/options.proto\x12\x0fprism.common.v1\x1a google/protobuf/descriptor.proto*S\n" +
+	"\n" +
+	"Permission\x12\x1a\n" +
+	"\x16PERMISSION_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fPERMISSION_READ\x10\x01\x12\x14\n" +
+	"\x10PERMISSION_WRITE\x10\x02:=\n" +
+	"\tsensitive\x12\x1d.google.protobuf.FieldOptions\x18\xa3\x8d\x03 \x01(\bR\tsensitive:]\n" +
+	"\n" +
+	"permission\x12\x1e.google.protobuf.MethodOptions\x18\xa4\x8d\x03 \x01(\x0e2\x1b.prism.common.v1.PermissionR\n" +
+	"permissionB\xc1\x01\n" +
 	"\x13com.prism.common.v1B\fOptionsProtoP\x01Z>github.com/prism-gateway/prism/protos/prism/common/v1;commonv1\xa2\x02\x03PCX\xaa\x02\x0fPrism.Common.V1\xca\x02\x0fPrism\\Common\\V1\xe2\x02\x1bPrism\\Common\\V1\\GPBMetadata\xea\x02\x11Prism::Common::V1b\x06proto3"
 
+var (
+	file_prism_common_v1_options_proto_rawDescOnce sync.Once
+	file_prism_common_v1_options_proto_rawDescData []byte
+)
+
+func file_prism_common_v1_options_proto_rawDescGZIP() []byte {
+	file_prism_common_v1_options_proto_rawDescOnce.Do(func() {
+		file_prism_common_v1_options_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_prism_common_v1_options_proto_rawDesc), len(file_prism_common_v1_options_proto_rawDesc)))
+	})
+	return file_prism_common_v1_options_proto_rawDescData
+}
+
+var file_prism_common_v1_options_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
 var file_prism_common_v1_options_proto_goTypes = []any{
-	(*descriptorpb.FieldOptions)(nil), // 0: google.protobuf.FieldOptions
+	(Permission)(0),                    // 0: prism.common.v1.Permission
+	(*descriptorpb.FieldOptions)(nil),  // 1: google.protobuf.FieldOptions
+	(*descriptorpb.MethodOptions)(nil), // 2: google.protobuf.MethodOptions
 }
 var file_prism_common_v1_options_proto_depIdxs = []int32{
-	0, // 0: prism.common.v1.sensitive:extendee -> google.protobuf.FieldOptions
-	1, // [1:1] is the sub-list for method output_type
-	1, // [1:1] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	0, // [0:1] is the sub-list for extension extendee
+	1, // 0: prism.common.v1.sensitive:extendee -> google.protobuf.FieldOptions
+	2, // 1: prism.common.v1.permission:extendee -> google.protobuf.MethodOptions
+	0, // 2: prism.common.v1.permission:type_name -> prism.common.v1.Permission
+	3, // [3:3] is the sub-list for method output_type
+	3, // [3:3] is the sub-list for method input_type
+	2, // [2:3] is the sub-list for extension type_name
+	0, // [0:2] is the sub-list for extension extendee
 	0, // [0:0] is the sub-list for field type_name
 }
 
@@ -73,13 +168,14 @@ func file_prism_common_v1_options_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_prism_common_v1_options_proto_rawDesc), len(file_prism_common_v1_options_proto_rawDesc)),
-			NumEnums:      0,
+			NumEnums:      1,
 			NumMessages:   0,
-			NumExtensions: 1,
+			NumExtensions: 2,
 			NumServices:   0,
 		},
 		GoTypes:           file_prism_common_v1_options_proto_goTypes,
 		DependencyIndexes: file_prism_common_v1_options_proto_depIdxs,
+		EnumInfos:         file_prism_common_v1_options_proto_enumTypes,
 		ExtensionInfos:    file_prism_common_v1_options_proto_extTypes,
 	}.Build()
 	File_prism_common_v1_options_proto = out.File

@@ -11,6 +11,7 @@ package datav1
 
 import (
 	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
+	_ "github.com/prism-gateway/prism/protos/prism/common/v1"
 	status "google.golang.org/genproto/googleapis/rpc/status"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
@@ -3419,7 +3420,7 @@ var File_prism_data_v1_keyvalue_proto protoreflect.FileDescriptor
 
 const file_prism_data_v1_keyvalue_proto_rawDesc = "" +
 	"\n" +
-	"\x1cprism/data/v1/keyvalue.proto\x12\rprism.data.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\x81\x03\n" +
+	"\x1cprism/data/v1/keyvalue.proto\x12\rprism.data.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1dprism/common/v1/options.proto\"\x81\x03\n" +
 	"\x04Item\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\fR\x03key\x12\x14\n" +
@@ -3692,25 +3693,25 @@ const file_prism_data_v1_keyvalue_proto_rawDesc = "" +
 	"\x0eWATCH_KIND_PUT\x10\x01\x12\x15\n" +
 	"\x11WATCH_KIND_DELETE\x10\x02\x12\x15\n" +
 	"\x11WATCH_KIND_EXPIRE\x10\x03\x12\x15\n" +
-	"\x11WATCH_KIND_RESYNC\x10\x042\xe9\b\n" +
-	"\bKeyValue\x12<\n" +
-	"\x03Get\x12\x19.prism.data.v1.GetRequest\x1a\x1a.prism.data.v1.GetResponse\x12<\n" +
-	"\x03Put\x12\x19.prism.data.v1.PutRequest\x1a\x1a.prism.data.v1.PutResponse\x12E\n" +
-	"\x06Delete\x12\x1c.prism.data.v1.DeleteRequest\x1a\x1d.prism.data.v1.DeleteResponse\x12K\n" +
-	"\bBatchGet\x12\x1e.prism.data.v1.BatchGetRequest\x1a\x1f.prism.data.v1.BatchGetResponse\x12Q\n" +
+	"\x11WATCH_KIND_RESYNC\x10\x042\xc3\t\n" +
+	"\bKeyValue\x12B\n" +
+	"\x03Get\x12\x19.prism.data.v1.GetRequest\x1a\x1a.prism.data.v1.GetResponse\"\x04\xa0\xea\x18\x01\x12B\n" +
+	"\x03Put\x12\x19.prism.data.v1.PutRequest\x1a\x1a.prism.data.v1.PutResponse\"\x04\xa0\xea\x18\x02\x12K\n" +
+	"\x06Delete\x12\x1c.prism.data.v1.DeleteRequest\x1a\x1d.prism.data.v1.DeleteResponse\"\x04\xa0\xea\x18\x02\x12Q\n" +
+	"\bBatchGet\x12\x1e.prism.data.v1.BatchGetRequest\x1a\x1f.prism.data.v1.BatchGetResponse\"\x04\xa0\xea\x18\x01\x12W\n" +
 	"\n" +
-	"BatchWrite\x12 .prism.data.v1.BatchWriteRequest\x1a!.prism.data.v1.BatchWriteResponse\x12B\n" +
-	"\x05Touch\x12\x1b.prism.data.v1.TouchRequest\x1a\x1c.prism.data.v1.TouchResponse\x12?\n" +
-	"\x04Scan\x12\x1a.prism.data.v1.ScanRequest\x1a\x1b.prism.data.v1.ScanResponse\x12H\n" +
-	"\aListIds\x12\x1d.prism.data.v1.ListIdsRequest\x1a\x1e.prism.data.v1.ListIdsResponse\x12T\n" +
-	"\vDeleteRange\x12!.prism.data.v1.DeleteRangeRequest\x1a\".prism.data.v1.DeleteRangeResponse\x12N\n" +
-	"\tIncrement\x12\x1f.prism.data.v1.IncrementRequest\x1a .prism.data.v1.IncrementResponse\x12K\n" +
-	"\bTransact\x12\x1e.prism.data.v1.TransactRequest\x1a\x1f.prism.data.v1.TransactResponse\x12D\n" +
-	"\x05Watch\x12\x1b.prism.data.v1.WatchRequest\x1a\x1c.prism.data.v1.WatchResponse0\x01\x12P\n" +
-	"\tReadValue\x12\x1f.prism.data.v1.ReadValueRequest\x1a .prism.data.v1.ReadValueResponse0\x01\x12S\n" +
+	"BatchWrite\x12 .prism.data.v1.BatchWriteRequest\x1a!.prism.data.v1.BatchWriteResponse\"\x04\xa0\xea\x18\x02\x12H\n" +
+	"\x05Touch\x12\x1b.prism.data.v1.TouchRequest\x1a\x1c.prism.data.v1.TouchResponse\"\x04\xa0\xea\x18\x02\x12E\n" +
+	"\x04Scan\x12\x1a.prism.data.v1.ScanRequest\x1a\x1b.prism.data.v1.ScanResponse\"\x04\xa0\xea\x18\x01\x12N\n" +
+	"\aListIds\x12\x1d.prism.data.v1.ListIdsRequest\x1a\x1e.prism.data.v1.ListIdsResponse\"\x04\xa0\xea\x18\x01\x12Z\n" +
+	"\vDeleteRange\x12!.prism.data.v1.DeleteRangeRequest\x1a\".prism.data.v1.DeleteRangeResponse\"\x04\xa0\xea\x18\x02\x12T\n" +
+	"\tIncrement\x12\x1f.prism.data.v1.IncrementRequest\x1a .prism.data.v1.IncrementResponse\"\x04\xa0\xea\x18\x02\x12Q\n" +
+	"\bTransact\x12\x1e.prism.data.v1.TransactRequest\x1a\x1f.prism.data.v1.TransactResponse\"\x04\xa0\xea\x18\x02\x12J\n" +
+	"\x05Watch\x12\x1b.prism.data.v1.WatchRequest\x1a\x1c.prism.data.v1.WatchResponse\"\x04\xa0\xea\x18\x010\x01\x12V\n" +
+	"\tReadValue\x12\x1f.prism.data.v1.ReadValueRequest\x1a .prism.data.v1.ReadValueResponse\"\x04\xa0\xea\x18\x010\x01\x12Y\n" +
 	"\n" +
-	"WriteValue\x12 .prism.data.v1.WriteValueRequest\x1a!.prism.data.v1.WriteValueResponse(\x01\x12K\n" +
-	"\bDescribe\x12\x1e.prism.data.v1.DescribeRequest\x1a\x1f.prism.data.v1.DescribeResponseB\xb4\x01\n" +
+	"WriteValue\x12 .prism.data.v1.WriteValueRequest\x1a!.prism.data.v1.WriteValueResponse\"\x04\xa0\xea\x18\x02(\x01\x12Q\n" +
+	"\bDescribe\x12\x1e.prism.data.v1.DescribeRequest\x1a\x1f.prism.data.v1.DescribeResponse\"\x04\xa0\xea\x18\x01B\xb4\x01\n" +
 	"\x11com.prism.data.v1B\rKeyvalueProtoP\x01Z:github.com/prism-gateway/prism/protos/prism/data/v1;datav1\xa2\x02\x03PDX\xaa\x02\rPrism.Data.V1\xca\x02\rPrism\\Data\\V1\xe2\x02\x19Prism\\Data\\V1\\GPBMetadata\xea\x02\x0fPrism::Data::V1b\x06proto3"
 
 var (

@@ -8,6 +8,7 @@ package datav1
 
 import (
 	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
+	_ "github.com/prism-gateway/prism/protos/prism/common/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
@@ -767,7 +768,7 @@ var File_prism_data_v1_session_proto protoreflect.FileDescriptor
 
 const file_prism_data_v1_session_proto_rawDesc = "" +
 	"\n" +
-	"\x1bprism/data/v1/session.proto\x12\rprism.data.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xae\x02\n" +
+	"\x1bprism/data/v1/session.proto\x12\rprism.data.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dprism/common/v1/options.proto\"\xae\x02\n" +
 	"\aSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1c\n" +
 	"\tprincipal\x18\x02 \x01(\tR\tprincipal\x129\n" +
@@ -809,15 +810,15 @@ const file_prism_data_v1_session_proto_rawDesc = "" +
 	"\x16SESSION_EVENT_EXPIRING\x10\x01\x12\x19\n" +
 	"\x15SESSION_EVENT_ROTATED\x10\x02\x12\x1b\n" +
 	"\x17SESSION_EVENT_REFRESHED\x10\x03\x12\x17\n" +
-	"\x13SESSION_EVENT_ENDED\x10\x042\xab\x04\n" +
-	"\x0eSessionManager\x12Z\n" +
-	"\rCreateSession\x12#.prism.data.v1.CreateSessionRequest\x1a$.prism.data.v1.CreateSessionResponse\x12Q\n" +
+	"\x13SESSION_EVENT_ENDED\x10\x042\xcf\x04\n" +
+	"\x0eSessionManager\x12`\n" +
+	"\rCreateSession\x12#.prism.data.v1.CreateSessionRequest\x1a$.prism.data.v1.CreateSessionResponse\"\x04\xa0\xea\x18\x01\x12W\n" +
 	"\n" +
-	"GetSession\x12 .prism.data.v1.GetSessionRequest\x1a!.prism.data.v1.GetSessionResponse\x12W\n" +
-	"\fListSessions\x12\".prism.data.v1.ListSessionsRequest\x1a#.prism.data.v1.ListSessionsResponse\x12]\n" +
-	"\x0eRefreshSession\x12$.prism.data.v1.RefreshSessionRequest\x1a%.prism.data.v1.RefreshSessionResponse\x12W\n" +
-	"\fCloseSession\x12\".prism.data.v1.CloseSessionRequest\x1a#.prism.data.v1.CloseSessionResponse\x12Y\n" +
-	"\fWatchSession\x12\".prism.data.v1.WatchSessionRequest\x1a#.prism.data.v1.WatchSessionResponse0\x01B\xb3\x01\n" +
+	"GetSession\x12 .prism.data.v1.GetSessionRequest\x1a!.prism.data.v1.GetSessionResponse\"\x04\xa0\xea\x18\x01\x12]\n" +
+	"\fListSessions\x12\".prism.data.v1.ListSessionsRequest\x1a#.prism.data.v1.ListSessionsResponse\"\x04\xa0\xea\x18\x01\x12c\n" +
+	"\x0eRefreshSession\x12$.prism.data.v1.RefreshSessionRequest\x1a%.prism.data.v1.RefreshSessionResponse\"\x04\xa0\xea\x18\x01\x12]\n" +
+	"\fCloseSession\x12\".prism.data.v1.CloseSessionRequest\x1a#.prism.data.v1.CloseSessionResponse\"\x04\xa0\xea\x18\x01\x12_\n" +
+	"\fWatchSession\x12\".prism.data.v1.WatchSessionRequest\x1a#.prism.data.v1.WatchSessionResponse\"\x04\xa0\xea\x18\x010\x01B\xb3\x01\n" +
 	"\x11com.prism.data.v1B\fSessionProtoP\x01Z:github.com/prism-gateway/prism/protos/prism/data/v1;datav1\xa2\x02\x03PDX\xaa\x02\rPrism.Data.V1\xca\x02\rPrism\\Data\\V1\xe2\x02\x19Prism\\Data\\V1\\GPBMetadata\xea\x02\x0fPrism::Data::V1b\x06proto3"
 
 var (
