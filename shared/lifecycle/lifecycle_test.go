@@ -332,3 +332,20 @@ func TestANoteIsToldAndKeepsNothingFromBeingReady(t *testing.T) {
 		t.Errorf("the state is %+v", s)
 	}
 }
+
+func TestAServerThatIsStoppedBeforeItServesIsNoError(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	part := lifecycle.GRPC("grpc", grpc.NewServer(), l)
+	if err := part.Drain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := part.Run(t.Context()); err != nil {
+		t.Errorf("it ended with %v", err)
+	}
+	if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("its listener is open: %v", err)
+	}
+}

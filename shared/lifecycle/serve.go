@@ -17,7 +17,10 @@ func GRPC(name string, server *grpc.Server, l net.Listener) Part {
 		Run: func(ctx context.Context) error {
 			stop := context.AfterFunc(ctx, server.Stop)
 			defer stop()
-			return server.Serve(l)
+			if err := server.Serve(l); !errors.Is(err, grpc.ErrServerStopped) { // stopped before it began
+				return err
+			}
+			return nil
 		},
 		Drain: func(ctx context.Context) error {
 			done := make(chan struct{})

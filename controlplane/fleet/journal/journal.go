@@ -227,7 +227,7 @@ func (j *Journal) write() {
 	if err := j.append(buffer); err != nil {
 		j.trouble(err)
 	} else if j.size-j.restate >= max(j.cfg.MaxBytes/4, j.restate) {
-		j.rotate(time.Now())
+		j.rotate(queue[len(queue)-1].At) // and not now: what is noted meanwhile was before
 	}
 }
 
