@@ -174,11 +174,15 @@ func credentialPaths(req *configv1.NamespaceRequest, report report) {
 	check("auth.vault.credentials.path", req.GetAuth().GetVault().GetCredentials().GetPath())
 }
 
-// credentialPath reports whether a text names a place: a known scheme, a path, and nothing that could be a credential.
+// credentialPath reports whether a text names a place: a provider, which is a known scheme or one with a name of its own
+// such as vault-eu, a path, and nothing that could be a credential.
 func credentialPath(s string) bool {
-	scheme, path, ok := strings.Cut(s, "://")
-	return ok && slices.Contains(schemes, scheme) && path != "" && !strings.ContainsAny(path, "@ \t\r\n")
+	provider, path, ok := strings.Cut(s, "://")
+	scheme, _, _ := strings.Cut(provider, "-")
+	return ok && providerName.MatchString(provider) && slices.Contains(schemes, scheme) && path != "" && !strings.ContainsAny(path, "@ \t\r\n")
 }
+
+var providerName = regexp.MustCompile(`^[a-z]+(-[a-z0-9]+)*$`)
 
 var (
 	credentialName = regexp.MustCompile(`(?i)(pass(word|wd|phrase)?|pwd|secret|token|credential|private|api[-_.]?key|access[-_.]?key|auth|user(name)?|login)`)

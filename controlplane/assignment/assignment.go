@@ -82,10 +82,7 @@ func Assign(s selection.Selection, backends []Backend, current Current) (Assignm
 			own[chosen.GetName()] = own[chosen.GetName()].Add(wants(p))
 			t, _ := catalog.Type(chosen.GetType())
 			out.SingleOwner = out.SingleOwner || t.SingleProcess
-			bindings = append(bindings, &configv1.Binding{
-				Slot: slot.Purpose + "-" + chosen.GetType(), Backend: chosen.GetName(), BackendType: chosen.GetType(),
-				CredentialPath: cmp.Or(slot.CredentialPath, chosen.GetCredentialPath()),
-			})
+			bindings = append(bindings, bind(slot, chosen.Backend, s.Credential))
 			out.Decisions = append(out.Decisions, decision)
 		}
 		out.Bindings = append(out.Bindings, bindings)
@@ -97,6 +94,25 @@ func Assign(s selection.Selection, backends []Backend, current Current) (Assignm
 		})
 	}
 	return out, nil
+}
+
+// bind binds a slot to a backend. The credential is the slot's own, or the one that the namespace names for its callers, or
+// the backend's, which all callers share.
+func bind(slot selection.Slot, to *configv1.Backend, callers selection.Credential) *configv1.Binding {
+	b := &configv1.Binding{Slot: slot.Purpose + "-" + to.GetType(), Backend: to.GetName(), BackendType: to.GetType()}
+	own := slot.CredentialPath
+	if slot.Copies {
+		callers.Path = "" // of the storage
+	}
+	b.CredentialPath = cmp.Or(own, callers.Path, to.GetCredentialPath())
+	switch {
+	case b.CredentialPath == "":
+	case own == "" && callers.Path == "", slot.Copies:
+		b.CredentialScope = configv1.CredentialScope_CREDENTIAL_SCOPE_NAMESPACE
+	default:
+		b.CredentialScope = callers.Scope
+	}
+	return b
 }
 
 // SlotKey names a slot of a pattern in the map of present bindings.

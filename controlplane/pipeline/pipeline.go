@@ -116,6 +116,7 @@ func (p *Planner) Plan(in Input) (Plan, error) {
 	config := &configv1.NamespaceConfig{
 		Namespace: name, Team: in.Request.GetTeam(), StoragePrefix: prefix, Limits: limits(in.Request.GetLimits()),
 		SingleOwner: assigned.SingleOwner, RecordHash: ident.HashOf(recordData).Bytes(), Reservations: assigned.Reservations,
+		Access: in.Request.GetAccess(), Auth: authentication(in.Request.GetAuth()), Audit: in.Request.GetPolicies().GetAudit(),
 	}
 	for i, s := range selected.Patterns {
 		config.Patterns = append(config.Patterns, patternConfig(s, assigned.Bindings[i]))
@@ -214,6 +215,31 @@ func limits(asked *configv1.Limits) *configv1.Limits {
 		l.MaxDeadline = asked.GetMaxDeadline()
 	}
 	return l
+}
+
+// The times of a session for which the request says none.
+const (
+	sessionTTL  = time.Hour
+	sessionIdle = 30 * time.Minute
+)
+
+// authentication is what the request says of callers, with the times of sessions complete; nil where callers need not say
+// who they are.
+func authentication(asked *configv1.Auth) *configv1.Auth {
+	if !asked.GetEnabled() {
+		return nil
+	}
+	a := proto.CloneOf(asked)
+	if a.Session == nil {
+		a.Session = &configv1.SessionPolicy{}
+	}
+	if a.Session.Ttl == nil {
+		a.Session.Ttl = durationpb.New(sessionTTL)
+	}
+	if a.Session.IdleTimeout == nil {
+		a.Session.IdleTimeout = durationpb.New(min(sessionIdle, a.Session.Ttl.AsDuration()))
+	}
+	return a
 }
 
 func patternConfig(s selection.Pattern, bindings []*configv1.Binding) *configv1.PatternConfig {

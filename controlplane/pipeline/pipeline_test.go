@@ -221,3 +221,67 @@ func BenchmarkPlanOneOf100Backends(b *testing.B) {
 		}
 	}
 }
+
+func TestCallersCredentialsAndAuditAreWhatTheRequestSays(t *testing.T) {
+	backend := redis("store", 0)
+	backend.CredentialPath = "vault://database/creds/platform"
+	for name, tc := range map[string]struct {
+		change func(*configv1.NamespaceRequest)
+		path   string
+		scope  configv1.CredentialScope
+		ttl    time.Duration
+		idle   time.Duration
+	}{
+		"nothing: the backend's, for all callers": {
+			change: func(*configv1.NamespaceRequest) {},
+			path:   "vault://database/creds/platform", scope: configv1.CredentialScope_CREDENTIAL_SCOPE_NAMESPACE,
+		},
+		"callers, and no path: the backend's, for all callers": {
+			change: func(r *configv1.NamespaceRequest) { r.Auth = &configv1.Auth{Enabled: true} },
+			path:   "vault://database/creds/platform", scope: configv1.CredentialScope_CREDENTIAL_SCOPE_NAMESPACE,
+			ttl: time.Hour, idle: 30 * time.Minute,
+		},
+		"a path for callers: each principal's own": {
+			change: func(r *configv1.NamespaceRequest) {
+				r.Auth = &configv1.Auth{Enabled: true, Vault: &configv1.VaultAuth{Credentials: &configv1.CredentialSource{Path: "vault://database/creds/orders"}}, Session: &configv1.SessionPolicy{Ttl: durationpb.New(time.Minute)}}
+			},
+			path: "vault://database/creds/orders", scope: configv1.CredentialScope_CREDENTIAL_SCOPE_PRINCIPAL,
+			ttl: time.Minute, idle: time.Minute,
+		},
+		"a path and a scope": {
+			change: func(r *configv1.NamespaceRequest) {
+				r.Auth = &configv1.Auth{Enabled: true, Vault: &configv1.VaultAuth{Credentials: &configv1.CredentialSource{
+					Path: "vault-eu://database/creds/orders", Scope: configv1.CredentialScope_CREDENTIAL_SCOPE_SESSION,
+				}}}
+			},
+			path: "vault-eu://database/creds/orders", scope: configv1.CredentialScope_CREDENTIAL_SCOPE_SESSION,
+			ttl: time.Hour, idle: 30 * time.Minute,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			planner, err := pipeline.New(tree(t, backend), 36)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req := request("orders", 5)
+			req.Access = &configv1.Access{Readers: []*configv1.Principal{{Who: &configv1.Principal_Group{Group: "analytics"}}}}
+			req.Policies = &configv1.Policies{Audit: configv1.AuditPolicy_AUDIT_POLICY_STRICT}
+			tc.change(req)
+			p, err := planner.Plan(pipeline.Input{Request: req, Author: "alice", Now: now})
+			if err != nil {
+				t.Fatal(err)
+			}
+			b := p.Config.GetPatterns()[0].GetBindings()[0]
+			if b.GetCredentialPath() != tc.path || b.GetCredentialScope() != tc.scope {
+				t.Errorf("the credential is at %q, shared by %s", b.GetCredentialPath(), b.GetCredentialScope())
+			}
+			session := p.Config.GetAuth().GetSession()
+			if session.GetTtl().AsDuration() != tc.ttl || session.GetIdleTimeout().AsDuration() != tc.idle {
+				t.Errorf("sessions live %v", session)
+			}
+			if len(p.Config.GetAccess().GetReaders()) != 1 || p.Config.GetAudit() != configv1.AuditPolicy_AUDIT_POLICY_STRICT {
+				t.Errorf("access %v, audit %v", p.Config.GetAccess(), p.Config.GetAudit())
+			}
+		})
+	}
+}

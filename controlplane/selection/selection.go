@@ -25,6 +25,8 @@ type Selection struct {
 	Patterns []Pattern
 	// Region is where the backends must be; empty means anywhere.
 	Region string
+	// Credential is what opens the backends of storage.
+	Credential Credential
 	// Decisions say which rule chose what, in order.
 	Decisions []*configv1.Decision
 }
@@ -61,13 +63,37 @@ type Slot struct {
 	Backend string
 	// Labels are those that the backend must carry.
 	Labels map[string]string
-	// CredentialPath is the request's own; empty means the backend's.
+	// CredentialPath is the request's own for this slot; empty means the namespace's or the backend's.
 	CredentialPath string
+	// Copies says that the backend holds copies only.
+	Copies bool
+}
+
+// Credential is what the namespace says of the credentials of its backends.
+type Credential struct {
+	// Path is where those for storage are; empty means the backend's own.
+	Path string
+	// Scope is who shares one, never unspecified.
+	Scope configv1.CredentialScope
+}
+
+// credential is the request's; each principal has its own where callers say who they are.
+func credential(auth *configv1.Auth) Credential {
+	c := Credential{Scope: configv1.CredentialScope_CREDENTIAL_SCOPE_NAMESPACE}
+	if !auth.GetEnabled() {
+		return c
+	}
+	asked := auth.GetVault().GetCredentials()
+	c.Path, c.Scope = asked.GetPath(), asked.GetScope()
+	if c.Scope == configv1.CredentialScope_CREDENTIAL_SCOPE_UNSPECIFIED {
+		c.Scope = configv1.CredentialScope_CREDENTIAL_SCOPE_PRINCIPAL
+	}
+	return c
 }
 
 // Select chooses. An error is a fault that names the pattern which no rule can serve.
 func Select(req *configv1.NamespaceRequest) (Selection, error) {
-	s := Selection{Region: req.GetDeployment().GetRegion()}
+	s := Selection{Region: req.GetDeployment().GetRegion(), Credential: credential(req.GetAuth())}
 	for _, asked := range admission.Patterns(req) {
 		p, decisions, err := selectPattern(asked)
 		if err != nil {
@@ -178,7 +204,7 @@ func applies(r catalog.Rule, pattern string, needs *configv1.Needs) bool {
 func slots(known catalog.Pattern, asked *configv1.Pattern, wanted []string) ([]Slot, error) {
 	var out []Slot
 	for _, want := range known.Slots {
-		slot, named := Slot{Purpose: want.Purpose}, false
+		slot, named := Slot{Purpose: want.Purpose, Copies: want.Copies}, false
 		for _, s := range asked.GetSlots() {
 			name, err := ident.ParseSlot(s.GetName())
 			if err != nil {

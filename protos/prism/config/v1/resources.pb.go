@@ -54,7 +54,7 @@ type NamespaceConfig struct {
 	Access *Access `protobuf:"bytes,11,opt,name=access,proto3" json:"access,omitempty"`
 	// How callers authenticate and where the namespace's credentials come from; absent where they need not.
 	Auth *Auth `protobuf:"bytes,12,opt,name=auth,proto3" json:"auth,omitempty"`
-	// How access to the data is audited; always set.
+	// How access to the data is audited; unspecified means standard where the proxy audits at all.
 	Audit         AuditPolicy `protobuf:"varint,13,opt,name=audit,proto3,enum=prism.config.v1.AuditPolicy" json:"audit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
