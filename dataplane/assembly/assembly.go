@@ -41,6 +41,10 @@ type Config struct {
 	Routes *routing.Routes
 	// Pools opens backends. Required.
 	Pools *pool.Set
+	// Issuers reports whether the proxy believes an issuer of tokens; nil: none.
+	Issuers func(url string) bool
+	// Audits says that the proxy records access to data.
+	Audits bool
 	// Now is the proxy's clock; nil means time.Now.
 	Now func() time.Time
 	// Published is called after each table. Nil is allowed.
@@ -68,6 +72,9 @@ func New(cfg Config) (*Assembler, error) {
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
+	}
+	if cfg.Issuers == nil {
+		cfg.Issuers = func(string) bool { return false }
 	}
 	if cfg.Published == nil {
 		cfg.Published = func(*routing.Table) {}

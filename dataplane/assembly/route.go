@@ -8,11 +8,13 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/prism-gateway/prism/dataplane/authz"
 	"github.com/prism-gateway/prism/dataplane/driver"
 	"github.com/prism-gateway/prism/dataplane/limit"
 	"github.com/prism-gateway/prism/dataplane/pattern/keyvalue"
 	"github.com/prism-gateway/prism/dataplane/pool"
 	"github.com/prism-gateway/prism/dataplane/routing"
+	"github.com/prism-gateway/prism/dataplane/session"
 	"github.com/prism-gateway/prism/dataplane/subscribe"
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	"github.com/prism-gateway/prism/shared/catalog"
@@ -50,6 +52,9 @@ func (c *change) route(name string, o subscribe.Object, shared map[string]subscr
 		Rate: m.GetLimits().GetRps(), Concurrency: m.GetLimits().GetConcurrency(),
 		Config: routing.Origin{Name: namespaceName + name, Hash: o.Hash}, Traffic: c.assembler.trafficOf(n),
 	}
+	if refused := c.callers(r, m); refused != nil {
+		return nil, refused
+	}
 	for i, p := range m.GetPatterns() {
 		if refused := c.pattern(r, m, p, fmt.Sprintf("patterns[%d]", i), shared); refused != nil {
 			for _, used := range r.Uses {
@@ -66,6 +71,33 @@ func (c *change) route(name string, o subscribe.Object, shared map[string]subscr
 	}
 	r.Seal()
 	return r, nil
+}
+
+// callers fills in who may call.
+func (c *change) callers(r *routing.Route, m *configv1.NamespaceConfig) *refusal {
+	policy, err := authz.Compile(m.GetTeam(), m.GetAccess())
+	if err != nil {
+		return refuse("access", "%v", err)
+	}
+	auth := m.GetAuth()
+	r.Callers = routing.Callers{
+		Known: auth.GetEnabled(), Issuer: auth.GetToken().GetIssuer(), Audience: auth.GetToken().GetAudience(), Policy: policy,
+		Session: session.Policy{TTL: auth.GetSession().GetTtl().AsDuration(), Idle: auth.GetSession().GetIdleTimeout().AsDuration()},
+		Login: routing.Login{
+			Address: auth.GetVault().GetAddress(), AuthPath: auth.GetVault().GetJwtAuth().GetAuthPath(),
+			Role: auth.GetVault().GetJwtAuth().GetRole(), Namespace: auth.GetVault().GetVaultNamespace(),
+		},
+	}
+	switch issuer := r.Callers.Issuer; {
+	case r.Callers.Known && (r.Callers.Session.TTL <= 0 || r.Callers.Session.Idle <= 0):
+		return refuse("auth.session", "does not say how long sessions live")
+	case issuer != "" && !c.assembler.cfg.Issuers(issuer):
+		return refuse("auth.token.issuer", "this proxy believes no issuer %s; its configuration lists those that it does in authentication.issuers", issuer)
+	}
+	if r.Strict = m.GetAudit() == configv1.AuditPolicy_AUDIT_POLICY_STRICT; r.Strict && !c.assembler.cfg.Audits {
+		return refuse("audit", "this proxy records no access to data; its configuration says where in audit")
+	}
+	return nil
 }
 
 func (c *change) pattern(r *routing.Route, m *configv1.NamespaceConfig, p *configv1.PatternConfig, path string, shared map[string]subscribe.Object) *refusal {

@@ -16,10 +16,12 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/prism-gateway/prism/dataplane/authz"
 	"github.com/prism-gateway/prism/dataplane/forward"
 	"github.com/prism-gateway/prism/dataplane/frame"
 	"github.com/prism-gateway/prism/dataplane/pattern/keyvalue"
 	"github.com/prism-gateway/prism/dataplane/routing"
+	datav1 "github.com/prism-gateway/prism/protos/prism/data/v1"
 	"github.com/prism-gateway/prism/shared/fault"
 	"github.com/prism-gateway/prism/shared/fault/faultgrpc"
 	"github.com/prism-gateway/prism/shared/ident"
@@ -53,6 +55,12 @@ type Config struct {
 	Routes *routing.Routes
 	// Forward takes calls that others own. Required.
 	Forward forwarder
+	// Callers finds out who calls. Required.
+	Callers finder
+	// Sessions are those of callers. Required.
+	Sessions sessions
+	// Required says that every caller must be known, also those of namespaces that do not ask.
+	Required bool
 	// Metrics counts calls. Required.
 	Metrics *Metrics
 	// Validator refuses every call: the proxy only compiles configuration.
@@ -66,6 +74,7 @@ type Config struct {
 // Server serves the data services.
 type Server struct {
 	cfg      Config
+	needs    authz.Table
 	frames   sync.Pool
 	stop     sync.Once
 	stopping chan struct{}
@@ -73,8 +82,8 @@ type Server struct {
 
 // New makes a Server.
 func New(cfg Config) (*Server, error) {
-	if cfg.Routes == nil || cfg.Forward == nil || cfg.Metrics == nil {
-		return nil, errors.New("dataapi: Routes, Forward and Metrics are required")
+	if cfg.Routes == nil || cfg.Forward == nil || cfg.Callers == nil || cfg.Sessions == nil || cfg.Metrics == nil {
+		return nil, errors.New("dataapi: Routes, Forward, Callers, Sessions and Metrics are required")
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -82,7 +91,8 @@ func New(cfg Config) (*Server, error) {
 	if cfg.ReceiveWait == 0 {
 		cfg.ReceiveWait = receiveWait
 	}
-	return &Server{cfg: cfg, frames: sync.Pool{New: func() any { return new(frame.Frame) }}, stopping: make(chan struct{})}, nil
+	needs := authz.NewTable(datav1.File_prism_data_v1_keyvalue_proto, datav1.File_prism_data_v1_session_proto)
+	return &Server{cfg: cfg, needs: needs, frames: sync.Pool{New: func() any { return new(frame.Frame) }}, stopping: make(chan struct{})}, nil
 }
 
 // Drain ends the streams that would go on for ever, and tells their callers to open them elsewhere. Other calls are not
@@ -100,6 +110,7 @@ type operation struct {
 	server  *Server
 	name    string // the full name
 	write   bool
+	needs   authz.Permission
 	metrics *methodMetrics
 	run     func(ctx context.Context, r *routing.Route, f *frame.Frame) (proto.Message, error)
 
@@ -113,7 +124,8 @@ func unary[Req any, M interface {
 	proto.Message
 }, Res proto.Message](s *Server, service, name string, write bool, call func(context.Context, *routing.Route, M) (Res, error)) grpc.MethodDesc {
 	op := &operation{
-		server: s, name: "/" + service + "/" + name, write: write, metrics: s.cfg.Metrics.method(service, name),
+		server: s, name: "/" + service + "/" + name, write: write, needs: s.needs.Needs("/" + service + "/" + name),
+		metrics: s.cfg.Metrics.method(service, name),
 		run: func(ctx context.Context, r *routing.Route, f *frame.Frame) (proto.Message, error) {
 			m := M(new(Req))
 			if err := f.Decode(m); err != nil {
@@ -165,7 +177,7 @@ func (op *operation) serve(ctx context.Context, request any) (answer any, err er
 	}
 	pin := op.server.cfg.Routes.Acquire()
 	defer op.server.cfg.Routes.Release(pin)
-	route, owners, err := resolve(ctx, pin.Table(), asked, "namespace")
+	route, owners, err := op.server.resolve(ctx, pin.Table(), asked, "namespace")
 	if !fault.Is(err, fault.Field) {
 		namespace = asked
 	}
@@ -183,6 +195,10 @@ func (op *operation) serve(ctx context.Context, request any) (answer any, err er
 		return out, nil
 	}
 	traffic = route.Traffic
+	who, err := op.server.admit(ctx, route, op.needs)
+	if err != nil {
+		return nil, err
+	}
 	if err := grpc.SetHeader(ctx, route.Header); err != nil {
 		return nil, fault.Wrap(err, fault.Cancelled, fault.Client, "the caller gave up").WithOutcome(fault.NotApplied)
 	}
@@ -193,7 +209,7 @@ func (op *operation) serve(ctx context.Context, request any) (answer any, err er
 		return nil, err
 	}
 	defer route.Limits.End()
-	bounded := boundedBy(ctx, route, began)
+	bounded := boundedBy(ctx, route, who.session, began)
 	defer bounded.end()
 	ready := op.server.cfg.Now()
 	out, err := op.run(bounded, route, f)
@@ -235,7 +251,7 @@ func undecodable(err error) error {
 
 // resolve finds out who serves a namespace: this proxy by a route, or others. The table must be pinned for as long as
 // the route is used. field is where the request has the name.
-func resolve(ctx context.Context, t *routing.Table, namespace, field string) (*routing.Route, []routing.Peer, error) {
+func (s *Server) resolve(ctx context.Context, t *routing.Table, namespace, field string) (*routing.Route, []routing.Peer, error) {
 	route, partition, answer := t.Lookup(namespace)
 	switch answer {
 	case routing.Found:
@@ -249,11 +265,11 @@ func resolve(ctx context.Context, t *routing.Table, namespace, field string) (*r
 	}
 	switch answer {
 	case routing.Absent:
-		return nil, nil, fault.New(fault.NotFound, fault.Namespace, "there is no such namespace").WithOutcome(fault.NotApplied)
+		return nil, nil, s.absent(ctx)
 	case routing.Starting:
 		return nil, nil, starting()
 	}
-	if forward.Hopped(ctx) {
+	if s.hopped(ctx) {
 		return nil, nil, fault.New(fault.Unavailable, fault.NotOwner, "this proxy does not serve the namespace").WithOutcome(fault.NotApplied)
 	}
 	owners := ownersOf(t.Fleet(), partition, route != nil)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/prism-gateway/prism/dataplane/routing"
+	"github.com/prism-gateway/prism/dataplane/session"
 )
 
 // margin is kept from the caller's time, so that the answer that it ran out still reaches the caller.
@@ -17,6 +18,7 @@ const margin = 5 * time.Millisecond
 type bounded struct {
 	context.Context // the caller's
 	deadline        time.Time
+	session         *session.Session // nil: none
 
 	inner atomic.Pointer[timed]
 	mu    sync.Mutex // guards the making of inner
@@ -28,8 +30,8 @@ type timed struct {
 }
 
 // boundedBy makes the context of a call on a route; its user calls end.
-func boundedBy(ctx context.Context, r *routing.Route, now time.Time) *bounded {
-	b := &bounded{Context: ctx}
+func boundedBy(ctx context.Context, r *routing.Route, of *session.Session, now time.Time) *bounded {
+	b := &bounded{Context: ctx, session: of}
 	longest := r.MaxDeadline
 	if theirs, ok := ctx.Deadline(); ok {
 		left := theirs.Sub(now)
@@ -75,9 +77,12 @@ func (b *bounded) Err() error {
 	return nil
 }
 
-// Value looks into the timer's context when there is one: by it, contexts made of this one find their parent without
+// Value finds the call's session. For the rest it looks into the timer's context when there is one: by it, contexts made of this one find their parent without
 // a goroutine.
 func (b *bounded) Value(key any) any {
+	if _, ok := key.(session.Key); ok {
+		return b.session
+	}
 	if t := b.inner.Load(); t != nil {
 		return t.Value(key)
 	}

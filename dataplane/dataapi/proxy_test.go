@@ -19,12 +19,14 @@ import (
 
 	"github.com/prism-gateway/prism/dataplane/assembly"
 	"github.com/prism-gateway/prism/dataplane/assembly/statetest"
+	callers "github.com/prism-gateway/prism/dataplane/caller"
 	"github.com/prism-gateway/prism/dataplane/dataapi"
 	"github.com/prism-gateway/prism/dataplane/driver/builtin"
 	"github.com/prism-gateway/prism/dataplane/forward"
 	"github.com/prism-gateway/prism/dataplane/frame"
 	"github.com/prism-gateway/prism/dataplane/pool"
 	"github.com/prism-gateway/prism/dataplane/routing"
+	"github.com/prism-gateway/prism/dataplane/session"
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
 	datav1 "github.com/prism-gateway/prism/protos/prism/data/v1"
 	"github.com/prism-gateway/prism/shared/fault"
@@ -88,7 +90,11 @@ func startProxy(t testing.TB, id string, c *clock, alter ...func(*dataapi.Config
 	if err != nil {
 		t.Fatal(err)
 	}
-	api := dataapi.Config{Routes: p.routes, Forward: p.forward, Metrics: metrics}
+	sessions, err := session.New(session.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	api := dataapi.Config{Routes: p.routes, Forward: p.forward, Callers: callers.New(callers.Config{Self: id}), Sessions: sessions, Metrics: metrics}
 	for _, change := range alter {
 		change(&api)
 	}

@@ -7,10 +7,12 @@ import (
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/prism-gateway/prism/dataplane/caller"
 	"github.com/prism-gateway/prism/dataplane/forward"
 	"github.com/prism-gateway/prism/dataplane/frame"
 	"github.com/prism-gateway/prism/dataplane/limit"
 	"github.com/prism-gateway/prism/dataplane/routing"
+	"github.com/prism-gateway/prism/dataplane/session"
 	datav1 "github.com/prism-gateway/prism/protos/prism/data/v1"
 	"github.com/prism-gateway/prism/shared/fault"
 	"github.com/prism-gateway/prism/shared/ident"
@@ -26,7 +28,11 @@ func TestACallWhoseCallerIsGoneTellsItsOutcome(t *testing.T) {
 	routes.Publish(routing.NewTable(1).With(map[ident.Partition]*routing.Partition{
 		0: {Routes: map[string]*routing.Route{"orders": {Namespace: "orders", Header: map[string][]string{"prism-config-version": {"1"}}, Limits: limit.New(limit.Bounds{})}}},
 	}, &routing.Fleet{}), nil)
-	s, err := New(Config{Routes: routes, Forward: forward.New(forward.Config{}), Metrics: metrics})
+	sessions, err := session.New(session.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := New(Config{Routes: routes, Forward: forward.New(forward.Config{}), Callers: caller.New(caller.Config{Self: "p"}), Sessions: sessions, Metrics: metrics})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -30,6 +30,7 @@ type streamed struct {
 // streaming describes a streaming method. namespaceOf finds the namespace in the first message, at field.
 func (s *Server) streaming(service, name string, write bool, desc grpc.StreamDesc, field string, namespaceOf func(*frame.Frame) (string, bool), serve func(streamed) error) grpc.StreamDesc {
 	full := "/" + service + "/" + name
+	needs := s.needs.Needs(full)
 	metrics := s.cfg.Metrics.method(service, name)
 	desc.StreamName = name
 	desc.Handler = func(_ any, stream grpc.ServerStream) (err error) {
@@ -54,7 +55,7 @@ func (s *Server) streaming(service, name string, write bool, desc grpc.StreamDes
 			return undecodable(errors.New("namespace of the request"))
 		}
 		pin := s.cfg.Routes.Acquire()
-		route, owners, err := resolve(stream.Context(), pin.Table(), asked, field)
+		route, owners, err := s.resolve(stream.Context(), pin.Table(), asked, field)
 		if !fault.Is(err, fault.Field) {
 			namespace = strings.Clone(asked) // the frame may be given away
 		}
@@ -73,6 +74,10 @@ func (s *Server) streaming(service, name string, write bool, desc grpc.StreamDes
 		s.cfg.Routes.Release(pin)
 		defer release()
 		defer first.Free()
+		who, err := s.admit(stream.Context(), route, needs)
+		if err != nil {
+			return err
+		}
 		_ = stream.SetHeader(route.Header) // fails only when the caller is gone
 		if route.Draining {
 			return draining()
@@ -81,7 +86,13 @@ func (s *Server) streaming(service, name string, write bool, desc grpc.StreamDes
 			return err
 		}
 		defer route.Limits.EndStream()
-		if err := serve(streamed{ServerStream: stream, server: s, route: route, first: first}); err != nil {
+		stream, revoked, end := s.guard(stream, route, who, needs)
+		defer end()
+		err = serve(streamed{ServerStream: stream, server: s, route: route, first: first})
+		if why := revoked(); why != nil && err != nil {
+			err = why
+		}
+		if err != nil {
 			return settled(err, write)
 		}
 		return nil

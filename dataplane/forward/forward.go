@@ -28,8 +28,8 @@ import (
 	"github.com/prism-gateway/prism/shared/fault/faultgrpc"
 )
 
-// HopHeader marks a call that has been forwarded. It is taken from anyone while proxies have no identity: all it does is
-// that the call is not forwarded again, so forging it gains nothing.
+// HopHeader marks a call that has been forwarded. Where proxies have no certificates it is taken from anyone: all it does
+// is that the call is not forwarded again, so forging it gains nothing.
 const HopHeader = "x-prism-hop"
 
 const (
@@ -46,11 +46,20 @@ type Config struct {
 	Now func() time.Time
 	// DialOptions are added to the connections'; without credentials among them they are plaintext.
 	DialOptions []grpc.DialOption
+	// Callers tells owners whose call it is; nil tells nothing.
+	Callers callers
+}
+
+// callers tells an owner whose call is forwarded to it.
+type callers interface {
+	// Forwarded is the metadata for the proxy with an id; ctx is the caller's.
+	Forwarded(ctx context.Context, to string) (metadata.MD, error)
 }
 
 // Forwarder has the connections to the other proxies. Its methods may be called concurrently.
 type Forwarder struct {
 	now     func() time.Time
+	callers callers
 	options []grpc.DialOption
 	peers   sync.Map                      // address -> *link
 	fleet   atomic.Pointer[routing.Fleet] // that Keep was last told of
@@ -71,7 +80,7 @@ func New(cfg Config) *Forwarder {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &Forwarder{now: cfg.Now, options: append([]grpc.DialOption{
+	return &Forwarder{now: cfg.Now, callers: cfg.Callers, options: append([]grpc.DialOption{
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithIdleTimeout(idleTimeout),
 		grpc.WithDisableServiceConfig(),
@@ -105,9 +114,12 @@ type Call struct {
 // Unary forwards a call and returns the owner's answer. The request stays the caller's. The error is a fault, or the
 // owner's status as it came.
 func (f *Forwarder) Unary(ctx context.Context, c Call, request *frame.Frame) (*frame.Frame, error) {
-	out := outgoing(ctx, c.RequestID)
 	var last error
 	for _, owner := range f.ordered(c.Owners) {
+		out, err := f.outgoing(ctx, owner, c.RequestID)
+		if err != nil {
+			return nil, err
+		}
 		l, err := f.link(owner.Address)
 		if err != nil {
 			return nil, err
@@ -122,7 +134,7 @@ func (f *Forwarder) Unary(ctx context.Context, c Call, request *frame.Frame) (*f
 			pass(header, func(md metadata.MD) { _ = grpc.SetHeader(ctx, md) })
 			pass(trailer, func(md metadata.MD) { _ = grpc.SetTrailer(ctx, md) })
 			if err != nil {
-				return nil, told(err, c.Write && to.Addr != nil)
+				return nil, tell(err, c.Write && to.Addr != nil)
 			}
 			answer.GiveAway()
 			return answer, nil
@@ -136,16 +148,20 @@ func (f *Forwarder) Unary(ctx context.Context, c Call, request *frame.Frame) (*f
 // Stream forwards a stream whose first message was read already and is given away. Only an owner that was never reached is replaced by
 // the next.
 func (f *Forwarder) Stream(stream grpc.ServerStream, c Call, first *frame.Frame) error {
-	ctx, cancel := context.WithCancel(outgoing(stream.Context(), c.RequestID))
+	ctx, cancel := context.WithCancel(stream.Context())
 	defer cancel()
 	desc := &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}
 	var last error
 	for _, owner := range f.ordered(c.Owners) {
+		told, err := f.outgoing(ctx, owner, c.RequestID)
+		if err != nil {
+			return err
+		}
 		l, err := f.link(owner.Address)
 		if err != nil {
 			return err
 		}
-		out, err := l.conn.NewStream(ctx, desc, c.Method)
+		out, err := l.conn.NewStream(told, desc, c.Method)
 		if err != nil {
 			f.judge(l, err, c.Write, false)
 			l.done()
@@ -156,7 +172,7 @@ func (f *Forwarder) Stream(stream grpc.ServerStream, c Call, first *frame.Frame)
 		f.judge(l, err, c.Write, true)
 		l.done()
 		if err != nil {
-			return told(err, c.Write)
+			return tell(err, c.Write)
 		}
 		return nil
 	}
@@ -229,8 +245,8 @@ func (f *Forwarder) judge(l *link, err error, write, reached bool) (again bool) 
 	return !reached || !write || told.Outcome == fault.NotApplied
 }
 
-// told is the error for the caller: the owner's own words, or a fault that says what is known of the outcome.
-func told(err error, sentWrite bool) error {
+// tell is the error for the caller: the owner's own words, or a fault that says what is known of the outcome.
+func tell(err error, sentWrite bool) error {
 	if f := faultgrpc.FromStatus(err); f.Reason != "" {
 		return err
 	}
@@ -256,9 +272,17 @@ func noOwner(last error) error {
 		WithOutcome(fault.NotApplied).WithRetry(avoidFor / 10)
 }
 
-// outgoing is the context of the forwarded call: the caller's deadline and its prism- metadata, and the hop.
-func outgoing(ctx context.Context, requestID string) context.Context {
-	md := metadata.Pairs(HopHeader, "1")
+// outgoing is the context of the call as it is forwarded to an owner: the caller's deadline and its prism- metadata, the hop,
+// and who the caller is. Nothing else of what the caller sent goes on.
+func (f *Forwarder) outgoing(ctx context.Context, owner routing.Peer, requestID string) (context.Context, error) {
+	md := metadata.MD{}
+	if f.callers != nil {
+		var err error
+		if md, err = f.callers.Forwarded(ctx, owner.ID); err != nil {
+			return nil, fault.Wrap(err, fault.Internal, fault.Bug, "internal error").WithOutcome(fault.NotApplied)
+		}
+	}
+	md.Set(HopHeader, "1")
 	if in, ok := metadata.FromIncomingContext(ctx); ok {
 		for key, values := range in {
 			if strings.HasPrefix(key, ourPrefix) {
@@ -269,7 +293,7 @@ func outgoing(ctx context.Context, requestID string) context.Context {
 	if requestID != "" {
 		md.Set(faultgrpc.RequestIDHeader, requestID)
 	}
-	return metadata.NewOutgoingContext(ctx, md)
+	return metadata.NewOutgoingContext(ctx, md), nil
 }
 
 // pass gives on what is ours of an owner's metadata.

@@ -7,8 +7,10 @@ package routing
 import (
 	"time"
 
+	"github.com/prism-gateway/prism/dataplane/authz"
 	"github.com/prism-gateway/prism/dataplane/limit"
 	"github.com/prism-gateway/prism/dataplane/pattern/keyvalue"
+	"github.com/prism-gateway/prism/dataplane/session"
 	"github.com/prism-gateway/prism/shared/ident"
 )
 
@@ -32,6 +34,28 @@ type Traits struct {
 	Notes []string
 }
 
+// Callers say who may call a namespace.
+type Callers struct {
+	// Known says that every call needs to say whose it is.
+	Known bool
+	// Issuer and Audience are what a bearer token must name; empty means any that the proxy believes.
+	Issuer, Audience string
+	// Policy is who may do what. Required; it counts for callers that must be known.
+	Policy *authz.Policy
+	// Session is how long sessions live, where callers are known.
+	Session session.Policy
+	// Login is how the proxy logs in for a caller where the credentials are.
+	Login Login
+}
+
+// Login is where callers log in to get credentials of their own.
+type Login struct {
+	// Address is that of the server; empty means the provider's, whatever it is.
+	Address string
+	// AuthPath is the mount, Role the role, Namespace the Vault namespace.
+	AuthPath, Role, Namespace string
+}
+
 // Origin names an object that a route was made from, and its bytes.
 type Origin struct {
 	Name string
@@ -51,6 +75,10 @@ type Route struct {
 	SingleOwner bool
 	// DefaultDeadline is for calls that bring none, MaxDeadline bounds all; 0 means without bound.
 	DefaultDeadline, MaxDeadline time.Duration
+	// Callers are who may call.
+	Callers Callers
+	// Strict says that a call whose record cannot be written first is refused.
+	Strict bool
 	// KeyValue serves the pattern keyvalue; nil when the namespace has none.
 	KeyValue *keyvalue.Store
 	// Traits are what Describe tells of the backend.

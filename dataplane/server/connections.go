@@ -6,9 +6,11 @@ import (
 	"sync/atomic"
 
 	"google.golang.org/grpc/credentials"
+
+	"github.com/prism-gateway/prism/dataplane/caller"
 )
 
-// connections counts those that are open. It does so where each begins, because grpc's way of telling allocates for every
+// connections counts those that are open, and remembers with each whose it is. It counts where each begins, because grpc's way of telling allocates for every
 // call as well.
 type connections struct {
 	credentials.TransportCredentials
@@ -22,7 +24,7 @@ func (c *connections) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthI
 		return conn, info, err
 	}
 	c.open.Add(1)
-	return &connection{Conn: conn, closed: sync.OnceFunc(func() { c.open.Add(-1) })}, info, nil
+	return &connection{Conn: conn, closed: sync.OnceFunc(func() { c.open.Add(-1) })}, caller.NewConnection(info), nil
 }
 
 // Clone returns the same: there is one count.

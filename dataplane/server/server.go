@@ -18,12 +18,14 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/prism-gateway/prism/dataplane/assembly"
+	"github.com/prism-gateway/prism/dataplane/caller"
 	"github.com/prism-gateway/prism/dataplane/dataapi"
 	"github.com/prism-gateway/prism/dataplane/driver"
 	"github.com/prism-gateway/prism/dataplane/forward"
 	"github.com/prism-gateway/prism/dataplane/frame"
 	"github.com/prism-gateway/prism/dataplane/pool"
 	"github.com/prism-gateway/prism/dataplane/routing"
+	"github.com/prism-gateway/prism/dataplane/session"
 	"github.com/prism-gateway/prism/dataplane/subscribe"
 	bootstrapv1 "github.com/prism-gateway/prism/protos/prism/bootstrap/v1"
 	"github.com/prism-gateway/prism/shared/fault/faultgrpc"
@@ -83,6 +85,8 @@ type Server struct {
 	since    time.Time // when the proxy was made, from which on calls are counted
 
 	connections *connections
+	callers     *caller.Finder
+	sessions    *session.Manager
 }
 
 // New puts the proxy together. It does no I/O.
@@ -96,14 +100,19 @@ func New(cfg Config) (*Server, error) {
 		}
 	}
 	s := &Server{
-		cfg: cfg, started: make(chan struct{}), routes: routing.New(nil), forward: forward.New(forward.Config{}),
+		cfg: cfg, started: make(chan struct{}), routes: routing.New(nil),
 		ready: lifecycle.NewReadiness(conditionAssignment, conditionPartitions, conditionServing), health: health.NewServer(),
 		registry: telemetry.NewRegistry(), since: time.Now(),
 		connections: &connections{TransportCredentials: insecure.NewCredentials()},
 	}
 	s.ready.NotReady(conditionAssignment, "no control plane has answered yet, and no state is on disk")
 	s.health.SetServingStatus("", healthv1.HealthCheckResponse_NOT_SERVING)
+	s.callers = caller.New(caller.Config{Self: cfg.Settings.GetId()})
+	s.forward = forward.New(forward.Config{Callers: s.callers})
 	var err error
+	if s.sessions, err = session.New(session.Config{Max: int(cfg.Settings.GetAuthentication().GetMaxSessions()), Registerer: s.registry}); err != nil {
+		return nil, err
+	}
 	if s.pools, err = pool.New(pool.Config{Drivers: cfg.Drivers, Changed: func() { s.client.Notify() }}); err != nil {
 		return nil, err
 	}
@@ -176,7 +185,10 @@ func (s *Server) compose(listener, httpListener net.Listener) (*lifecycle.Group,
 	}); err != nil {
 		return nil, err
 	}
-	api, err := dataapi.New(dataapi.Config{Routes: s.routes, Forward: s.forward, Metrics: s.metrics, Validator: c.GetValidator()})
+	api, err := dataapi.New(dataapi.Config{
+		Routes: s.routes, Forward: s.forward, Callers: s.callers, Sessions: s.sessions, Required: c.GetAuthentication().GetRequired(),
+		Metrics: s.metrics, Validator: c.GetValidator(),
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -202,6 +214,7 @@ func (s *Server) compose(listener, httpListener net.Listener) (*lifecycle.Group,
 			s.pools.Close()
 			return nil
 		}},
+		lifecycle.Part{Name: "sessions", Run: s.sessions.Run},
 		lifecycle.Part{Name: "connections to proxies", Run: func(ctx context.Context) error {
 			<-ctx.Done()
 			s.forward.Close()

@@ -6,6 +6,7 @@
 package session
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
@@ -60,6 +61,7 @@ type Session struct {
 	bearer    bool // it was made by a token, and not by a certificate alone
 
 	used atomic.Int64 // Unix nanoseconds
+	busy atomic.Int64 // streams that are open
 	ends atomic.Int64 // Unix nanoseconds: the absolute limit or the token's end
 	over atomic.Pointer[fault.Fault]
 	done chan struct{}
@@ -71,6 +73,15 @@ type Session struct {
 	warned  bool      // that it ends soon
 	held    map[any]Held
 	watches map[chan Event]bool
+}
+
+// Key finds the session of a call in its context.
+type Key struct{}
+
+// From returns the session of a call; nil when it has none.
+func From(ctx context.Context) *Session {
+	s, _ := ctx.Value(Key{}).(*Session)
+	return s
 }
 
 // Held is what was opened for a session.
@@ -122,11 +133,20 @@ func (s *Session) UsedAt() time.Time { return time.Unix(0, s.used.Load()) }
 
 // ExpiresAt is when it ends if it is neither used nor refreshed.
 func (s *Session) ExpiresAt() time.Time {
-	idle := s.UsedAt().Add(s.policy.Idle)
-	if ends := time.Unix(0, s.ends.Load()); ends.Before(idle) {
-		return ends
+	ends := time.Unix(0, s.ends.Load())
+	if idle := s.UsedAt().Add(s.policy.Idle); idle.Before(ends) && s.busy.Load() == 0 {
+		return idle
 	}
-	return idle
+	return ends
+}
+
+// Busy says that a stream is open, during which the session is in use; done is called once, at its end.
+func (s *Session) Busy(now func() time.Time) (done func()) {
+	s.busy.Add(1)
+	return func() {
+		s.used.Store(now().UnixNano())
+		s.busy.Add(-1)
+	}
 }
 
 // Login is the caller's newest bearer token, to log in elsewhere; empty when it has none.
@@ -154,7 +174,7 @@ func (s *Session) use(now time.Time) error {
 	}
 	at := now.UnixNano()
 	used := s.used.Load()
-	if at >= s.ends.Load() || at-used >= int64(s.policy.Idle) {
+	if at >= s.ends.Load() || at-used >= int64(s.policy.Idle) && s.busy.Load() == 0 {
 		return ended
 	}
 	if at-used > int64(time.Millisecond) { // callers at once do not fight for it
