@@ -153,3 +153,6 @@ func (Static) Renew(_ context.Context, l Lease) (Lease, error) { return l, nil }
 
 // Revoke does nothing.
 func (Static) Revoke(context.Context, Lease) error { return nil }
+
+// errOver is a credential that had ended when it was fetched.
+var errOver = fmt.Errorf("the credential at the path has expired: %w", ErrRefused)
