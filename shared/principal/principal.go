@@ -47,12 +47,28 @@ type Principal struct {
 // maxNameBytes bounds what a certificate may call its owner.
 const maxNameBytes = 2048
 
-// FromCertificate makes the principal of a certificate that was verified. Its SPIFFE id counts; without one its common
-// name does, service.environment or service.environment.region. Its organizational units are its teams.
+// FromCertificate makes the principal of a caller's certificate, which was verified. Its SPIFFE id counts; without one its
+// common name does, service.environment or service.environment.region. Its organizational units are its teams.
 func FromCertificate(c *x509.Certificate) (*Principal, error) {
-	if !slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageClientAuth) && !slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageAny) {
+	if !isFor(c, x509.ExtKeyUsageClientAuth) {
 		return nil, errors.New("certificate: is not for clients (extended key usage clientAuth)")
 	}
+	return named(c)
+}
+
+// FromServerCertificate is FromCertificate for the certificate of a server that was called.
+func FromServerCertificate(c *x509.Certificate) (*Principal, error) {
+	if !isFor(c, x509.ExtKeyUsageServerAuth) {
+		return nil, errors.New("certificate: is not for servers (extended key usage serverAuth)")
+	}
+	return named(c)
+}
+
+func isFor(c *x509.Certificate, use x509.ExtKeyUsage) bool {
+	return slices.Contains(c.ExtKeyUsage, use) || slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageAny)
+}
+
+func named(c *x509.Certificate) (*Principal, error) {
 	p := &Principal{Kind: Service, Teams: slices.Clone(c.Subject.OrganizationalUnit), Certificate: sha256.Sum256(c.Raw)}
 	var ids []*url.URL
 	for _, u := range c.URIs {
