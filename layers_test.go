@@ -23,6 +23,7 @@ var pure = []string{
 	"./shared/ident/...",
 	"./shared/manifest/...",
 	"./shared/strictyaml/...",
+	"./shared/principal/...",
 }
 
 // inside are the packages that the programs are made of. e2e is outside: it looks at the programs as a stranger does,
@@ -151,6 +152,11 @@ var rules = []rule{
 		from: inside, exceptFrom: []string{"./shared/telemetry/trace/..."}, to: []string{"go.opentelemetry.io/..."}, tests: true,
 		why:    "one SDK, one directory: OpenTelemetry is shared/telemetry/trace",
 		breach: edge{"./dataplane/subscribe", "go.opentelemetry.io/otel/trace"}, fine: edge{"./dataplane/subscribe", "./shared/telemetry/trace"},
+	},
+	{
+		from: inside, exceptFrom: []string{"./shared/certs/..."}, to: []string{"github.com/spiffe/...", "github.com/fsnotify/..."}, tests: true,
+		why:    "one SDK, one directory: where certificates come from is shared/certs",
+		breach: edge{"./dataplane/server", "github.com/spiffe/go-spiffe/v2/workloadapi"}, fine: edge{"./shared/certs", "github.com/spiffe/go-spiffe/v2/workloadapi"},
 	},
 	{
 		from: inside, exceptFrom: []string{"./controlplane/cmd/...", "./dataplane/cmd/..."}, to: []string{"github.com/spf13/..."}, tests: true,

@@ -109,8 +109,10 @@ func New(cfg Config) (*Source, error) {
 		return nil, errors.New("certs: Config.Certificates name no source")
 	}
 	var err error
-	s.metrics, err = newMetrics(cfg.Registerer, s)
-	return s, err
+	if s.metrics, err = newMetrics(cfg.Registerer, s); err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 // Load gets the certificates for the first time. Files must be good at once; a server that does not answer yet is asked

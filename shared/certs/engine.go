@@ -124,7 +124,7 @@ func (e *engine) watch(ctx context.Context, m *material, take func(*material, er
 		wait := backoff(failed - 1)
 		if failed == 0 {
 			half := m.own.Leaf.NotAfter.Sub(m.loadedAt) / 2
-			wait = m.loadedAt.Add(half - half/10 + mathrand.N(half/5+1)).Sub(e.now())
+			wait = max(time.Second, m.loadedAt.Add(half-half/10+mathrand.N(half/5+1)).Sub(e.now()))
 		}
 		if !pause(ctx, wait) {
 			return nil

@@ -78,7 +78,7 @@ type ClientConfig struct {
 }
 
 // Client is TLS of a client that shows the program's certificate, for as long as the Source is there. Each handshake uses
-// what is current then. The config is to be used with cfg.ServerName only, or with the name that is dialled.
+// what is current then.
 func (s *Source) Client(cfg ClientConfig) *tls.Config {
 	c := s.base()
 	c.NextProtos = []string{"h2"}
