@@ -43,7 +43,8 @@ type Config struct {
 	Now func() time.Time
 }
 
-// Instance is one open backend. Its methods may be called concurrently. A capability that is a Go interface of this
+// Instance is one open backend. Its methods may be called concurrently. That the backend refuses the credential is the
+// fault Unavailable, reason CREDENTIALS_UNAVAILABLE: the pool may have a newer one. A capability that is a Go interface of this
 // package is offered by implementing it.
 type Instance interface {
 	// Ping reports whether the backend answers; the error is a fault.

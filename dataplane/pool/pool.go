@@ -32,6 +32,8 @@ type Spec struct {
 	CredentialPath string
 	Username       string
 	Password       secret.Text
+
+	lease string // of a credential that comes and goes: whose it is, and its generation
 }
 
 // key tells specs apart. The password is not in it: what stands at a credential's path changes by rotation, which is
@@ -43,7 +45,7 @@ func (s Spec) key() string {
 		b.WriteByte(':')
 		b.WriteString(text)
 	}
-	for _, text := range []string{s.Backend, s.Type, s.CredentialPath, s.Username, strconv.Itoa(s.MaxConnections), s.DialTimeout.String(), strconv.Itoa(len(s.Endpoints))} {
+	for _, text := range []string{s.Backend, s.Type, s.CredentialPath, s.Username, s.lease, strconv.Itoa(s.MaxConnections), s.DialTimeout.String(), strconv.Itoa(len(s.Endpoints))} {
 		add(text)
 	}
 	for _, e := range s.Endpoints {
@@ -91,6 +93,12 @@ type Config struct {
 	PingTimeout time.Duration
 	// Changed is called, by any goroutine, when a state changed. It must not block. Nil is allowed.
 	Changed func()
+	// Source has the credentials of leased backends; nil: there are none.
+	Source source
+	// MaxPerBackend bounds the connections to a leased backend over all of its credentials; 0 means 200.
+	MaxPerBackend int
+	// IdleTimeout is after what time without a call the pool of one caller's credential is closed; 0 means 5 minutes.
+	IdleTimeout time.Duration
 }
 
 // Set is all pools of a proxy. Its methods may be called concurrently.
@@ -99,9 +107,11 @@ type Set struct {
 	drivers map[string]driver.Driver
 	wg      sync.WaitGroup
 
-	mu     sync.Mutex // guards pools, each pool's refs, and closed
-	pools  map[string]*Pool
-	closed bool
+	mu      sync.Mutex // guards what follows, and each pool's and each Leased's refs
+	pools   map[string]*Pool
+	leases  map[string]*Leased
+	budgets map[string]*budget // by backend
+	closed  bool
 }
 
 // New makes an empty set.
@@ -115,10 +125,16 @@ func New(cfg Config) (*Set, error) {
 	if cfg.PingTimeout == 0 {
 		cfg.PingTimeout = 2 * time.Second
 	}
+	if cfg.MaxPerBackend == 0 {
+		cfg.MaxPerBackend = 200
+	}
+	if cfg.IdleTimeout == 0 {
+		cfg.IdleTimeout = 5 * time.Minute
+	}
 	if cfg.Changed == nil {
 		cfg.Changed = func() {}
 	}
-	s := &Set{cfg: cfg, drivers: map[string]driver.Driver{}, pools: map[string]*Pool{}}
+	s := &Set{cfg: cfg, drivers: map[string]driver.Driver{}, pools: map[string]*Pool{}, leases: map[string]*Leased{}, budgets: map[string]*budget{}}
 	for _, d := range cfg.Drivers {
 		if s.drivers[d.Type()] != nil {
 			return nil, fmt.Errorf("pool: two drivers for %s", d.Type())
@@ -159,7 +175,7 @@ func (s *Set) Acquire(spec Spec) (*Pool, error) {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	p := &Pool{owner: s, key: key, backend: spec.Backend, backendType: spec.Type, instance: instance, breaker: breaker.New(s.cfg.Now), cancel: cancel, refs: 1}
+	p := &Pool{owner: s, key: key, backend: spec.Backend, backendType: spec.Type, instance: instance, breaker: breaker.New(s.cfg.Now), cancel: cancel, refs: 1, done: make(chan struct{})}
 	p.status.Store(&Status{State: Opening, Reason: "backend " + spec.Backend + " has not answered yet", Since: s.cfg.Now()})
 	s.pools[key] = p
 	s.wg.Go(func() { p.run(ctx) })
@@ -170,6 +186,9 @@ func (s *Set) Acquire(spec Spec) (*Pool, error) {
 func (s *Set) Close() {
 	s.mu.Lock()
 	s.closed = true
+	for _, l := range s.leases {
+		l.cancel()
+	}
 	for _, p := range s.pools {
 		p.cancel()
 	}
@@ -218,7 +237,8 @@ type Pool struct {
 	breaker     *breaker.Breaker
 	cancel      context.CancelFunc
 	status      atomic.Pointer[Status]
-	refs        int // guarded by owner.mu
+	refs        int           // guarded by owner.mu
+	done        chan struct{} // closed when the instance is
 }
 
 // Instance is the open backend. It may be used until the pool is released.
@@ -281,6 +301,7 @@ func (p *Pool) run(ctx context.Context) {
 		}
 		timer.Stop()
 	}
+	defer close(p.done)
 	_ = p.instance.Close() // nobody uses it any more, and nobody could do anything about it
 	p.set(Closed, "backend "+p.backend+" is closed")
 }

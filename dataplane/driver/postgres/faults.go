@@ -110,16 +110,18 @@ func classify(err error) *fault.Fault {
 		return down(err, "the backend has no such database")
 	case "42501":
 		return down(err, "the backend denies the proxy's role the operation; grant it USAGE on the schema and SELECT, INSERT, UPDATE and DELETE on its tables")
+	case "28P01": // a role that is gone is told like a wrong password
+		return fault.Wrap(err, fault.Unavailable, fault.CredentialsUnavailable, "the backend refuses the proxy's credential").WithRetry(100 * time.Millisecond)
 	case "25000":
 		return down(err, "the backend's transactions are not read committed; set default_transaction_isolation")
 	case "3F000", "42P01", "42883", "42703":
 		return down(err, "the backend lacks the tables of Prism")
 	}
 	switch code[:2] {
+	case "28": // it lets nobody in who comes so
+		return down(err, "the backend refuses the proxy's credential")
 	case "08", "57":
 		return down(err, "the backend ends its connections")
-	case "28":
-		return down(err, "the backend refuses the proxy's credential")
 	case "53":
 		if code == "53100" {
 			return fault.Wrap(err, fault.Exhausted, fault.Backend, "the backend is full")

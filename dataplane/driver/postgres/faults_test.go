@@ -45,29 +45,29 @@ func TestErrorsOfTheServer(t *testing.T) {
 		code   fault.Code
 		reason fault.Reason
 	}{
-		"40001": {fault.Conflict, fault.TxConflict},         // serialization_failure
-		"40P01": {fault.Conflict, fault.TxConflict},         // deadlock_detected
-		"57014": {fault.DeadlineExceeded, fault.Backend},    // query_canceled
-		"55P03": {fault.DeadlineExceeded, fault.Backend},    // lock_not_available
-		"25P03": {fault.DeadlineExceeded, fault.Backend},    // idle_in_transaction_session_timeout
-		"25006": {fault.FailedPrecondition, fault.ReadOnly}, // read_only_sql_transaction
-		"25000": {fault.Unavailable, fault.BackendDown},     // invalid_transaction_state
-		"42501": {fault.Unavailable, fault.BackendDown},     // insufficient_privilege
-		"3F000": {fault.Unavailable, fault.BackendDown},     // invalid_schema_name
-		"42P01": {fault.Unavailable, fault.BackendDown},     // undefined_table
-		"42883": {fault.Unavailable, fault.BackendDown},     // undefined_function
-		"42703": {fault.Unavailable, fault.BackendDown},     // undefined_column
-		"3D000": {fault.Unavailable, fault.BackendDown},     // invalid_catalog_name
-		"08006": {fault.Unavailable, fault.BackendDown},     // connection_failure
-		"57P01": {fault.Unavailable, fault.BackendDown},     // admin_shutdown
-		"57P03": {fault.Unavailable, fault.BackendDown},     // cannot_connect_now
-		"28P01": {fault.Unavailable, fault.BackendDown},     // invalid_password
-		"53300": {fault.Unavailable, fault.BackendDown},     // too_many_connections
-		"53200": {fault.Unavailable, fault.BackendDown},     // out_of_memory
-		"53100": {fault.Exhausted, fault.Backend},           // disk_full
-		"58030": {fault.Unavailable, fault.BackendDown},     // io_error
-		"XX001": {fault.DataLoss, fault.Checksum},           // data_corrupted
-		"22003": {fault.Internal, fault.Bug},                // numeric_value_out_of_range
+		"40001": {fault.Conflict, fault.TxConflict},                // serialization_failure
+		"40P01": {fault.Conflict, fault.TxConflict},                // deadlock_detected
+		"57014": {fault.DeadlineExceeded, fault.Backend},           // query_canceled
+		"55P03": {fault.DeadlineExceeded, fault.Backend},           // lock_not_available
+		"25P03": {fault.DeadlineExceeded, fault.Backend},           // idle_in_transaction_session_timeout
+		"25006": {fault.FailedPrecondition, fault.ReadOnly},        // read_only_sql_transaction
+		"25000": {fault.Unavailable, fault.BackendDown},            // invalid_transaction_state
+		"42501": {fault.Unavailable, fault.BackendDown},            // insufficient_privilege
+		"3F000": {fault.Unavailable, fault.BackendDown},            // invalid_schema_name
+		"42P01": {fault.Unavailable, fault.BackendDown},            // undefined_table
+		"42883": {fault.Unavailable, fault.BackendDown},            // undefined_function
+		"42703": {fault.Unavailable, fault.BackendDown},            // undefined_column
+		"3D000": {fault.Unavailable, fault.BackendDown},            // invalid_catalog_name
+		"08006": {fault.Unavailable, fault.BackendDown},            // connection_failure
+		"57P01": {fault.Unavailable, fault.BackendDown},            // admin_shutdown
+		"57P03": {fault.Unavailable, fault.BackendDown},            // cannot_connect_now
+		"28P01": {fault.Unavailable, fault.CredentialsUnavailable}, // invalid_password
+		"53300": {fault.Unavailable, fault.BackendDown},            // too_many_connections
+		"53200": {fault.Unavailable, fault.BackendDown},            // out_of_memory
+		"53100": {fault.Exhausted, fault.Backend},                  // disk_full
+		"58030": {fault.Unavailable, fault.BackendDown},            // io_error
+		"XX001": {fault.DataLoss, fault.Checksum},                  // data_corrupted
+		"22003": {fault.Internal, fault.Bug},                       // numeric_value_out_of_range
 	} {
 		t.Run(code, func(t *testing.T) {
 			w := put("code", code, code)
@@ -100,27 +100,27 @@ func TestPasswordIsInNoError(t *testing.T) {
 	execute(t, connect(t, s, "postgres"), `CREATE ROLE "o'dd %40" LOGIN SUPERUSER PASSWORD 'canary''p%40ss" x\?@:/'`)
 	for name, c := range map[string]struct {
 		change func(cfg *driver.Config)
-		fails  bool
+		want   fault.Reason // empty: it works
 	}{
-		"a strange one, and right": {func(cfg *driver.Config) { cfg.Username = "o'dd %40" }, false},
-		"wrong":                    {func(*driver.Config) {}, true},
-		"an unknown role":          {func(cfg *driver.Config) { cfg.Username = "nobody" }, true},
-		"an unknown database":      {func(cfg *driver.Config) { cfg.Username, cfg.Settings["database"] = "o'dd %40", "nowhere" }, true},
-		"nobody there":             {func(cfg *driver.Config) { cfg.Endpoints = []string{deadAddr(t)} }, true},
-		"a name that nobody has":   {func(cfg *driver.Config) { cfg.Endpoints = []string{"no-such-host.invalid:5432"} }, true},
+		"a strange one, and right": {func(cfg *driver.Config) { cfg.Username = "o'dd %40" }, ""},
+		"wrong":                    {func(*driver.Config) {}, fault.CredentialsUnavailable},
+		"an unknown role":          {func(cfg *driver.Config) { cfg.Username = "nobody" }, fault.CredentialsUnavailable},
+		"an unknown database":      {func(cfg *driver.Config) { cfg.Username, cfg.Settings["database"] = "o'dd %40", "nowhere" }, fault.BackendDown},
+		"nobody there":             {func(cfg *driver.Config) { cfg.Endpoints = []string{deadAddr(t)} }, fault.BackendDown},
+		"a name that nobody has":   {func(cfg *driver.Config) { cfg.Endpoints = []string{"no-such-host.invalid:5432"} }, fault.BackendDown},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := right
 			cfg.Password, cfg.Settings = secret.New(password), map[string]string{"database": right.Settings["database"], "sslmode": "disable"}
 			c.change(&cfg)
 			_, err := open(t, cfg).Write(t.Context(), "s", put("a", "", "v"))
-			if !c.fails {
+			if c.want == "" {
 				if err != nil {
 					t.Error(chain(err))
 				}
 				return
 			}
-			if err := is(err, fault.Unavailable, fault.BackendDown, fault.NotApplied); err != nil {
+			if err := is(err, fault.Unavailable, c.want, fault.NotApplied); err != nil {
 				t.Error(err)
 			}
 			if strings.Contains(chain(err)+fmt.Sprintf("%+v %#v", cfg, cfg), "canary") {

@@ -166,15 +166,21 @@ func TestRefusalsOfTheServer(t *testing.T) {
 	}{
 		"no password": {
 			args: []string{"--requirepass", password}, write: put("a", "k", "v"),
-			want: func(err error) error { return is(err, fault.Unavailable, fault.BackendDown, fault.NotApplied) },
+			want: func(err error) error {
+				return is(err, fault.Unavailable, fault.CredentialsUnavailable, fault.NotApplied)
+			},
 		},
 		"wrong password": {
 			args: []string{"--requirepass", "another"}, config: driver.Config{Password: secret.New(password)}, write: put("a", "k", "v"),
-			want: func(err error) error { return is(err, fault.Unavailable, fault.BackendDown, fault.NotApplied) },
+			want: func(err error) error {
+				return is(err, fault.Unavailable, fault.CredentialsUnavailable, fault.NotApplied)
+			},
 		},
 		"unknown user": {
 			config: driver.Config{Username: "nobody", Password: secret.New(password)}, write: put("a", "k", "v"),
-			want: func(err error) error { return is(err, fault.Unavailable, fault.BackendDown, fault.NotApplied) },
+			want: func(err error) error {
+				return is(err, fault.Unavailable, fault.CredentialsUnavailable, fault.NotApplied)
+			},
 		},
 		"right password": {
 			args: []string{"--requirepass", password}, config: driver.Config{Password: secret.New(password)}, write: put("a", "k", "v"),
@@ -277,12 +283,12 @@ func TestRefusedConnectionFailsEachCommand(t *testing.T) {
 		names[n] = writes[n].Name
 	}
 	for n, r := range s.BatchGet(t.Context(), "s", names, false) {
-		if err := is(r.Err, fault.Unavailable, fault.BackendDown, ""); err != nil {
+		if err := is(r.Err, fault.Unavailable, fault.CredentialsUnavailable, ""); err != nil {
 			t.Fatalf("read %d: item %v, %v", n, r.Item, err)
 		}
 	}
 	for n, r := range s.BatchWrite(t.Context(), "s", writes) {
-		if err := is(r.Err, fault.Unavailable, fault.BackendDown, fault.NotApplied); err != nil {
+		if err := is(r.Err, fault.Unavailable, fault.CredentialsUnavailable, fault.NotApplied); err != nil {
 			t.Fatalf("write %d: %v", n, err)
 		}
 	}
