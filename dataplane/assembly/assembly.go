@@ -43,6 +43,8 @@ type Config struct {
 	Pools *pool.Set
 	// Issuers reports whether the proxy believes an issuer of tokens; nil: none.
 	Issuers func(url string) bool
+	// Providers are the proxy's providers of credentials: by name, their addresses, where they have one.
+	Providers map[string]string
 	// Audits says that the proxy records access to data.
 	Audits bool
 	// Now is the proxy's clock; nil means time.Now.

@@ -115,7 +115,7 @@ func TestWhatCannotBeMadeIsRefusedWithItsPlace(t *testing.T) {
 		{"two key-value patterns", with(func(m *configv1.NamespaceConfig) { m.Patterns = append(m.Patterns, m.Patterns[0]) }), "patterns[1].type", "second"},
 		{"a credential that nobody brings", with(func(m *configv1.NamespaceConfig) {
 			m.Patterns[0].Bindings[0].CredentialPath = "vault://database/creds/orders"
-		}), "patterns[0].bindings[0].credential_path", "no source of credentials"},
+		}), "patterns[0].bindings[0].credential_path", "no provider of credentials that is named vault"},
 		{"a default life without keyvalue.ttl", with(func(m *configv1.NamespaceConfig) {
 			m.Patterns[0].DefaultTtl, m.Patterns[0].Interfaces = durationpb.New(1e9), []string{"keyvalue"}
 		}), "patterns[0]", "keyvalue.ttl"},

@@ -1,6 +1,7 @@
 package assembly
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -9,6 +10,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/prism-gateway/prism/dataplane/authz"
+	"github.com/prism-gateway/prism/dataplane/breaker"
+	"github.com/prism-gateway/prism/dataplane/credential"
 	"github.com/prism-gateway/prism/dataplane/driver"
 	"github.com/prism-gateway/prism/dataplane/limit"
 	"github.com/prism-gateway/prism/dataplane/pattern/keyvalue"
@@ -140,12 +143,12 @@ func (c *change) pattern(r *routing.Route, m *configv1.NamespaceConfig, p *confi
 		return refuse(path+".max_staleness", "a cache and how old its copies may be go together")
 	}
 	cfg := keyvalue.Config{
-		Namespace: m.GetNamespace(), Space: driver.Space(m.GetStoragePrefix()), Instance: storage.pool.Instance(), Breaker: storage.pool.Breaker(),
+		Namespace: m.GetNamespace(), Space: driver.Space(m.GetStoragePrefix()), Instance: storage.instance, Breaker: storage.breaker,
 		Interfaces: p.GetInterfaces(), Consistency: consistencyOf(p.GetConsistency()), DefaultTTL: p.GetDefaultTtl().AsDuration(),
 		MaxValueBytes: maxValue(p.GetMaxValueBytes(), storage.backendType), MaxStaleness: p.GetMaxStaleness().AsDuration(), Now: c.assembler.cfg.Now,
 	}
 	if cache != nil {
-		cfg.Cache = cache.pool.Instance()
+		cfg.Cache = cache.instance
 	}
 	store, err := keyvalue.New(cfg)
 	if err != nil {
@@ -157,12 +160,13 @@ func (c *change) pattern(r *routing.Route, m *configv1.NamespaceConfig, p *confi
 
 // opened is a backend that a slot is bound to.
 type opened struct {
-	pool        *pool.Pool
+	instance    driver.Instance
+	breaker     *breaker.Breaker
 	backendType string
 }
 
 // copiesIn is a backend that holds copies only: calls succeed without it.
-type copiesIn struct{ *pool.Pool }
+type copiesIn struct{ routing.Use }
 
 // Unready is always empty.
 func (copiesIn) Unready() string { return "" }
@@ -179,9 +183,6 @@ func (c *change) open(r *routing.Route, binding *configv1.Binding, at string, ne
 	if err != nil {
 		return nil, refuse(at+".backend", "%v", err)
 	}
-	if binding.GetCredentialPath() != "" || backend.CredentialPath != "" {
-		return nil, refuse(at+".credential_path", "this build has no source of credentials")
-	}
 	d, ok := c.assembler.cfg.Pools.Driver(backend.Type)
 	if !ok {
 		return nil, refuse(at+".backend", "no driver for %s in this build", backend.Type)
@@ -191,16 +192,60 @@ func (c *change) open(r *routing.Route, binding *configv1.Binding, at string, ne
 			return nil, refuse(field(i), "the driver for %s does not offer %s", backend.Type, name)
 		}
 	}
-	p, err := c.assembler.cfg.Pools.Acquire(*backend)
-	if err != nil {
-		return nil, refuse(at+".backend", "backend %q cannot be opened: %s", binding.GetBackend(), publicText(err))
+	out, use := &opened{backendType: backend.Type}, routing.Use(nil)
+	if path := cmp.Or(binding.GetCredentialPath(), backend.CredentialPath); path != "" {
+		lease, refused := c.lease(r, path, binding.GetCredentialScope(), at)
+		if refused != nil {
+			return nil, refused
+		}
+		l, err := c.assembler.cfg.Pools.Lease(*backend, *lease)
+		if err != nil {
+			return nil, refuse(at+".credential_path", "backend %q cannot be opened: %s", binding.GetBackend(), publicText(err))
+		}
+		out.instance, out.breaker, use = l, l.Breaker(), l
+	} else {
+		p, err := c.assembler.cfg.Pools.Acquire(*backend)
+		if err != nil {
+			return nil, refuse(at+".backend", "backend %q cannot be opened: %s", binding.GetBackend(), publicText(err))
+		}
+		out.instance, out.breaker, use = p.Instance(), p.Breaker(), p
 	}
-	r.Uses = append(r.Uses, p)
 	if copies {
-		r.Uses[len(r.Uses)-1] = copiesIn{p}
+		use = copiesIn{use}
 	}
+	r.Uses = append(r.Uses, use)
 	r.Backends = append(r.Backends, routing.Origin{Name: resource, Hash: object.Hash})
-	return &opened{pool: p, backendType: backend.Type}, nil
+	return out, nil
+}
+
+// lease says where the credential at a path comes from, and who shares it.
+func (c *change) lease(r *routing.Route, path string, scope configv1.CredentialScope, at string) (*pool.Lease, *refusal) {
+	provider, rest, ok := strings.Cut(path, "://")
+	if !ok || rest == "" {
+		return nil, refuse(at+".credential_path", "names no provider and path, such as vault://database/creds/orders")
+	}
+	address, ok := c.assembler.cfg.Providers[provider]
+	if !ok {
+		return nil, refuse(at+".credential_path", "this proxy has no provider of credentials that is named %s; its configuration lists them in credential_providers", provider)
+	}
+	l := &pool.Lease{Namespace: r.Namespace, Provider: provider, Path: rest}
+	switch scope {
+	case configv1.CredentialScope_CREDENTIAL_SCOPE_PRINCIPAL:
+		l.Scope = pool.ByPrincipal
+	case configv1.CredentialScope_CREDENTIAL_SCOPE_SESSION:
+		l.Scope = pool.BySession
+	}
+	as := r.Callers.Login
+	switch {
+	case l.Scope == pool.ByNamespace:
+		return l, nil // the proxy asks, as itself
+	case !r.Callers.Known:
+		return nil, refuse(at+".credential_scope", "each caller has a credential of its own, and the namespace does not ask who calls")
+	case as.Address != "" && as.Address != address:
+		return nil, refuse("auth.vault.address", "the provider %s of this proxy is at another address", provider)
+	}
+	l.Login = credential.Login{AuthPath: as.AuthPath, Role: as.Role, VaultNamespace: as.Namespace}
+	return l, nil
 }
 
 // publicText is what a driver says of its configuration: its own message and that of the cause.
