@@ -99,7 +99,11 @@ func New(cfg Config) (*Source, error) {
 	case *bootstrapv1.Certificates_Files:
 		s.origin = &files{paths: from.Files, every: cfg.PollEvery, now: cfg.Now, logger: cfg.Logger.With(telemetry.KeyName, cfg.Name)}
 	case *bootstrapv1.Certificates_WorkloadApi:
-		s.origin = &workload{address: from.WorkloadApi.GetAddress(), now: cfg.Now}
+		w, err := newWorkload(from.WorkloadApi, cfg.Now)
+		if err != nil {
+			return nil, err
+		}
+		s.origin = w
 	case *bootstrapv1.Certificates_VaultPki:
 		if cfg.Issue == nil {
 			return nil, errors.New("certs: Config.Issue is required for vault_pki")

@@ -66,16 +66,23 @@ func (f *files) watch(ctx context.Context, _ *material, take func(*material, err
 	}
 	poll := time.NewTicker(f.every)
 	defer poll.Stop()
+	var settled <-chan time.Time
+	failed := false
 	look := func() {
 		for _, path := range f.list() {
 			if path != "" && w != nil {
 				_ = w.Add(filepath.Dir(path)) // a directory that is away is looked for again at the next poll
 			}
 		}
-		_ = take(f.load(ctx)) // which tells it
+		m, err := f.load(ctx)
+		if err != nil && !failed { // perhaps they are just being written
+			failed, settled = true, time.After(settle)
+			return
+		}
+		failed = err != nil
+		_ = take(m, err) // which tells it
 	}
 	look()
-	var settled <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():

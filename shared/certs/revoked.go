@@ -52,6 +52,14 @@ func (r *revoked) by(authority *x509.Certificate) bool {
 	return good
 }
 
+// after reports whether a list is newer than another of its authority.
+func (r *revoked) after(other *revoked) bool {
+	if other == nil || !r.list.ThisUpdate.Equal(other.list.ThisUpdate) || r.list.Number == nil || other.list.Number == nil {
+		return other == nil || r.list.ThisUpdate.After(other.list.ThisUpdate)
+	}
+	return r.list.Number.Cmp(other.list.Number) > 0
+}
+
 // revocation says why a chain is not good by the lists, which are there or not: without any nothing is checked. With
 // lists, the authority of the leaf must have one, and every list that counts must be current: an old one may lack what
 // was revoked since.
@@ -62,7 +70,7 @@ func (m *material) revocation(chain []*x509.Certificate, now time.Time) error {
 	for i, c := range chain[:len(chain)-1] {
 		var newest *revoked
 		for _, l := range m.lists {
-			if (newest == nil || l.list.ThisUpdate.After(newest.list.ThisUpdate)) && l.by(chain[i+1]) {
+			if l.after(newest) && l.by(chain[i+1]) {
 				newest = l
 			}
 		}

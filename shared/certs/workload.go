@@ -9,22 +9,31 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
+
+	bootstrapv1 "github.com/prism-gateway/prism/protos/prism/bootstrap/v1"
 )
 
 // workload is a SPIFFE Workload API.
 type workload struct {
-	address string // empty: the environment tells
+	address string
 	now     func() time.Time
+}
+
+func newWorkload(at *bootstrapv1.WorkloadApi, now func() time.Time) (*workload, error) {
+	address := at.GetAddress()
+	if address == "" {
+		address, _ = workloadapi.GetDefaultAddress()
+	}
+	if err := workloadapi.ValidateAddress(address); err != nil {
+		return nil, fmt.Errorf("certs: the address of the SPIFFE Workload API, or SPIFFE_ENDPOINT_SOCKET: %w", err)
+	}
+	return &workload{address: address, now: now}, nil
 }
 
 func (w *workload) patient() bool { return true }
 
 func (w *workload) connect(ctx context.Context) (*workloadapi.Client, error) {
-	var options []workloadapi.ClientOption
-	if w.address != "" {
-		options = append(options, workloadapi.WithAddr(w.address))
-	}
-	client, err := workloadapi.New(ctx, options...)
+	client, err := workloadapi.New(ctx, workloadapi.WithAddr(w.address))
 	if err != nil {
 		return nil, fmt.Errorf("the SPIFFE Workload API: %w", err)
 	}
