@@ -28,7 +28,8 @@ import (
 const (
 	defaultPoll  = 30 * time.Second
 	firstBackoff = 200 * time.Millisecond
-	maxBackoff   = time.Minute
+	atFirst      = 5 * time.Second // the longest wait between two attempts while there is nothing yet
+	later        = time.Minute
 )
 
 // Config makes a Source.
@@ -133,7 +134,7 @@ func (s *Source) Load(ctx context.Context) error {
 		if err == nil {
 			return nil
 		}
-		if !pause(ctx, backoff(n)) {
+		if !pause(ctx, backoff(n, atFirst)) {
 			return fmt.Errorf("certs: %s: %w", s.cfg.Name, err)
 		}
 	}
@@ -220,9 +221,9 @@ func (m *material) trust() {
 	}
 }
 
-// backoff is how long to wait after the nth failure, counted from 0: full jitter over a doubling time.
-func backoff(n int) time.Duration {
-	most := min(firstBackoff<<min(n, 20), maxBackoff)
+// backoff is how long to wait after the nth failure, counted from 0: full jitter over a time that doubles up to most.
+func backoff(n int, most time.Duration) time.Duration {
+	most = min(firstBackoff<<min(n, 20), most)
 	return most/10 + rand.N(most)
 }
 

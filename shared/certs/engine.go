@@ -121,7 +121,7 @@ func (r *Request) sign(names []string) (key []byte, err error) {
 // watch replaces the certificate at half of its life.
 func (e *engine) watch(ctx context.Context, m *material, take func(*material, error) error) error {
 	for failed := 0; ; {
-		wait := backoff(failed - 1)
+		wait := backoff(failed, later)
 		if failed == 0 {
 			half := m.own.Leaf.NotAfter.Sub(m.loadedAt) / 2
 			wait = max(time.Second, m.loadedAt.Add(half-half/10+mathrand.N(half/5+1)).Sub(e.now()))
