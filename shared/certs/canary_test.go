@@ -57,11 +57,12 @@ func TestKeysAreNowhere(t *testing.T) {
 		say(fmt.Sprintf("%v %+v %#v", err, err, err))
 	}
 	say(fmt.Sprint(<-s.refused))
-	say(fmt.Sprintf("%v %+v %#v", w.Source, w.Source, w.Source))
+	idle := load(t, ofFiles(files)) // printing one that runs would be a race
+	say(fmt.Sprintf("%v %+v %#v", idle.Source, idle.Source, idle.Source))
 	say(fmt.Sprintf("%v %+v %#v", own.Key, own, own.Key))
 	func() {
 		defer func() { say(fmt.Sprint(recover())) }()
-		panic(w.Source)
+		panic(idle.Source)
 	}()
 	_ = w.Run(cancelled()) // a second watch of the same ends at once
 	say(w.log.String())
