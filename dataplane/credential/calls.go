@@ -55,7 +55,7 @@ func (s *Source) admitRenewLoginLocked(sup *supplier, l *login, now time.Time) f
 
 func (s *Source) admitFetchLocked(sup *supplier, j job, now time.Time) func(context.Context) func() {
 	e := j.entry
-	if e.gone || e.refs == 0 && e.waiting == 0 && !now.Before(e.unclaimed) {
+	if e.gone || e.abandoned(now) {
 		e.busy = false
 		s.lookLocked(e) // forgets it
 		return nil

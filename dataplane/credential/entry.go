@@ -23,14 +23,14 @@ type entry struct {
 
 	handles *Handle // the newest first
 	refs    int     // how many
-	waiting int     // calls of Acquire
-	latest  func() *Login
-	gone    bool // not in Source.entries any more
+	wanted  *demand // nil: nobody waits, nor did lately
+	gone    bool    // not in Source.entries any more
 
-	number    uint64        // of the last generation
-	held      *generation   // nil: none
-	old       []*generation // replaced, with leases that have not been revoked
-	unclaimed time.Time     // until when it is kept although nobody holds it or waits for it
+	before, after *entry // of the same login
+
+	number uint64        // of the last generation
+	held   *generation   // nil: none
+	old    []*generation // replaced, with leases that have not been revoked
 
 	busy        bool      // a job for it is queued or under way
 	next        time.Time // when to ask the provider again
@@ -39,7 +39,27 @@ type entry struct {
 	failures    int       // in a row
 	err         error     // of the last failure; nil after a success
 	refusals    int       // by the store, one soon after the other
-	born        time.Time // when the held generation began
+}
+
+// demand is who waits for an entry's credential.
+type demand struct {
+	waiting int           // calls of Acquire
+	answer  chan struct{} // closed when they can go on; nil: not yet asked for
+	who     func() *Login // the last one's
+	until   time.Time     // how long the entry is kept when they have given up
+}
+
+// waiting is how many calls of Acquire wait.
+func (e *entry) waiting() int {
+	if e.wanted == nil {
+		return 0
+	}
+	return e.wanted.waiting
+}
+
+// abandoned reports whether nobody holds the entry, waits for it, or may come again.
+func (e *entry) abandoned(now time.Time) bool {
+	return e.refs == 0 && e.waiting() == 0 && (e.wanted == nil || !now.Before(e.wanted.until))
 }
 
 // generation is one credential of an entry.
@@ -77,6 +97,15 @@ func (e *entry) publishLocked(c *Credential, until time.Time) {
 	v.credential.Store(c)
 	v.setUntil(until)
 	close(e.view.Swap(v).changed)
+	e.answerLocked()
+}
+
+// answerLocked has those who wait look again.
+func (e *entry) answerLocked() {
+	if e.wanted != nil && e.wanted.answer != nil {
+		close(e.wanted.answer)
+		e.wanted.answer = nil
+	}
 }
 
 func (v *view) setUntil(until time.Time) {
@@ -119,7 +148,7 @@ func (s *Source) lookLocked(e *entry) {
 	if e.gone {
 		return
 	}
-	if e.refs == 0 && e.waiting == 0 && !now.Before(e.unclaimed) {
+	if e.abandoned(now) {
 		s.removeLocked(e)
 		return
 	}
@@ -133,10 +162,12 @@ func (s *Source) lookLocked(e *entry) {
 		e.view.Load().setUntil(limit)
 		again = earliest(again, limit)
 	}
-	if e.refs == 0 && e.waiting == 0 {
-		again = earliest(again, e.unclaimed)
+	if waiting := e.waiting(); e.refs == 0 && waiting == 0 {
+		again = earliest(again, e.wanted.until)
+	} else if waiting == 0 {
+		e.wanted = nil
 	}
-	if wanted := e.held != nil || e.refs > 0 || e.waiting > 0; wanted && !e.busy && !e.nextNever() {
+	if wanted := e.held != nil || e.refs > 0 || e.waiting() > 0; wanted && !e.busy && !e.nextNever() {
 		if now.Before(e.next) {
 			again = earliest(again, e.next)
 		} else {
@@ -197,7 +228,6 @@ func (s *Source) replaceLocked(e *entry, g *generation, c *Credential, now time.
 	e.held = g
 	if g != nil {
 		e.sup.held++
-		e.born = now
 	}
 	e.publishLocked(c, e.limitLocked(s))
 }
@@ -225,7 +255,7 @@ func (e *entry) refusedLocked(s *Source, generation uint64) {
 		return
 	}
 	now := s.cfg.Now()
-	if now.Sub(e.born) > time.Minute {
+	if now.Sub(e.view.Load().credential.Load().IssuedAt) > time.Minute {
 		e.refusals = 0
 	}
 	e.refusals++
@@ -245,14 +275,16 @@ func (s *Source) failedLocked(e *entry, err error) {
 	e.failures++
 	e.err = err
 	if refused := errors.Is(err, ErrRefused); refused || errors.Is(err, ErrNoIdentity) {
-		e.next = now.Add(backOff(e.failures, time.Second, 30*time.Second))
+		e.next = now.Add(backOff(e.failures, time.Second, time.Minute))
 		s.cfg.Logger.Warn("a credential is refused", keyName, e.key.Provider, keyResource, e.key.Path, keyError, err)
 	} else {
 		e.next = now.Add(backOff(e.failures, 200*time.Millisecond, 30*time.Second))
 	}
 	if e.held == nil && !errors.Is(err, ErrThrottled) {
-		e.unclaimed = e.next.Add(unclaimed)
-		e.publishLocked(nil, time.Time{}) // wakes those who wait, and they see err
+		if e.wanted != nil {
+			e.wanted.until = e.next.Add(unclaimed)
+		}
+		e.answerLocked()
 	}
 	s.lookLocked(e)
 }
@@ -289,7 +321,7 @@ func (s *Source) fetchedLocked(e *entry, issued Issued, tok *token, journal uint
 	e.failures, e.err, e.mustReplace, e.checked = 0, nil, false, false
 	e.next = time.Time{}
 	if g.life > 0 {
-		e.next = now.Add(halfway(g.life))
+		e.next = now.Add(halfway(g.life, e.sup.crowded()))
 		s.metrics.ttl.WithLabelValues(e.key.Provider).Observe(g.life.Seconds())
 	}
 	if was := e.held; was != nil && was.lease.ID.IsZero() && g.lease.ID.IsZero() && same(e.view.Load().credential.Load(), &c) {
@@ -297,6 +329,7 @@ func (s *Source) fetchedLocked(e *entry, issued Issued, tok *token, journal uint
 		c.Generation = was.number
 		e.held = g
 		e.view.Load().credential.Store(&c)
+		e.answerLocked()
 	} else {
 		e.number++
 		g.number = e.number
@@ -335,7 +368,7 @@ func (s *Source) renewedLocked(e *entry, g *generation, l Lease, err error) {
 	g.life, g.ends, e.next = l.TTL, time.Time{}, time.Time{}
 	if l.TTL > 0 {
 		g.ends = now.Add(l.TTL)
-		e.next = now.Add(halfway(l.TTL))
+		e.next = now.Add(halfway(l.TTL, false))
 		if float64(l.TTL) < shortened*float64(g.asked) {
 			e.mustReplace = true
 		}
@@ -363,8 +396,8 @@ func (s *Source) removeLocked(e *entry) {
 	e.old, e.held = nil, nil
 	e.publishLocked(nil, time.Time{})
 	if l := e.slot; l != nil {
-		delete(l.entries, e)
-		if !l.own && len(l.entries) == 0 {
+		l.removeEntry(e)
+		if !l.own && l.entries == nil {
 			s.removeLoginLocked(l, ending)
 			return
 		}

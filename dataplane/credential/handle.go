@@ -118,7 +118,7 @@ func (h *Handle) Release() {
 		h.after.before = h.before
 	}
 	h.before, h.after = nil, nil
-	if e.refs--; e.refs == 0 && e.waiting == 0 && !e.gone {
+	if e.refs--; e.refs == 0 && e.waiting() == 0 && !e.gone {
 		s.removeLocked(e)
 	}
 }

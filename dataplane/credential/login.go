@@ -16,7 +16,7 @@ type login struct {
 	key loginKey
 	own bool
 
-	entries map[*entry]struct{}
+	entries *entry // a list
 	waiting []job  // for a token, or for the token being asked after
 	tok     *token // nil: not logged in
 	gone    bool
@@ -41,9 +41,38 @@ type token struct {
 }
 
 func (s *supplier) newLogin(key loginKey, own bool) *login {
-	l := &login{sup: s, key: key, own: own, entries: map[*entry]struct{}{}}
+	l := &login{sup: s, key: key, own: own}
 	l.timer = timer{index: -1, fire: l}
 	return l
+}
+
+func (l *login) addEntry(e *entry) {
+	e.after = l.entries
+	if l.entries != nil {
+		l.entries.before = e
+	}
+	l.entries = e
+}
+
+func (l *login) removeEntry(e *entry) {
+	if e.before != nil {
+		e.before.after = e.after
+	} else {
+		l.entries = e.after
+	}
+	if e.after != nil {
+		e.after.before = e.before
+	}
+	e.before, e.after = nil, nil
+}
+
+// all returns the entries, which may be removed meanwhile.
+func (l *login) all() []*entry {
+	var all []*entry
+	for e := l.entries; e != nil; e = e.after {
+		all = append(all, e)
+	}
+	return all
 }
 
 // usable returns the token if it is good.
@@ -60,11 +89,13 @@ func (l *login) whoLocked() func() *Login {
 		return func() *Login { return nil }
 	}
 	var found func() *Login
-	for e := range l.entries {
+	for e := l.entries; e != nil; e = e.after {
 		if e.handles != nil {
 			return e.handles.who
 		}
-		found = e.latest
+		if e.wanted != nil {
+			found = e.wanted.who
+		}
 	}
 	return found
 }
@@ -122,7 +153,7 @@ func (s *Source) wantLocked(l *login, j job, now time.Time) {
 func (s *Source) doubtLocked(l *login, tok *token, j job, now time.Time) bool {
 	switch {
 	case l.tok != tok || l.usable(now) == nil: // there is another by now, or will be
-	case tok.lease.ID.IsZero() || now.Sub(tok.checked) < 5*time.Second:
+	case tok.lease.ID.IsZero() || now.Sub(tok.checked) < time.Minute:
 		return false
 	case !l.busy:
 		l.busy = true
@@ -153,7 +184,7 @@ func (s *Source) loggedInLocked(l *login, lease Lease, journal uint64, err error
 		l.err = err
 		l.next = now.Add(backOff(l.failures, 200*time.Millisecond, 30*time.Second))
 		if refused {
-			l.next = now.Add(backOff(l.failures, time.Second, 30*time.Second))
+			l.next = now.Add(backOff(l.failures, time.Second, time.Minute))
 		}
 		if errors.Is(err, ErrNoIdentity) {
 			l.sup.noOwn = true
@@ -174,11 +205,11 @@ func (s *Source) loggedInLocked(l *login, lease Lease, journal uint64, err error
 	l.tok, l.failures, l.err, l.mustReplace = tok, 0, nil, false
 	l.next = time.Time{}
 	if lease.TTL > 0 {
-		l.next = now.Add(halfway(lease.TTL))
+		l.next = now.Add(halfway(lease.TTL, l.sup.crowded()))
 	}
 	if was != nil {
 		was.replaced = true
-		for e := range l.entries { // a lease ends with the token that it was fetched with
+		for _, e := range l.all() { // a lease ends with the token that it was fetched with
 			if e.held != nil && e.held.tok == was {
 				e.mustReplace, e.next = true, now
 				s.lookLocked(e)
@@ -216,12 +247,12 @@ func (s *Source) loginRenewedLocked(l *login, tok *token, lease Lease, err error
 		tok.expires, l.next = time.Time{}, time.Time{}
 		if lease.TTL > 0 {
 			tok.expires = now.Add(lease.TTL)
-			l.next = now.Add(halfway(lease.TTL))
+			l.next = now.Add(halfway(lease.TTL, false))
 			if float64(lease.TTL) < shortened*float64(tok.asked) {
 				l.mustReplace, l.next = true, now
 			}
 		}
-		for e := range l.entries {
+		for _, e := range l.all() {
 			if e.held != nil && e.held.tok == tok {
 				s.lookLocked(e) // it may be used for longer
 			}

@@ -30,6 +30,7 @@ type double struct {
 	fail    map[string]error // by call: login, fetch, renew, revoke
 	hang    chan struct{}    // calls wait for it; nil: they do not
 	leases  map[string]*held // by id or accessor
+	tokens  map[string]*held // logins, by token
 	static  credential.Credential
 	calls   []call
 	revoked []string
@@ -41,6 +42,7 @@ type held struct {
 	login           bool
 	owner           string
 	born, ends      time.Time
+	fetched         []string // with the login
 }
 
 type call struct {
@@ -49,7 +51,7 @@ type call struct {
 }
 
 func newDouble(ttl, tokenTTL time.Duration) *double {
-	return &double{dynamic: true, ttl: ttl, tokenTTL: tokenTTL, fail: map[string]error{}, leases: map[string]*held{}}
+	return &double{dynamic: true, ttl: ttl, tokenTTL: tokenTTL, fail: map[string]error{}, leases: map[string]*held{}, tokens: map[string]*held{}}
 }
 
 func (d *double) Type() string  { return "double" }
@@ -92,16 +94,15 @@ func (d *double) Login(ctx context.Context, who *credential.Login) (credential.L
 	}
 	d.serial++
 	accessor, token := fmt.Sprintf("accessor-%d", d.serial), fmt.Sprintf("canary-token-%d", d.serial)
-	d.leases[accessor] = &held{token: token, accessor: accessor, login: true, owner: owner, born: time.Now(), ends: time.Now().Add(d.tokenTTL)}
+	h := &held{token: token, accessor: accessor, login: true, owner: owner, born: time.Now(), ends: time.Now().Add(d.tokenTTL)}
+	d.leases[accessor], d.tokens[token] = h, h
 	return credential.Lease{ID: secret.New(accessor), Token: secret.New(token), TTL: d.tokenTTL, Renewable: true}, nil
 }
 
 // good returns the login of a token.
 func (d *double) good(token secret.Text) *held {
-	for _, h := range d.leases {
-		if h.login && h.token == token.Reveal() && time.Now().Before(h.ends) {
-			return h
-		}
+	if h := d.tokens[token.Reveal()]; h != nil && d.leases[h.accessor] == h && time.Now().Before(h.ends) {
+		return h
 	}
 	return nil
 }
@@ -122,6 +123,7 @@ func (d *double) Fetch(ctx context.Context, r credential.Request) (credential.Is
 	d.serial++
 	id := fmt.Sprintf("canary-lease-%d", d.serial)
 	d.leases[id] = &held{token: login.token, accessor: login.accessor, owner: login.owner, born: time.Now(), ends: time.Now().Add(d.ttl)}
+	login.fetched = append(login.fetched, id)
 	return credential.Issued{
 		Credential: credential.Credential{Username: fmt.Sprintf("%s-%s-%d", login.owner, r.Path, d.serial), Password: secret.New(fmt.Sprintf("canary-password-%d", d.serial))},
 		Lease:      credential.Lease{ID: secret.New(id), TTL: d.ttl, Renewable: true},
@@ -172,14 +174,19 @@ func (d *double) drop(id string) {
 
 func (d *double) dropLocked(id string) {
 	if h, ok := d.leases[id]; ok && h.login {
-		for other, o := range d.leases {
-			if o.accessor == h.accessor {
-				delete(d.leases, other)
-			}
+		for _, fetched := range h.fetched {
+			delete(d.leases, fetched)
 		}
 	}
 	delete(d.leases, id)
 	d.revoked = append(d.revoked, id)
+}
+
+// forget drops what it knows, without a trace.
+func (d *double) forget() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.leases, d.tokens, d.calls, d.revoked = map[string]*held{}, map[string]*held{}, nil, nil
 }
 
 // alive counts what has not ended; of logins or of credentials.
@@ -230,7 +237,7 @@ func (d *double) times(what string) []time.Time {
 }
 
 // start runs a source over one provider named d until the test, or the bubble, ends.
-func start(t *testing.T, d credential.Provider, change func(*credential.Config)) *credential.Source {
+func start(t testing.TB, d credential.Provider, change func(*credential.Config)) *credential.Source {
 	t.Helper()
 	cfg := credential.Config{
 		Providers: map[string]credential.Provider{"d": d}, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)), Registerer: prometheus.NewRegistry(),

@@ -163,14 +163,19 @@ func (s *Source) Acquire(ctx context.Context, key Key, who func() *Login) (*Hand
 		s.mu.Unlock()
 		return nil, err
 	}
-	e.waiting++
-	e.latest = who
-	wait := sup.queueTime()
-	e.unclaimed = now.Add(wait + unclaimed)
-	v := e.view.Load()
+	if e.wanted == nil {
+		e.wanted = &demand{}
+	}
+	demand, wait := e.wanted, sup.queueTime()
+	demand.waiting++
+	demand.who, demand.until = who, now.Add(wait+unclaimed)
+	if demand.answer == nil {
+		demand.answer = make(chan struct{})
+	}
+	answer := demand.answer
 	s.lookLocked(e)
 	if wait > patient { // it stays in the queue for when the caller comes again
-		e.waiting--
+		demand.waiting--
 		s.mu.Unlock()
 		return nil, unavailable(errors.New("more credentials are waited for than the provider is asked for in that time"), wait)
 	}
@@ -180,7 +185,7 @@ func (s *Source) Acquire(ctx context.Context, key Key, who func() *Login) (*Hand
 	defer timer.Stop()
 	var ended error
 	select {
-	case <-v.changed:
+	case <-answer:
 	case <-timer.C:
 		ended = unavailable(errors.New("the provider did not answer in time"), time.Second)
 	case <-ctx.Done():
@@ -188,7 +193,7 @@ func (s *Source) Acquire(ctx context.Context, key Key, who func() *Login) (*Hand
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e.waiting--
+	demand.waiting--
 	switch now := s.cfg.Now(); {
 	case e.gone:
 		return nil, fault.New(fault.Unavailable, fault.Draining, "the proxy is stopping").WithOutcome(fault.NotApplied)
@@ -244,7 +249,7 @@ func (s *Source) addLocked(key Key, sup *supplier, as *Login, now time.Time) *en
 	e.view.Store(&view{changed: make(chan struct{})})
 	if sup.dynamic {
 		e.slot = sup.slotOf(key.Owner, as)
-		e.slot.entries[e] = struct{}{}
+		e.slot.addEntry(e)
 	}
 	s.entries[key] = e
 	return e

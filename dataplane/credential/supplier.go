@@ -91,7 +91,10 @@ func (s *supplier) queueTime() time.Duration {
 	return time.Duration(float64(waiting) / s.issues.rate() * float64(time.Second))
 }
 
-// answered takes note of what a call came to.
+// crowded reports whether so much is asked for together that its renewals would come together too.
+func (s *supplier) crowded() bool { return s.queueTime() > time.Second }
+
+// answeredLocked takes note of what a call came to.
 func (s *Source) answeredLocked(sup *supplier, b *bucket, now time.Time, what string, err error) {
 	sup.silentSince = now
 	switch {
