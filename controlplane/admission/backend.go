@@ -49,10 +49,6 @@ func BackendNotOffered(b *configv1.Backend) []fault.Violation {
 		found = append(found, fault.Violation{Field: "type", Rule: "offered.backend_type",
 			Text: fmt.Sprintf("this build has no driver for %s yet", t.Name)})
 	}
-	if b.GetCredentialPath() != "" {
-		found = append(found, fault.Violation{Field: "credential_path", Rule: "offered.backend_credential",
-			Text: "this build fetches no credentials yet"})
-	}
 	return found
 }
 

@@ -49,30 +49,6 @@ var notOffered = []rule{
 			}
 		})
 	}},
-	{"offered.slot_credential", func(req *configv1.NamespaceRequest, report report) {
-		eachSlot(req, func(at string, _ part, s *configv1.Slot) {
-			if s.GetCredentialPath() != "" {
-				report(at+"credential_path", "this build fetches no credentials yet")
-			}
-		})
-	}},
-	{"offered.access", func(req *configv1.NamespaceRequest, report report) {
-		a := req.GetAccess()
-		for _, list := range []struct {
-			field string
-			n     int
-		}{{"owners", len(a.GetOwners())}, {"writers", len(a.GetWriters())}, {"readers", len(a.GetReaders())}} {
-			if list.n > 0 {
-				report("access."+list.field, "this build does not authenticate callers yet, so it cannot hold to access rules")
-			}
-		}
-	}},
-	{"offered.auth", func(req *configv1.NamespaceRequest, report report) {
-		a := req.GetAuth()
-		if a.GetEnabled() || a.GetToken() != nil || a.GetVault() != nil || a.GetSession() != nil {
-			report("auth", "this build does not authenticate callers yet")
-		}
-	}},
 	{"offered.audit", func(req *configv1.NamespaceRequest, report report) {
 		if req.GetPolicies().GetAudit() != configv1.AuditPolicy_AUDIT_POLICY_UNSPECIFIED {
 			report("policies.audit", "this build does not audit access to data yet")

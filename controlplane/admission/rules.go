@@ -50,6 +50,8 @@ var rules = []rule{
 	{"needs.size", sizes},
 	{"limits.deadlines", deadlines},
 	{"principal.spiffe", spiffePatterns},
+	{"access.auth", accessNeedsAuth},
+	{"auth.credentials", credentialsOfCallers},
 }
 
 func patternKnown(req *configv1.NamespaceRequest, report report) {
@@ -419,6 +421,31 @@ func spiffePatterns(req *configv1.NamespaceRequest, report report) {
 				}
 			}
 		}
+	}
+}
+
+func accessNeedsAuth(req *configv1.NamespaceRequest, report report) {
+	a := req.GetAccess()
+	if req.GetAuth() == nil || req.GetAuth().GetEnabled() {
+		return // rules of access are reason enough to ask who calls
+	}
+	for _, list := range []struct {
+		at  string
+		who []*configv1.Principal
+	}{{"owners", a.GetOwners()}, {"writers", a.GetWriters()}, {"readers", a.GetReaders()}} {
+		if len(list.who) > 0 {
+			report("access."+list.at, "rules of access hold where callers are known, and auth.enabled is false; set it to true, or leave access out")
+		}
+	}
+}
+
+func credentialsOfCallers(req *configv1.NamespaceRequest, report report) {
+	a := req.GetAuth()
+	switch {
+	case !a.GetEnabled() && (a.GetToken() != nil || a.GetVault() != nil || a.GetSession() != nil):
+		report("auth", "auth.enabled is false, and the rest of auth would be ignored; set it to true, or leave auth out")
+	case a.GetVault() != nil && a.GetVault().GetCredentials().GetPath() == "":
+		report("auth.vault.credentials.path", "want the place where the callers' credentials are, such as vault://database/creds/orders; or leave auth.vault out, and the backend's credential is used")
 	}
 }
 

@@ -18,10 +18,10 @@ import (
 
 // The ids of rules are part of the API: programs may tell violations apart by them.
 var ruleIDs = []string{
-	"credential.path", "interface.known", "interface.pattern", "limits.deadlines", "needs.messages_only", "needs.size",
-	"needs.values_only", "offered.access", "offered.audit", "offered.auth", "offered.encrypt", "offered.interface",
+	"access.auth", "auth.credentials", "credential.path", "interface.known", "interface.pattern", "limits.deadlines", "needs.messages_only", "needs.size",
+	"needs.values_only", "offered.audit", "offered.encrypt", "offered.interface",
 	"offered.owners", "offered.pattern", "offered.pii", "offered.profile", "offered.session_aware", "offered.slot_config",
-	"offered.slot_credential", "offered.slot_type", "pattern.known", "pattern.name_unique", "pattern.type_once",
+	"offered.slot_type", "pattern.known", "pattern.name_unique", "pattern.type_once",
 	"pattern.version", "principal.spiffe", "pubsub.consistency", "session_aware.auth", "session_aware.session_manager",
 	"session_manager.auth", "session_policy.idle_within_ttl", "slot.config_credential", "slot.purpose", "slot.purpose_once",
 	"slot.type",
@@ -161,7 +161,7 @@ func TestBackends(t *testing.T) {
 		"a duration":      {&configv1.Backend{Name: "scratch", Type: "memory", Config: map[string]string{"sweep": "1m"}}, nil},
 		"a password":      {redis(func(b *configv1.Backend) { b.Config = map[string]string{"Password": "x"} }), []want{{`config["Password"]`, "backend.config"}}},
 		"static credential": {redis(func(b *configv1.Backend) { b.CredentialPath = "hunter2" }),
-			[]want{{"credential_path", "backend.credential_path"}, {"credential_path", "offered.backend_credential"}}},
+			[]want{{"credential_path", "backend.credential_path"}}},
 		"too large":              {redis(func(b *configv1.Backend) { b.Capacity = &configv1.Capacity{DataSize: "999999999999999TiB"} }), []want{{"capacity.data_size", "backend.capacity"}}},
 		"memory with endpoint":   {&configv1.Backend{Name: "scratch", Type: "memory", Endpoints: []string{"x:1"}}, []want{{"endpoints", "backend.endpoints"}}},
 		"sqlite in a file":       {&configv1.Backend{Name: "disk", Type: "sqlite", Endpoints: []string{"/var/lib/prism/a.db"}}, nil},

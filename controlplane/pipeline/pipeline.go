@@ -116,7 +116,7 @@ func (p *Planner) Plan(in Input) (Plan, error) {
 	config := &configv1.NamespaceConfig{
 		Namespace: name, Team: in.Request.GetTeam(), StoragePrefix: prefix, Limits: limits(in.Request.GetLimits()),
 		SingleOwner: assigned.SingleOwner, RecordHash: ident.HashOf(recordData).Bytes(), Reservations: assigned.Reservations,
-		Access: in.Request.GetAccess(), Auth: authentication(in.Request.GetAuth()), Audit: in.Request.GetPolicies().GetAudit(),
+		Access: in.Request.GetAccess(), Auth: authentication(in.Request), Audit: in.Request.GetPolicies().GetAudit(),
 	}
 	for i, s := range selected.Patterns {
 		config.Patterns = append(config.Patterns, patternConfig(s, assigned.Bindings[i]))
@@ -224,12 +224,15 @@ const (
 )
 
 // authentication is what the request says of callers, with the times of sessions complete; nil where callers need not say
-// who they are.
-func authentication(asked *configv1.Auth) *configv1.Auth {
-	if !asked.GetEnabled() {
+// who they are. Who says who may do what, and nothing else, wants to know who calls.
+func authentication(req *configv1.NamespaceRequest) *configv1.Auth {
+	a := proto.CloneOf(req.GetAuth())
+	if access := req.GetAccess(); a == nil && len(access.GetOwners())+len(access.GetWriters())+len(access.GetReaders()) > 0 {
+		a = &configv1.Auth{Enabled: true}
+	}
+	if !a.GetEnabled() {
 		return nil
 	}
-	a := proto.CloneOf(asked)
 	if a.Session == nil {
 		a.Session = &configv1.SessionPolicy{}
 	}

@@ -235,6 +235,7 @@ func TestCallersCredentialsAndAuditAreWhatTheRequestSays(t *testing.T) {
 		"nothing: the backend's, for all callers": {
 			change: func(*configv1.NamespaceRequest) {},
 			path:   "vault://database/creds/platform", scope: configv1.CredentialScope_CREDENTIAL_SCOPE_NAMESPACE,
+			ttl: time.Hour, idle: 30 * time.Minute, // since there are rules of access
 		},
 		"callers, and no path: the backend's, for all callers": {
 			change: func(r *configv1.NamespaceRequest) { r.Auth = &configv1.Auth{Enabled: true} },
