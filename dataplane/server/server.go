@@ -12,7 +12,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -85,6 +84,7 @@ type Server struct {
 	since    time.Time // when the proxy was made, from which on calls are counted
 
 	connections *connections
+	identity    identity
 	callers     *caller.Finder
 	sessions    *session.Manager
 }
@@ -94,30 +94,45 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Settings == nil || len(cfg.Drivers) == 0 || cfg.Logger == nil {
 		return nil, errors.New("server: Settings, Drivers and Logger are required")
 	}
-	for _, address := range []string{cfg.Settings.GetListen(), cfg.Settings.GetHttpListen()} {
-		if err := settings.CheckLoopback(address, cfg.Settings.GetInsecureListen()); err != nil {
-			return nil, err
-		}
+	if err := errors.Join(
+		settings.CheckLoopback(cfg.Settings.GetListen(), exposed(cfg.Settings)), settings.CheckLoopback(cfg.Settings.GetHttpListen(), cfg.Settings.GetInsecureListen()),
+	); err != nil {
+		return nil, err
 	}
 	s := &Server{
 		cfg: cfg, started: make(chan struct{}), routes: routing.New(nil),
 		ready: lifecycle.NewReadiness(conditionAssignment, conditionPartitions, conditionServing), health: health.NewServer(),
 		registry: telemetry.NewRegistry(), since: time.Now(),
-		connections: &connections{TransportCredentials: insecure.NewCredentials()},
 	}
 	s.ready.NotReady(conditionAssignment, "no control plane has answered yet, and no state is on disk")
 	s.health.SetServingStatus("", healthv1.HealthCheckResponse_NOT_SERVING)
-	s.callers = caller.New(caller.Config{Self: cfg.Settings.GetId()})
-	s.forward = forward.New(forward.Config{Callers: s.callers})
+	if err := s.newIdentity(); err != nil {
+		return nil, err
+	}
+	s.connections = &connections{TransportCredentials: s.identity.serve(cfg.Settings.GetTls())}
+	who := caller.Config{Self: cfg.Settings.GetId(), Own: s.identity.caller(cfg.Settings.GetId())}
+	if s.identity.tokens != nil {
+		who.Tokens = s.identity.tokens
+	}
+	s.callers = caller.New(who)
+	s.forward = forward.New(forward.Config{Callers: s.callers, DialOptions: s.identity.dial()})
 	var err error
 	if s.sessions, err = session.New(session.Config{Max: int(cfg.Settings.GetAuthentication().GetMaxSessions()), Registerer: s.registry}); err != nil {
 		return nil, err
 	}
-	if s.pools, err = pool.New(pool.Config{Drivers: cfg.Drivers, Changed: func() { s.client.Notify() }}); err != nil {
+	pools := pool.Config{
+		Drivers: cfg.Drivers, Changed: func() { s.client.Notify() },
+		MaxPerBackend: int(cfg.Settings.GetCredentials().GetMaxConnectionsPerBackend()), IdleTimeout: cfg.Settings.GetCredentials().GetIdleTimeout().AsDuration(),
+	}
+	if s.identity.source != nil {
+		pools.Source = s.identity.source
+	}
+	if s.pools, err = pool.New(pools); err != nil {
 		return nil, err
 	}
 	if s.assembly, err = assembly.New(assembly.Config{
-		Self: cfg.Settings.GetId(), Routes: s.routes, Pools: s.pools, Published: s.published, Logger: cfg.Logger,
+		Self: cfg.Settings.GetId(), Routes: s.routes, Pools: s.pools, Issuers: s.identity.knows, Providers: s.identity.addresses,
+		Published: s.published, Logger: cfg.Logger,
 	}); err != nil {
 		return nil, err
 	}
@@ -139,6 +154,9 @@ func (s *Server) HTTPAddress() string { return s.http }
 // Run serves until ctx is done, then reports that it is leaving, lets calls under way finish, and closes what is open.
 func (s *Server) Run(ctx context.Context) error {
 	c := s.cfg.Settings
+	if err := s.identity.load(ctx, c.GetId()); err != nil {
+		return fmt.Errorf("identity: %w", err)
+	}
 	listener, err := net.Listen("tcp", c.GetListen())
 	if err != nil {
 		return fmt.Errorf("data services: %w", err)
@@ -182,6 +200,7 @@ func (s *Server) compose(listener, httpListener net.Listener) (*lifecycle.Group,
 		Node:      subscribe.Node{ID: c.GetId(), Address: advertise, Labels: c.GetLabels(), Build: telemetry.Version, Validator: c.GetValidator()},
 		StateDir:  c.GetStateDir(), ReleaseDelay: c.GetReleaseDelay().AsDuration(),
 		Apply: s.assembly.Apply, Check: s.assembly.Check, Foreign: s.foreign, Facts: facts{s}, Registerer: s.registry, Tracer: s.cfg.Tracer, Logger: s.cfg.Logger,
+		DialOptions: s.identity.admin(),
 	}); err != nil {
 		return nil, err
 	}
@@ -208,7 +227,7 @@ func (s *Server) compose(listener, httpListener net.Listener) (*lifecycle.Group,
 	}
 	s.ready.Follow(s.following)
 	s.ready.Ready(conditionServing)
-	return lifecycle.New(lifecycle.Config{Log: s.cfg.Logger, StopTimeout: c.GetDrainTimeout().AsDuration() + closing},
+	return lifecycle.New(lifecycle.Config{Log: s.cfg.Logger, StopTimeout: c.GetDrainTimeout().AsDuration() + closing}, append(s.identityParts(),
 		lifecycle.Part{Name: "backends", Run: func(ctx context.Context) error {
 			<-ctx.Done()
 			s.pools.Close()
@@ -223,7 +242,7 @@ func (s *Server) compose(listener, httpListener net.Listener) (*lifecycle.Group,
 		lifecycle.HTTP("http", mux, httpListener),
 		lifecycle.Part{Name: "subscription", Run: s.client.Run},
 		data,
-	)
+	)...)
 }
 
 func (s *Server) grpcServer(api *dataapi.Server) *grpc.Server {
