@@ -181,7 +181,7 @@ func (i *identity) dial() []grpc.DialOption {
 	if i.own == nil {
 		return nil
 	}
-	return []grpc.DialOption{grpc.WithTransportCredentials(credentials.NewTLS(i.own.Client(certs.ClientConfig{Verify: func(p *principal.Principal) error {
+	return []grpc.DialOption{grpc.WithTransportCredentials(i.own.Credentials(certs.ClientConfig{Verify: func(p *principal.Principal) error {
 		own, err := principal.FromCertificate(i.own.Certificate().Leaf)
 		if err != nil {
 			return err
@@ -190,7 +190,7 @@ func (i *identity) dial() []grpc.DialOption {
 			return errors.New("the certificate is of no other proxy: their names differ in more than the proxy's id")
 		}
 		return nil
-	}})))}
+	}}))}
 }
 
 // admin is how the proxy reaches prism-admin.
@@ -198,7 +198,7 @@ func (i *identity) admin() []grpc.DialOption {
 	if i.own == nil {
 		return nil
 	}
-	return []grpc.DialOption{grpc.WithTransportCredentials(credentials.NewTLS(i.own.Client(certs.ClientConfig{})))}
+	return []grpc.DialOption{grpc.WithTransportCredentials(i.own.Credentials(certs.ClientConfig{}))}
 }
 
 // load waits for what must be there before anything is served.

@@ -2,7 +2,6 @@ package certs_test
 
 import (
 	"crypto/tls"
-	"errors"
 	"io"
 	"net"
 	"os"
@@ -14,9 +13,11 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
 
 	bootstrapv1 "github.com/prism-gateway/prism/protos/prism/bootstrap/v1"
 	"github.com/prism-gateway/prism/shared/certs"
@@ -257,29 +258,16 @@ func TestReplacingUnderLoadHarmsNoCall(t *testing.T) {
 	ca, dir := newAuthority(t), t.TempDir()
 	w := load(t, ofFiles(filed(t, dir, issue(t, ca, program("proxy")))))
 	w.run(t)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	g := grpc.NewServer(grpc.Creds(credentials.NewTLS(w.Server(certs.ServerConfig{}))))
-	healthv1.RegisterHealthServer(g, health.NewServer())
-	served := make(chan error, 1)
-	go func() { served <- g.Serve(l) }()
-	t.Cleanup(func() {
-		g.Stop()
-		if err := <-served; err != nil {
-			t.Error(err)
-		}
-	})
+	addr := serveGRPC(t, w.Server(certs.ServerConfig{}))
 	dial := func() (*grpc.ClientConn, error) {
-		return grpc.NewClient("passthrough:///"+l.Addr().String(), grpc.WithTransportCredentials(credentials.NewTLS(w.Client(certs.ClientConfig{
+		return grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(w.Credentials(certs.ClientConfig{
 			Verify: func(p *principal.Principal) error {
 				if p.Node() != "proxy" {
-					return errors.New("it is another program")
+					return errOther
 				}
 				return nil
 			},
-		}))))
+		})))
 	}
 	call := func(conn *grpc.ClientConn) error {
 		_, err := healthv1.NewHealthClient(conn).Check(t.Context(), &healthv1.HealthCheckRequest{})
@@ -352,6 +340,57 @@ func TestReplacingUnderLoadHarmsNoCall(t *testing.T) {
 		t.Errorf("certificates were replaced %v times", w.metric(t, "prism_certs_loads_total")-1)
 	}
 	t.Logf("%d calls, %d connections", calls.Load(), connections)
+}
+
+// serveGRPC answers with grpc's health service and returns its address.
+func serveGRPC(t testing.TB, cfg *tls.Config) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := grpc.NewServer(grpc.Creds(credentials.NewTLS(cfg)))
+	healthv1.RegisterHealthServer(g, health.NewServer())
+	served := make(chan error, 1)
+	go func() { served <- g.Serve(l) }()
+	t.Cleanup(func() {
+		g.Stop()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	})
+	return l.Addr().String()
+}
+
+// grpc dials addresses as well as names.
+func TestAServerIsKnownByTheAddressThatIsDialled(t *testing.T) {
+	ca := newAuthority(t)
+	changed := program("admin")
+	changed.IPs, changed.DNS = nil, []string{"localhost"}
+	for name, tc := range map[string]struct {
+		server authority.Request
+		cfg    certs.ClientConfig
+		want   codes.Code
+	}{
+		"it carries the address":       {program("admin"), certs.ClientConfig{}, codes.OK},
+		"it does not":                  {changed, certs.ClientConfig{}, codes.Unavailable},
+		"but the name that is told":    {changed, certs.ClientConfig{ServerName: "localhost"}, codes.OK},
+		"or the principal that is":     {changed, takes("spiffe://example.org/admin"), codes.OK},
+		"another principal is awaited": {program("admin"), takes("spiffe://example.org/proxy"), codes.Unavailable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			addr := serveGRPC(t, load(t, ofFiles(filed(t, t.TempDir(), issue(t, ca, tc.server)))).Server(certs.ServerConfig{}))
+			own := load(t, ofFiles(filed(t, t.TempDir(), issue(t, ca, program("proxy")))))
+			conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(own.Credentials(tc.cfg)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			if _, err := healthv1.NewHealthClient(conn).Check(t.Context(), &healthv1.HealthCheckRequest{}); status.Code(err) != tc.want {
+				t.Errorf("%v, want %s", err, tc.want)
+			}
+		})
+	}
 }
 
 func TestTheFirstLoadMustWork(t *testing.T) {

@@ -71,7 +71,7 @@ func (s *Source) Server(cfg ServerConfig) *tls.Config {
 // ClientConfig is what a client asks of its servers.
 type ClientConfig struct {
 	// ServerName is the name, or address, that the server's certificate must carry. Empty means, without Verify, the name
-	// that was dialled; who dials an address must tell it here.
+	// that was dialled; who dials an address must tell it here, except through Credentials.
 	ServerName string
 	// Verify says who the server may be, by the principal that its certificate names. Nil: the name tells.
 	Verify func(*principal.Principal) error
