@@ -173,7 +173,7 @@ func (i *identity) serve(tls *bootstrapv1.ListenerTls) credentials.TransportCred
 	if i.listen == nil {
 		return insecure.NewCredentials()
 	}
-	return credentials.NewTLS(i.listen.Server(certs.ServerConfig{ClientAuth: tls.GetClientCertificates(), MaxDepth: int(tls.GetMaxDepth())}))
+	return i.listen.ServerCredentials(certs.ServerConfig{ClientAuth: tls.GetClientCertificates(), MaxDepth: int(tls.GetMaxDepth())})
 }
 
 // dial is how the proxy reaches other proxies: those whose certificates differ from its own in the node's name only.
@@ -181,7 +181,7 @@ func (i *identity) dial() []grpc.DialOption {
 	if i.own == nil {
 		return nil
 	}
-	return []grpc.DialOption{grpc.WithTransportCredentials(i.own.Credentials(certs.ClientConfig{Verify: func(p *principal.Principal) error {
+	return []grpc.DialOption{grpc.WithTransportCredentials(i.own.ClientCredentials(certs.ClientConfig{Verify: func(p *principal.Principal) error {
 		own, err := principal.FromCertificate(i.own.Certificate().Leaf)
 		if err != nil {
 			return err
@@ -198,7 +198,7 @@ func (i *identity) admin() []grpc.DialOption {
 	if i.own == nil {
 		return nil
 	}
-	return []grpc.DialOption{grpc.WithTransportCredentials(i.own.Credentials(certs.ClientConfig{}))}
+	return []grpc.DialOption{grpc.WithTransportCredentials(i.own.ClientCredentials(certs.ClientConfig{}))}
 }
 
 // load waits for what must be there before anything is served.

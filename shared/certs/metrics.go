@@ -9,6 +9,7 @@ import (
 
 type metrics struct {
 	loads, failures prometheus.Counter
+	refused         *prometheus.CounterVec
 }
 
 func newMetrics(r prometheus.Registerer, s *Source) (*metrics, error) {
@@ -20,6 +21,12 @@ func newMetrics(r prometheus.Registerer, s *Source) (*metrics, error) {
 		failures: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "prism_certs_failures_total", Help: "Times that certificates could not be had or used.", ConstLabels: of,
 		}),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "prism_certs_refused_total", Help: "Connections of callers that did not come about, by why.", ConstLabels: of,
+		}, []string{"reason"}),
+	}
+	for _, reason := range reasons {
+		m.refused.WithLabelValues(reason) // so that each is there from the start
 	}
 	if r == nil {
 		return m, nil
@@ -28,7 +35,7 @@ func newMetrics(r prometheus.Registerer, s *Source) (*metrics, error) {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "prism_certs_" + name, Help: help, ConstLabels: of}, value)
 	}
 	for _, c := range []prometheus.Collector{
-		m.loads, m.failures,
+		m.loads, m.failures, m.refused,
 		gauge("broken", "1 while what is at the source cannot be used, and the last good is.", func() float64 {
 			if s.isBroken() {
 				return 1

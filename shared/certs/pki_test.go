@@ -160,6 +160,28 @@ func (w watched) metric(t testing.TB, name string) float64 {
 	return 0
 }
 
+// refused are the counts of refused connections by their reasons, without those that are 0.
+func (w watched) refused(t testing.TB) map[string]float64 {
+	t.Helper()
+	families, err := w.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	counts := map[string]float64{}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			if n := m.GetCounter().GetValue(); f.GetName() == "prism_certs_refused_total" && n > 0 {
+				for _, l := range m.GetLabel() {
+					if l.GetName() == "reason" {
+						counts[l.GetValue()] = n
+					}
+				}
+			}
+		}
+	}
+	return counts
+}
+
 // eventually waits until what holds, looking again and again.
 func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()

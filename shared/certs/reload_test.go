@@ -258,9 +258,9 @@ func TestReplacingUnderLoadHarmsNoCall(t *testing.T) {
 	ca, dir := newAuthority(t), t.TempDir()
 	w := load(t, ofFiles(filed(t, dir, issue(t, ca, program("proxy")))))
 	w.run(t)
-	addr := serveGRPC(t, w.Server(certs.ServerConfig{}))
+	addr := serveGRPC(t, w.ServerCredentials(certs.ServerConfig{}))
 	dial := func() (*grpc.ClientConn, error) {
-		return grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(w.Credentials(certs.ClientConfig{
+		return grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(w.ClientCredentials(certs.ClientConfig{
 			Verify: func(p *principal.Principal) error {
 				if p.Node() != "proxy" {
 					return errOther
@@ -343,13 +343,13 @@ func TestReplacingUnderLoadHarmsNoCall(t *testing.T) {
 }
 
 // serveGRPC answers with grpc's health service and returns its address.
-func serveGRPC(t testing.TB, cfg *tls.Config) string {
+func serveGRPC(t testing.TB, creds credentials.TransportCredentials) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := grpc.NewServer(grpc.Creds(credentials.NewTLS(cfg)))
+	g := grpc.NewServer(grpc.Creds(creds))
 	healthv1.RegisterHealthServer(g, health.NewServer())
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(l) }()
@@ -379,15 +379,58 @@ func TestAServerIsKnownByTheAddressThatIsDialled(t *testing.T) {
 		"another principal is awaited": {program("admin"), takes("spiffe://example.org/proxy"), codes.Unavailable},
 	} {
 		t.Run(name, func(t *testing.T) {
-			addr := serveGRPC(t, load(t, ofFiles(filed(t, t.TempDir(), issue(t, ca, tc.server)))).Server(certs.ServerConfig{}))
+			addr := serveGRPC(t, load(t, ofFiles(filed(t, t.TempDir(), issue(t, ca, tc.server)))).ServerCredentials(certs.ServerConfig{}))
 			own := load(t, ofFiles(filed(t, t.TempDir(), issue(t, ca, program("proxy")))))
-			conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(own.Credentials(tc.cfg)))
+			conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(own.ClientCredentials(tc.cfg)))
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer conn.Close()
 			if _, err := healthv1.NewHealthClient(conn).Check(t.Context(), &healthv1.HealthCheckRequest{}); status.Code(err) != tc.want {
 				t.Errorf("%v, want %s", err, tc.want)
+			}
+		})
+	}
+}
+
+// Who is refused is counted, and told by the name that the certificate bears.
+func TestRefusedCallersAreTold(t *testing.T) {
+	ca := newAuthority(t)
+	files := filed(t, t.TempDir(), issue(t, ca, program("admin")))
+	revoked := issue(t, ca, program("gone"))
+	files.CrlFile = files.GetCaFile() + ".crl"
+	put(t, files.GetCrlFile(), revoke(t, ca, time.Hour, revoked.Leaf))
+	for reason, p := range map[string]authority.Pair{
+		"unknown_authority": issue(t, newAuthority(t), program("stranger")),
+		"revoked":           revoked,
+		"expired":           issue(t, ca, authority.Request{CommonName: "late.prod", Client: true, TTL: -time.Second}),
+		"no_certificate":    {},
+	} {
+		t.Run(reason, func(t *testing.T) {
+			w := load(t, ofFiles(files))
+			cfg := &tls.Config{RootCAs: pool(ca.PEM())}
+			if p.Certificate != nil {
+				c := pair(t, p)
+				cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &c, nil }
+			}
+			conn, err := grpc.NewClient("passthrough:///"+serveGRPC(t, w.ServerCredentials(certs.ServerConfig{})), grpc.WithTransportCredentials(credentials.NewTLS(cfg)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			for range 3 {
+				if _, err := healthv1.NewHealthClient(conn).Check(t.Context(), &healthv1.HealthCheckRequest{}); status.Code(err) != codes.Unavailable {
+					t.Fatal(err)
+				}
+			}
+			eventually(t, "it is counted", func() bool { return w.refused(t)[reason] >= 1 })
+			if counts := w.refused(t); len(counts) != 1 {
+				t.Errorf("counted as %v", counts)
+			}
+			name := map[string]string{"unknown_authority": "spiffe://example.org/stranger", "revoked": "spiffe://example.org/gone", "expired": "late.prod"}[reason]
+			eventually(t, "it is told", func() bool { return strings.Contains(w.log.String(), `"caller":"`+name+`"`) })
+			if text := w.log.String(); !strings.Contains(text, `"reason":"`+reason+`"`) {
+				t.Errorf("told as %s", text)
 			}
 		})
 	}

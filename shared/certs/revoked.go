@@ -76,12 +76,12 @@ func (m *material) revocation(chain []*x509.Certificate, now time.Time) error {
 		}
 		switch {
 		case newest == nil && i == 0:
-			return refusal{reasonNoList}
+			return refusal{reasonNoList, chain[0]}
 		case newest == nil:
 		case newest.serials[string(c.SerialNumber.Bytes())]:
-			return refusal{reasonRevoked}
+			return refusal{reasonRevoked, chain[0]}
 		case now.After(newest.list.NextUpdate):
-			return refusal{reasonOldList}
+			return refusal{reasonOldList, chain[0]}
 		}
 	}
 	return nil

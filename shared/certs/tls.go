@@ -71,7 +71,7 @@ func (s *Source) Server(cfg ServerConfig) *tls.Config {
 // ClientConfig is what a client asks of its servers.
 type ClientConfig struct {
 	// ServerName is the name, or address, that the server's certificate must carry. Empty means, without Verify, the name
-	// that was dialled; who dials an address must tell it here, except through Credentials.
+	// that was dialled; who dials an address must tell it here, except through ClientCredentials.
 	ServerName string
 	// Verify says who the server may be, by the principal that its certificate names. Nil: the name tells.
 	Verify func(*principal.Principal) error
@@ -142,7 +142,7 @@ func (m *material) server(state tls.ConnectionState, cfg ClientConfig, now time.
 
 // check adds what verifying against the pool leaves open. One chain that passes is enough. A depth of 0 does not bound.
 func (m *material) check(chains [][]*x509.Certificate, use x509.ExtKeyUsage, depth int, now time.Time) error {
-	err := error(refusal{reasonAuthority})
+	err := errors.New("certs: there is no chain")
 	for _, chain := range chains {
 		if err = m.checkChain(chain, use, depth, now); err == nil {
 			return nil
@@ -155,9 +155,9 @@ func (m *material) checkChain(chain []*x509.Certificate, use x509.ExtKeyUsage, d
 	leaf := chain[0]
 	switch {
 	case depth > 0 && len(chain) > depth:
-		return refusal{reasonDepth}
+		return refusal{reasonDepth, leaf}
 	case leaf.IsCA, leaf.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) != 0, !forUse(leaf, use):
-		return refusal{reasonUsage}
+		return refusal{reasonUsage, leaf}
 	}
 	if m.domains != nil {
 		name := principal.FromCertificate
@@ -166,11 +166,11 @@ func (m *material) checkChain(chain []*x509.Certificate, use x509.ExtKeyUsage, d
 		}
 		p, err := name(leaf)
 		if err != nil || p.SPIFFE == "" {
-			return refusal{reasonName}
+			return refusal{reasonName, leaf}
 		}
 		domain, _, _ := strings.Cut(strings.TrimPrefix(p.SPIFFE, "spiffe://"), "/")
 		if !m.speaksFor(domain, chain) {
-			return refusal{reasonAuthority}
+			return refusal{reasonAuthority, leaf}
 		}
 	}
 	return m.revocation(chain, now)
@@ -190,8 +190,15 @@ const (
 	reasonOther     = "other"
 )
 
+var reasons = []string{
+	reasonNone, reasonAuthority, reasonExpired, reasonRevoked, reasonOldList, reasonNoList, reasonDepth, reasonUsage, reasonName, reasonOther,
+}
+
 // refusal is why a certificate that comes from a known authority is refused all the same.
-type refusal struct{ reason string }
+type refusal struct {
+	reason string
+	leaf   *x509.Certificate
+}
 
 // Error tells the reason.
 func (r refusal) Error() string {

@@ -24,6 +24,7 @@ var Version = "unknown"
 // Names of log attributes. What varies in a message is one of these.
 const (
 	KeyAddress   = "address"
+	KeyCaller    = "caller"
 	KeyCode      = "code"
 	KeyCount     = "count"
 	KeyError     = "error"
