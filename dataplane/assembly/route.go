@@ -244,6 +244,7 @@ func (c *change) lease(r *routing.Route, path string, scope configv1.CredentialS
 	case as.Address != "" && as.Address != address:
 		return nil, refuse("auth.vault.address", "the provider %s of this proxy is at another address", provider)
 	}
+	r.Affine = true
 	l.Login = credential.Login{AuthPath: as.AuthPath, Role: as.Role, VaultNamespace: as.Namespace}
 	return l, nil
 }

@@ -1,9 +1,12 @@
 package dataapi
 
 import (
+	"cmp"
 	"context"
+	"slices"
 	"time"
 
+	"github.com/cespare/xxhash/v2"
 	"google.golang.org/grpc"
 
 	"github.com/prism-gateway/prism/dataplane/authz"
@@ -12,6 +15,7 @@ import (
 	"github.com/prism-gateway/prism/dataplane/routing"
 	"github.com/prism-gateway/prism/dataplane/session"
 	"github.com/prism-gateway/prism/shared/fault"
+	"github.com/prism-gateway/prism/shared/ident"
 )
 
 // finder finds out whose call it is.
@@ -25,6 +29,10 @@ type finder interface {
 // sessions keeps callers' sessions.
 type sessions interface {
 	Begin(namespace string, p session.Policy, c session.Claim) (*session.Session, error)
+	Get(namespace, id string, c session.Claim) (*session.Session, error)
+	List(namespace string, c session.Claim) []*session.Session
+	Refresh(namespace, id string, c session.Claim) (*session.Session, error)
+	Close(namespace, id string, c session.Claim) error
 }
 
 // admitted is a call that may go on.
@@ -43,9 +51,8 @@ var (
 // asks reports whether callers of a route must say who they are.
 func (s *Server) asks(r *routing.Route) bool { return r.Callers.Known || s.cfg.Required }
 
-// admit finds out whose call it is, whether it is permitted, and its session. What is refused has reached no store and no
-// provider.
-func (s *Server) admit(ctx context.Context, r *routing.Route, needs authz.Permission) (admitted, error) {
+// identify finds out whose call it is and whether it is permitted. What is refused has reached no store and no provider.
+func (s *Server) identify(ctx context.Context, r *routing.Route, needs authz.Permission) (admitted, error) {
 	if !s.asks(r) {
 		return admitted{}, nil
 	}
@@ -53,12 +60,44 @@ func (s *Server) admit(ctx context.Context, r *routing.Route, needs authz.Permis
 	if err != nil {
 		return admitted{}, err
 	}
-	a := admitted{caller: who}
-	if err := permitted(r, who, needs); err != nil || !r.Callers.Known {
-		return a, err
+	return admitted{caller: who}, permitted(r, who, needs)
+}
+
+// begin finds the session of a call that goes on here, where the namespace has sessions.
+func (s *Server) begin(r *routing.Route, a *admitted) (err error) {
+	if a.caller != nil && r.Callers.Known {
+		a.session, err = s.cfg.Sessions.Begin(r.Namespace, r.Callers.Session, a.caller.Claim())
 	}
-	a.session, err = s.cfg.Sessions.Begin(r.Namespace, r.Callers.Session, who.Claim())
-	return a, err
+	return err
+}
+
+// preferred are the owners that a principal's calls go to rather than to this proxy, the best first, so that its sessions and
+// its leases are there once and not once for each owner: by the hash of both their names (rendezvous hashing, Thaler and
+// Ravishankar 1998). There are none where that is this proxy or does not matter, and for calls that were forwarded.
+// aboutSessions calls always go there.
+func (s *Server) preferred(ctx context.Context, t *routing.Table, r *routing.Route, a admitted, aboutSessions bool) []routing.Peer {
+	if a.caller == nil || a.caller.Principal == nil || !r.Affine && !aboutSessions || s.hopped(ctx) {
+		return nil
+	}
+	fleet := t.Fleet()
+	weight := func(m uint32) uint64 {
+		return xxhash.Sum64String(fleet.Members[m].ID + "\x00" + a.caller.Principal.ID)
+	}
+	var before []uint32 // the owners that come before this proxy
+	for _, m := range fleet.Owners[ident.PartitionOf(r.Namespace, t.Count())] {
+		if int(m) >= len(fleet.Members) || int(m) == fleet.Self || fleet.Members[m].Draining {
+			continue
+		}
+		if fleet.Self < 0 || weight(m) > weight(uint32(fleet.Self)) {
+			before = append(before, m)
+		}
+	}
+	slices.SortFunc(before, func(x, y uint32) int { return cmp.Compare(weight(y), weight(x)) })
+	peers := make([]routing.Peer, len(before))
+	for i, m := range before {
+		peers[i] = fleet.Members[m]
+	}
+	return peers
 }
 
 // permitted reports why a caller may not do what needs a permission.
@@ -128,7 +167,7 @@ func (s *Server) guard(stream grpc.ServerStream, route *routing.Route, a admitte
 	if a.caller == nil {
 		return stream, func() error { return nil }, func() {}
 	}
-	ctx, cancel := context.WithCancelCause(context.WithValue(stream.Context(), session.Key{}, a.session))
+	ctx, cancel := context.WithCancelCause(context.WithValue(context.WithValue(stream.Context(), session.Key{}, a.session), callerKey{}, a.caller))
 	end = func() { cancel(nil) }
 	if a.session != nil {
 		busy := a.session.Busy(s.cfg.Now)

@@ -107,12 +107,14 @@ func (s *Server) Unknown(any, grpc.ServerStream) error {
 
 // operation is one unary method.
 type operation struct {
-	server  *Server
-	name    string // the full name
-	write   bool
-	needs   authz.Permission
-	metrics *methodMetrics
-	run     func(ctx context.Context, r *routing.Route, f *frame.Frame) (proto.Message, error)
+	server *Server
+	name   string // the full name
+	write  bool
+	needs  authz.Permission
+	// sessions says that it is about sessions, which are where their principal's calls go.
+	sessions bool
+	metrics  *methodMetrics
+	run      func(ctx context.Context, r *routing.Route, f *frame.Frame) (proto.Message, error)
 
 	info   *grpc.UnaryServerInfo
 	handle grpc.UnaryHandler
@@ -125,7 +127,7 @@ func unary[Req any, M interface {
 }, Res proto.Message](s *Server, service, name string, write bool, call func(context.Context, *routing.Route, M) (Res, error)) grpc.MethodDesc {
 	op := &operation{
 		server: s, name: "/" + service + "/" + name, write: write, needs: s.needs.Needs("/" + service + "/" + name),
-		metrics: s.cfg.Metrics.method(service, name),
+		sessions: service == datav1.SessionManager_ServiceDesc.ServiceName, metrics: s.cfg.Metrics.method(service, name),
 		run: func(ctx context.Context, r *routing.Route, f *frame.Frame) (proto.Message, error) {
 			m := M(new(Req))
 			if err := f.Decode(m); err != nil {
@@ -195,8 +197,21 @@ func (op *operation) serve(ctx context.Context, request any) (answer any, err er
 		return out, nil
 	}
 	traffic = route.Traffic
-	who, err := op.server.admit(ctx, route, op.needs)
+	who, err := op.server.identify(ctx, route, op.needs)
 	if err != nil {
+		return nil, err
+	}
+	if at := op.server.preferred(ctx, pin.Table(), route, who, op.sessions); len(at) > 0 {
+		op.metrics.forwarded.Inc()
+		out, err := op.server.cfg.Forward.Unary(ctx, forward.Call{Method: op.name, Write: op.write, Owners: at, RequestID: faultgrpc.RequestID(ctx)}, f)
+		if err == nil {
+			return out, nil
+		}
+		if !fault.Is(err, fault.NotOwner) || op.write && fault.From(err).Outcome != fault.NotApplied {
+			return nil, err
+		}
+	}
+	if err := op.server.begin(route, &who); err != nil {
 		return nil, err
 	}
 	if err := grpc.SetHeader(ctx, route.Header); err != nil {
@@ -209,7 +224,7 @@ func (op *operation) serve(ctx context.Context, request any) (answer any, err er
 		return nil, err
 	}
 	defer route.Limits.End()
-	bounded := boundedBy(ctx, route, who.session, began)
+	bounded := boundedBy(ctx, route, who, began)
 	defer bounded.end()
 	ready := op.server.cfg.Now()
 	out, err := op.run(bounded, route, f)

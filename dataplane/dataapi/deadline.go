@@ -18,7 +18,7 @@ const margin = 5 * time.Millisecond
 type bounded struct {
 	context.Context // the caller's
 	deadline        time.Time
-	session         *session.Session // nil: none
+	who             admitted
 
 	inner atomic.Pointer[timed]
 	mu    sync.Mutex // guards the making of inner
@@ -30,8 +30,8 @@ type timed struct {
 }
 
 // boundedBy makes the context of a call on a route; its user calls end.
-func boundedBy(ctx context.Context, r *routing.Route, of *session.Session, now time.Time) *bounded {
-	b := &bounded{Context: ctx, session: of}
+func boundedBy(ctx context.Context, r *routing.Route, who admitted, now time.Time) *bounded {
+	b := &bounded{Context: ctx, who: who}
 	longest := r.MaxDeadline
 	if theirs, ok := ctx.Deadline(); ok {
 		left := theirs.Sub(now)
@@ -77,11 +77,14 @@ func (b *bounded) Err() error {
 	return nil
 }
 
-// Value finds the call's session. For the rest it looks into the timer's context when there is one: by it, contexts made of this one find their parent without
+// Value finds the caller and its session. For the rest it looks into the timer's context when there is one: by it, contexts made of this one find their parent without
 // a goroutine.
 func (b *bounded) Value(key any) any {
 	if _, ok := key.(session.Key); ok {
-		return b.session
+		return b.who.session
+	}
+	if _, ok := key.(callerKey); ok {
+		return b.who.caller
 	}
 	if t := b.inner.Load(); t != nil {
 		return t.Value(key)

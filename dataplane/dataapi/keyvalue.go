@@ -44,6 +44,22 @@ func (s *Server) Register(r grpc.ServiceRegistrar) {
 		},
 		Metadata: datav1.KeyValue_ServiceDesc.Metadata,
 	}, s)
+	service = datav1.SessionManager_ServiceDesc.ServiceName
+	r.RegisterService(&grpc.ServiceDesc{
+		ServiceName: service,
+		HandlerType: (*any)(nil),
+		Methods: []grpc.MethodDesc{
+			unary(s, service, "CreateSession", false, s.createSession),
+			unary(s, service, "GetSession", false, s.getSession),
+			unary(s, service, "ListSessions", false, s.listSessions),
+			unary(s, service, "RefreshSession", false, s.refreshSession),
+			unary(s, service, "CloseSession", false, s.closeSession),
+		},
+		Streams: []grpc.StreamDesc{
+			s.streaming(service, "WatchSession", false, grpc.StreamDesc{ServerStreams: true}, "namespace", (*frame.Frame).Namespace, watchSession),
+		},
+		Metadata: datav1.SessionManager_ServiceDesc.Metadata,
+	}, s)
 }
 
 // store is the route's key-value pattern.

@@ -11,6 +11,7 @@ import (
 	"github.com/prism-gateway/prism/dataplane/forward"
 	"github.com/prism-gateway/prism/dataplane/frame"
 	"github.com/prism-gateway/prism/dataplane/routing"
+	datav1 "github.com/prism-gateway/prism/protos/prism/data/v1"
 	"github.com/prism-gateway/prism/shared/fault"
 	"github.com/prism-gateway/prism/shared/fault/faultgrpc"
 )
@@ -70,12 +71,24 @@ func (s *Server) streaming(service, name string, write bool, desc grpc.StreamDes
 				Method: full, Write: write, Owners: owners, RequestID: faultgrpc.RequestID(stream.Context()),
 			}, first)
 		}
+		who, err := s.identify(stream.Context(), route, needs)
+		at := s.preferred(stream.Context(), pin.Table(), route, who, service == datav1.SessionManager_ServiceDesc.ServiceName)
+		if err != nil || len(at) > 0 {
+			s.cfg.Routes.Release(pin)
+			if err != nil {
+				first.Free()
+				return err
+			}
+			metrics.forwarded.Inc()
+			return s.cfg.Forward.Stream(stream, forward.Call{
+				Method: full, Write: write, Owners: at, RequestID: faultgrpc.RequestID(stream.Context()),
+			}, first)
+		}
 		release := route.Hold()
 		s.cfg.Routes.Release(pin)
 		defer release()
 		defer first.Free()
-		who, err := s.admit(stream.Context(), route, needs)
-		if err != nil {
+		if err := s.begin(route, &who); err != nil {
 			return err
 		}
 		_ = stream.SetHeader(route.Header) // fails only when the caller is gone

@@ -304,6 +304,15 @@ func (l *Leased) Breaker() *breaker.Breaker { return l.breaker }
 // Backend is the backend's name.
 func (l *Leased) Backend() string { return l.spec.Backend }
 
+// Open makes the credential and the pool of a call's caller ready.
+func (l *Leased) Open(ctx context.Context) error {
+	o, err := l.take(ctx)
+	if err == nil {
+		o.end()
+	}
+	return err
+}
+
 // Retain takes it once more, for someone who holds it.
 func (l *Leased) Retain() {
 	l.set.mu.Lock()

@@ -5,6 +5,7 @@
 package routing
 
 import (
+	"context"
 	"time"
 
 	"github.com/prism-gateway/prism/dataplane/authz"
@@ -77,6 +78,8 @@ type Route struct {
 	DefaultDeadline, MaxDeadline time.Duration
 	// Callers are who may call.
 	Callers Callers
+	// Affine says that callers have credentials of their own: a principal's calls go to one owner by preference.
+	Affine bool
 	// Strict says that a call whose record cannot be written first is refused.
 	Strict bool
 	// KeyValue serves the pattern keyvalue; nil when the namespace has none.
@@ -99,6 +102,18 @@ type Route struct {
 
 	seal uint64
 	gone chan struct{} // closed when a table without the route is published
+}
+
+// Open makes ready what the calls of a session need: its credential, where callers have their own.
+func (r *Route) Open(ctx context.Context) error {
+	for _, used := range r.Uses {
+		if o, ok := used.(interface{ Open(context.Context) error }); ok {
+			if err := o.Open(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // Gone is closed when the route is not in the table in effect any more.
