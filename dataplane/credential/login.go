@@ -112,7 +112,11 @@ func (s *Source) lookLoginLocked(l *login, now time.Time) {
 		s.lostLocked(l, now)
 	}
 	if now.Before(l.next) {
-		s.armLocked(&l.timer, earliest(l.next, l.tok.expires))
+		again := l.next
+		if !l.tok.lost {
+			again = earliest(again, l.tok.expires)
+		}
+		s.armLocked(&l.timer, again)
 		return
 	}
 	l.busy = true

@@ -195,7 +195,7 @@ func (s *Source) turn(ctx context.Context) time.Duration {
 		close(s.idle)
 		s.idle = nil
 	}
-	return max(wait, time.Millisecond)
+	return wait
 }
 
 // dispatchLocked begins the calls that the limits allow, the most urgent first, and returns when the next may begin.
