@@ -149,7 +149,7 @@ generated:
 # Everything but e2e, which starts the real programs.
 .PHONY: unit
 unit:
-	scripts/fetch redis nats postgres s3 openbao
+	scripts/fetch redis nats postgres s3 openbao dex
 	@$(if $(RACE),:,echo "no C compiler: the tests run without the race detector")
 	packages=$$(go list ./... | grep -v '^github.com/prism-gateway/prism/e2e\(/\|$$\)'); \
 	go test $(RACE) $(TESTFLAGS) $$packages
