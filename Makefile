@@ -157,5 +157,5 @@ unit:
 # They start the programs, which the test cache does not know: they always run, and one package after the other.
 .PHONY: e2e
 e2e: build
-	scripts/fetch redis etcd
+	scripts/fetch redis postgres etcd openbao
 	go test -count=1 -p 1 -timeout 20m $(TESTFLAGS) ./e2e/...

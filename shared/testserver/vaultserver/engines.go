@@ -69,12 +69,12 @@ func (s *Server) PostgreSQL(t T, name, addr, user, password string) {
 	})
 }
 
-// PostgreSQLRole makes a role of the engine: its users are members of member, and own nothing.
+// PostgreSQLRole makes a role of the engine: its users are members of member and act as that, so that they own nothing.
 func (s *Server) PostgreSQLRole(t T, role, database, member, ttl, maxTTL string) {
 	t.Helper()
 	s.Do(t, http.MethodPost, "database/roles/"+role, map[string]any{
 		"db_name": database, "default_ttl": ttl, "max_ttl": maxTTL,
-		"creation_statements": []string{`CREATE ROLE "{{name}}" LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}' IN ROLE ` + member},
+		"creation_statements": []string{`CREATE ROLE "{{name}}" LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}' IN ROLE ` + member, `ALTER ROLE "{{name}}" SET role = '` + member + `'`},
 		"revocation_statements": []string{
 			`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{{name}}'`, `DROP ROLE IF EXISTS "{{name}}"`,
 		},
