@@ -13,6 +13,7 @@ package client
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"time"
 
 	"google.golang.org/grpc"
@@ -35,6 +36,9 @@ type Config struct {
 	Owners Owners
 	// Credentials secure the connections; nil sends plain text.
 	Credentials credentials.TransportCredentials
+	// Token, when set, has the token that each call shows who the caller is with. Without TLS it is sent to endpoints on
+	// this machine only; a call to another fails with UNAUTHENTICATED.
+	Token TokenSource
 	// NoTokens leaves writes without idempotency tokens unless the caller gives one. Otherwise each write to a namespace that
 	// offers keyvalue.idempotency gets one of its own, so that it is repeated when its outcome is unknown and still done once;
 	// for that the client asks each namespace every five minutes what it offers.
@@ -111,6 +115,11 @@ func newRouter(cfg Config) (*router, error) {
 		}
 	}
 	if cfg.Credentials == nil {
+		for _, e := range cfg.Endpoints {
+			if cfg.Token != nil && settings.CheckLoopback(e, false) != nil {
+				return nil, fmt.Errorf("client: endpoint %s: a token is not sent to another machine without TLS", e)
+			}
+		}
 		cfg.Credentials = insecure.NewCredentials()
 	}
 	cfg.Attempts = cmp.Or(cfg.Attempts, 4)

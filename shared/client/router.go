@@ -14,6 +14,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+
+	"github.com/prism-gateway/prism/shared/settings"
 )
 
 // router is a grpc.ClientConnInterface over many endpoints.
@@ -157,6 +159,9 @@ func (r *router) conn(address string) (*grpc.ClientConn, error) {
 		return conn, nil
 	}
 	opts := append([]grpc.DialOption{grpc.WithTransportCredentials(r.cfg.Credentials)}, r.cfg.Options...)
+	if r.cfg.Token != nil {
+		opts = append(opts, grpc.WithPerRPCCredentials(bearer{r.cfg.Token, settings.CheckLoopback(address, false) == nil}))
+	}
 	conn, err := grpc.NewClient("dns:///"+address, opts...)
 	if err != nil {
 		return nil, err
