@@ -80,6 +80,7 @@ type generation struct {
 // handleLocked makes a handle.
 func (e *entry) handleLocked(s *Source, who func() *Login) *Handle {
 	h := &Handle{source: s, entry: e, who: who, after: e.handles}
+	h.seen.Store(e.view.Load())
 	if e.held != nil {
 		h.first = e.held.number
 	}

@@ -11,7 +11,7 @@ type Handle struct {
 	source *Source
 	entry  *entry
 	who    func() *Login
-	seen   atomic.Pointer[view] // what Current returned last
+	seen   atomic.Pointer[view] // what Current returned last, or would have at first
 
 	before, after *Handle // of the same entry; guarded by Source.mu, as what follows
 	first         uint64  // the generation that it began with
@@ -40,11 +40,11 @@ func (v *view) usable(now time.Time) *Credential {
 	return v.credential.Load()
 }
 
-// Changed returns a channel that is closed when Current would return another generation than it did last, or none, or one
-// again.
+// Changed returns a channel that is closed when Current would return another generation than it did last (at first, than
+// when the handle was acquired), or none, or one again.
 func (h *Handle) Changed() <-chan struct{} {
 	v := h.entry.view.Load()
-	if seen := h.seen.Load(); seen != nil && seen != v {
+	if h.seen.Load() != v {
 		return closedChannel()
 	}
 	return v.changed
