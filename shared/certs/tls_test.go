@@ -286,3 +286,29 @@ func TestReasonsAreAClosedSet(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+func TestOtherProtocolsThanHTTP2AreOfferedWhereAsked(t *testing.T) {
+	ca := newAuthority(t)
+	w := load(t, ofFiles(filed(t, t.TempDir(), issue(t, ca, program("admin")))))
+	for name, tc := range map[string]struct {
+		offered, spoken []string
+		want            string
+	}{
+		"h2 by default":              {nil, []string{"h2", "http/1.1"}, "h2"},
+		"http/1.1 where asked":       {[]string{"h2", "http/1.1"}, []string{"http/1.1"}, "http/1.1"},
+		"and else there is no other": {nil, []string{"http/1.1"}, ""}, // which grpc refuses
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := w.Client(certs.ClientConfig{ServerName: "localhost"})
+			cfg.NextProtos = tc.spoken
+			conn, err := serve(t, w.Server(certs.ServerConfig{Protocols: tc.offered})).dial(cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			if got := conn.ConnectionState().NegotiatedProtocol; got != tc.want {
+				t.Errorf("%q, want %q", got, tc.want)
+			}
+		})
+	}
+}
