@@ -38,5 +38,8 @@ func watch(c streamed) error {
 		}
 		return f
 	}
+	if err == nil && c.Context().Err() != nil {
+		err = fault.From(c.Context().Err())
+	}
 	return err
 }
