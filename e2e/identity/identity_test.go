@@ -140,6 +140,11 @@ func (w *world) as(t *testing.T, token string) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
 }
 
+// forever is as without a deadline, for many calls.
+func (w *world) forever(t *testing.T, token string) context.Context {
+	return metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+token)
+}
+
 func (w *world) writer(t *testing.T, name string) string {
 	return w.issuer.Token(t, name, time.Hour, map[string]any{"groups": []string{"writers"}})
 }
