@@ -38,10 +38,18 @@ type world struct {
 // start runs it. change is for the proxies' configuration; nil changes nothing.
 func start(t *testing.T, proxies int, change func(*bootstrapv1.ProxyConfig)) *world {
 	t.Helper()
+	var w *world
+	return startAs(t, &w, proxies, change)
+}
+
+// startAs is start for a change that looks at the world, which is where it is told before the programs start.
+func startAs(t *testing.T, at **world, proxies int, change func(*bootstrapv1.ProxyConfig)) *world {
+	t.Helper()
 	w := &world{
 		issuer: harness.StartIssuer(t, "prism"), vault: vaultserver.Start(t, vaultserver.Options{Keep: true}),
 		db: postgresserver.Start(t, postgresserver.Options{Settings: []string{"max_connections=200"}}), redis: redisserver.Start(t, redisserver.Options{Args: []string{"--requirepass", "the operator's"}}),
 	}
+	*at = w
 	w.admin = w.connect(t, postgresserver.User, postgresserver.Password)
 	for _, statement := range []string{
 		"CREATE ROLE prism_rw", "GRANT CREATE ON DATABASE postgres TO prism_rw", "GRANT ALL ON SCHEMA public TO prism_rw",
