@@ -16,6 +16,9 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
+
+	"github.com/prism-gateway/prism/shared/certs/authority"
 )
 
 // T is the part of testing.TB that a server needs; a bench brings its own.
@@ -41,6 +44,8 @@ type Options struct {
 	Files map[string][]byte
 	// Trust is a role that needs no password, and may make schemas and tables in the database postgres; empty: none.
 	Trust string
+	// TLS makes it refuse connections without TLS. Its certificate is for its address.
+	TLS bool
 }
 
 // Server is a running PostgreSQL. It belongs to one test.
@@ -84,6 +89,9 @@ func Start(t T, options Options) *Server {
 
 // Addr is host:port.
 func (s *Server) Addr() string { return s.addr }
+
+// CAFile is a PEM file with the authority of the certificate of a server with TLS.
+func (s *Server) CAFile() string { return filepath.Join(s.data(), "ca.pem") }
 
 // Stop ends the server the polite way, without waiting for its clients, and waits for that.
 func (s *Server) Stop(t T) {
@@ -142,7 +150,34 @@ func (s *Server) prepare() (err error) {
 	if err := s.trust(); err != nil {
 		return err
 	}
+	if err := s.secure(); err != nil {
+		return err
+	}
 	for name, content := range s.options.Files {
+		if err := s.file(filepath.Join("data", name), content); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// secure gives a server with TLS its certificate, and no one an entry without.
+func (s *Server) secure() error {
+	if !s.options.TLS {
+		return nil
+	}
+	ca, err := authority.New("a test's PostgreSQL", time.Now)
+	if err != nil {
+		return err
+	}
+	pair, err := ca.Issue(authority.Request{CommonName: "postgres", DNS: []string{"localhost"}, IPs: []net.IP{net.IPv4(127, 0, 0, 1)}, Server: true})
+	if err != nil {
+		return err
+	}
+	for name, content := range map[string][]byte{
+		"server.pem": pair.Certificate, "server-key.pem": []byte(pair.Key.Reveal()), "ca.pem": pair.Authority,
+		"pg_hba.conf": []byte("hostssl all all 127.0.0.1/32 scram-sha-256\n"),
+	} {
 		if err := s.file(filepath.Join("data", name), content); err != nil {
 			return err
 		}
@@ -208,6 +243,9 @@ func (s *Server) run() error {
 		"-c", "shared_buffers=32MB", "-c", "dynamic_shared_memory_type=mmap"}
 	if !s.options.Keep {
 		args = append(args, "-c", "fsync=off", "-c", "full_page_writes=off")
+	}
+	if s.options.TLS {
+		args = append(args, "-c", "ssl=on", "-c", "ssl_cert_file=server.pem", "-c", "ssl_key_file=server-key.pem")
 	}
 	for _, line := range s.options.Settings {
 		args = append(args, "-c", line)

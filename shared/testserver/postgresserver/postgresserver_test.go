@@ -2,7 +2,10 @@ package postgresserver_test
 
 import (
 	"net"
+	"strings"
 	"testing"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/prism-gateway/prism/shared/testserver/postgresserver"
 )
@@ -21,6 +24,28 @@ func TestServerTakesConnectionsUntilItIsStopped(t *testing.T) {
 	s.Restart(t)
 	if !takes(t, s.Addr()) {
 		t.Error("a server that was started again takes no connection")
+	}
+}
+
+func TestServerWithTLSTakesNothingInClear(t *testing.T) {
+	s := postgresserver.Start(t, postgresserver.Options{TLS: true})
+	login := func(settings string) error {
+		cfg, err := pgx.ParseConfig("postgres://" + s.Addr() + "/postgres?" + settings)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg.User, cfg.Password = postgresserver.User, postgresserver.Password
+		conn, err := pgx.ConnectConfig(t.Context(), cfg)
+		if err != nil {
+			return err
+		}
+		return conn.Close(t.Context())
+	}
+	if err := login("sslmode=verify-full&sslrootcert=" + s.CAFile()); err != nil {
+		t.Error(err)
+	}
+	if err := login("sslmode=disable"); err == nil || !strings.Contains(err.Error(), "no encryption") {
+		t.Errorf("in clear: %v", err)
 	}
 }
 

@@ -13,6 +13,9 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+	"time"
+
+	"github.com/prism-gateway/prism/shared/certs/authority"
 )
 
 // T is the part of testing.TB that a server needs; a bench brings its own.
@@ -29,6 +32,8 @@ type Options struct {
 	Keep bool
 	// Args are further arguments, such as "--requirepass", "secret".
 	Args []string
+	// TLS makes it speak nothing but TLS. Its certificate is for its address, and it asks its clients for none.
+	TLS bool
 }
 
 // Server is a running Redis. It belongs to one test.
@@ -50,6 +55,11 @@ func Start(t T, options Options) *Server {
 		t.Fatal(err)
 	}
 	s := &Server{program: program, dir: t.TempDir(), options: options}
+	if options.TLS {
+		if err := s.secure(); err != nil {
+			t.Fatal(err)
+		}
+	}
 	t.Cleanup(s.kill)
 	for range 5 { // another process may take the port between our looking and the server's
 		if s.addr, err = freeAddr(); err != nil {
@@ -65,6 +75,9 @@ func Start(t T, options Options) *Server {
 
 // Addr is host:port.
 func (s *Server) Addr() string { return s.addr }
+
+// CAFile is a PEM file with the authority of the certificate of a server with TLS.
+func (s *Server) CAFile() string { return filepath.Join(s.dir, "ca.pem") }
 
 // Stop ends the server the polite way and waits for that.
 func (s *Server) Stop(t T) {
@@ -109,6 +122,19 @@ func (s *Server) kill() {
 	}
 }
 
+// secure makes the certificate.
+func (s *Server) secure() error {
+	ca, err := authority.New("a test's Redis", time.Now)
+	if err != nil {
+		return err
+	}
+	pair, err := ca.Issue(authority.Request{CommonName: "redis", DNS: []string{"localhost"}, IPs: []net.IP{net.IPv4(127, 0, 0, 1)}, Server: true})
+	if err != nil {
+		return err
+	}
+	return pair.Write(s.dir, "server")
+}
+
 // run starts the process and waits until it accepts connections.
 func (s *Server) run() error {
 	host, port, err := net.SplitHostPort(s.addr)
@@ -119,9 +145,14 @@ func (s *Server) run() error {
 	if s.options.Keep {
 		appendOnly = "yes"
 	}
-	args := append([]string{"--bind", host, "--port", port, "--dir", s.dir, "--save", "", "--daemonize", "no",
-		"--appendonly", appendOnly, "--appendfsync", "always"}, s.options.Args...)
-	cmd := exec.Command(s.program, args...)
+	args := []string{"--bind", host, "--dir", s.dir, "--save", "", "--daemonize", "no", "--appendonly", appendOnly, "--appendfsync", "always"}
+	if s.options.TLS {
+		args = append(args, "--port", "0", "--tls-port", port, "--tls-auth-clients", "no", "--tls-ca-cert-file", s.CAFile(),
+			"--tls-cert-file", filepath.Join(s.dir, "server.pem"), "--tls-key-file", filepath.Join(s.dir, "server-key.pem"))
+	} else {
+		args = append(args, "--port", port)
+	}
+	cmd := exec.Command(s.program, append(args, s.options.Args...)...)
 	cmd.SysProcAttr = dieWithParent()
 	out, err := cmd.StdoutPipe()
 	if err != nil {

@@ -2,6 +2,8 @@ package vaultserver
 
 import (
 	"net/http"
+	"net/url"
+	"os"
 	"strings"
 )
 
@@ -60,12 +62,17 @@ func (s *Server) EnableDatabase(t T) {
 // UserNames is the template of the users' names: they begin with whom the login names, so that a store's log does.
 const UserNames = `{{ printf "v-%s-%s-%s" (.DisplayName | replace "@" "_at_" | truncate 24) (.RoleName | truncate 8) (random 8) | truncate 60 }}`
 
-// PostgreSQL connects the engine to a server, as name, by a user who may make roles.
-func (s *Server) PostgreSQL(t T, name, addr, user, password string) {
+// PostgreSQL connects the engine to a server, as name, by a user who may make roles: over TLS when the file with the server's
+// authority is named.
+func (s *Server) PostgreSQL(t T, name, addr, user, password string, ca ...string) {
 	t.Helper()
+	secured := "sslmode=disable"
+	if len(ca) > 0 {
+		secured = "sslmode=verify-full&sslrootcert=" + url.QueryEscape(ca[0])
+	}
 	s.Do(t, http.MethodPost, "database/config/"+name, map[string]any{
 		"plugin_name": "postgresql-database-plugin", "allowed_roles": "*", "username_template": UserNames,
-		"connection_url": "postgresql://{{username}}:{{password}}@" + addr + "/postgres?sslmode=disable", "username": user, "password": password,
+		"connection_url": "postgresql://{{username}}:{{password}}@" + addr + "/postgres?" + secured, "username": user, "password": password,
 	})
 }
 
@@ -81,13 +88,22 @@ func (s *Server) PostgreSQLRole(t T, role, database, member, ttl, maxTTL string)
 	})
 }
 
-// Redis connects the engine to a server, as name, by a user who may change its users.
-func (s *Server) Redis(t T, name, host, port, user, password string) {
+// Redis connects the engine to a server, as name, by a user who may change its users: over TLS when the file with the
+// server's authority is named.
+func (s *Server) Redis(t T, name, host, port, user, password string, ca ...string) {
 	t.Helper()
-	s.Do(t, http.MethodPost, "database/config/"+name, map[string]any{
+	config := map[string]any{
 		"plugin_name": "redis-database-plugin", "allowed_roles": "*", "host": host, "port": port, "username": user, "password": password,
 		"username_template": UserNames,
-	})
+	}
+	if len(ca) > 0 {
+		text, err := os.ReadFile(ca[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		config["tls"], config["ca_cert"] = true, string(text)
+	}
+	s.Do(t, http.MethodPost, "database/config/"+name, config)
 }
 
 // RedisRole makes a role of the engine, whose users have the rules of Redis' ACL.

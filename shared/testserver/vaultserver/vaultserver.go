@@ -5,18 +5,12 @@ package vaultserver
 import (
 	"bufio"
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -26,6 +20,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/prism-gateway/prism/shared/certs/authority"
 )
 
 // T is the part of testing.TB that a server needs; a bench brings its own.
@@ -142,10 +138,11 @@ func (s *Server) Do(t T, method, path string, body any) map[string]any {
 }
 
 func (s *Server) try(method, path string, body any) (map[string]any, error) {
-	return s.as(s.root, method, path, body)
+	return s.As(s.root, method, path, body)
 }
 
-func (s *Server) as(token, method, path string, body any) (map[string]any, error) {
+// As makes a request with a token and returns the answer, or an error with what the server said. An empty token is none.
+func (s *Server) As(token, method, path string, body any) (map[string]any, error) {
 	data, err := json.Marshal(body)
 	if err != nil {
 		return nil, err
@@ -237,8 +234,10 @@ func (s *Server) prepare() error {
 	if err := l.Close(); err != nil {
 		return err
 	}
-	if err := s.certificates(); err != nil {
-		return err
+	if s.ca == nil {
+		if err := s.certificates(); err != nil {
+			return err
+		}
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(s.ca)
@@ -253,7 +252,7 @@ func (s *Server) prepare() error {
 	}
 	secured := "tls_disable = true"
 	if !s.options.Plain {
-		secured = fmt.Sprintf("tls_cert_file = %q\n  tls_key_file = %q", filepath.Join(s.dir, "cert.pem"), filepath.Join(s.dir, "key.pem"))
+		secured = fmt.Sprintf("tls_cert_file = %q\n  tls_key_file = %q", filepath.Join(s.dir, "server.pem"), filepath.Join(s.dir, "server-key.pem"))
 	}
 	config := fmt.Sprintf("%s\nlistener \"tcp\" {\n  address = %q\n  cluster_address = \"127.0.0.1:0\"\n  %s\n}\napi_addr = %q\nlog_level = \"warn\"\nunsafe_allow_api_audit_creation = true\n",
 		storage, s.addr, secured, s.Address())
@@ -261,29 +260,16 @@ func (s *Server) prepare() error {
 }
 
 func (s *Server) certificates() error {
-	now := time.Now()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	ca, err := authority.New("a test's OpenBao", time.Now)
 	if err != nil {
 		return err
 	}
-	own := &x509.Certificate{
-		SerialNumber: big.NewInt(now.UnixNano()), Subject: pkix.Name{CommonName: "openbao of a test"}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(24 * time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{"localhost"},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, own, own, key.Public(), key)
+	pair, err := ca.Issue(authority.Request{CommonName: "openbao", DNS: []string{"localhost"}, IPs: []net.IP{net.IPv4(127, 0, 0, 1)}, Server: true})
 	if err != nil {
 		return err
 	}
-	private, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return err
-	}
-	s.ca = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	return errors.Join(
-		os.WriteFile(filepath.Join(s.dir, "cert.pem"), s.ca, 0o600), os.WriteFile(s.CAFile(), s.ca, 0o600),
-		os.WriteFile(filepath.Join(s.dir, "key.pem"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}), 0o600),
-	)
+	s.ca = pair.Authority
+	return pair.Write(s.dir, "server")
 }
 
 // run starts the process and waits until it answers.
@@ -339,7 +325,7 @@ func (s *Server) until(what string, is func() bool) error {
 }
 
 func (s *Server) initialize() error {
-	out, err := s.as("", http.MethodPut, "sys/init", map[string]int{"secret_shares": 1, "secret_threshold": 1})
+	out, err := s.As("", http.MethodPut, "sys/init", map[string]int{"secret_shares": 1, "secret_threshold": 1})
 	if err != nil {
 		return err
 	}
@@ -354,7 +340,7 @@ func (s *Server) initialize() error {
 }
 
 func (s *Server) unseal() error {
-	if _, err := s.as("", http.MethodPut, "sys/unseal", map[string]string{"key": s.key}); err != nil {
+	if _, err := s.As("", http.MethodPut, "sys/unseal", map[string]string{"key": s.key}); err != nil {
 		return err
 	}
 	return s.until("is active", func() bool {

@@ -1,94 +1,159 @@
 package vaultserver_test
 
 import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"net"
 	"net/http"
+	"os"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/prism-gateway/prism/shared/testserver/oidcserver"
 	"github.com/prism-gateway/prism/shared/testserver/postgresserver"
 	"github.com/prism-gateway/prism/shared/testserver/redisserver"
 	"github.com/prism-gateway/prism/shared/testserver/vaultserver"
 )
 
-// credential asks for a credential with the root token.
-func credential(t *testing.T, s *vaultserver.Server, role string) (user, password, lease string) {
+// got is a part of an answer, which is text.
+func got(t *testing.T, answer map[string]any, part, name string) string {
 	t.Helper()
-	out := s.Do(t, http.MethodGet, "database/creds/"+role, nil)
-	data, _ := out["data"].(map[string]any)
-	user, _ = data["username"].(string)
-	password, _ = data["password"].(string)
-	lease, _ = out["lease_id"].(string)
-	if user == "" || password == "" || lease == "" {
-		t.Fatalf("got %v", out)
+	fields := answer
+	if part != "" {
+		fields, _ = answer[part].(map[string]any)
 	}
-	return user, password, lease
+	text, _ := fields[name].(string)
+	if text == "" {
+		t.Fatalf("no %s %s in %v", part, name, answer)
+	}
+	return text
 }
 
-func TestItMakesUsersOfPostgreSQLAndRemovesThem(t *testing.T) {
-	db := postgresserver.Start(t, postgresserver.Options{})
+// TestACallersTokenGivesAUserOfPostgreSQLThatIsNamedAfterHim goes the whole way of a caller's token: from an issuer through a
+// login to a user of the store, whom a manager makes that is no superuser, and who is gone when the login is.
+func TestACallersTokenGivesAUserOfPostgreSQLThatIsNamedAfterHim(t *testing.T) {
+	issuer := oidcserver.Start(t, oidcserver.Options{Users: []oidcserver.User{{Email: "ann@example.com"}}, Audiences: []string{"vault", "other"}})
+	db := postgresserver.Start(t, postgresserver.Options{TLS: true})
 	s := vaultserver.Start(t, vaultserver.Options{})
+	config, err := pgx.ParseConfig("postgres://" + db.Addr() + "/postgres?sslmode=verify-full&sslrootcert=" + db.CAFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	as := func(user, password string) (*pgx.Conn, error) {
+		theirs := config.Copy()
+		theirs.User, theirs.Password = user, password
+		conn, err := pgx.ConnectConfig(t.Context(), theirs)
+		if err == nil {
+			t.Cleanup(func() { _ = conn.Close(context.WithoutCancel(t.Context())) }) // it may be closed already
+		}
+		return conn, err
+	}
+	admin, err := as(postgresserver.User, postgresserver.Password)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, statement := range []string{
+		"CREATE ROLE ns_rw", "CREATE ROLE manager LOGIN CREATEROLE PASSWORD 'right'", "GRANT ns_rw TO manager WITH ADMIN OPTION", "GRANT pg_signal_backend TO manager",
+	} {
+		if _, err := admin.Exec(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.EnableJWT(t, "auth/jwt", issuer.Issuer(), issuer.KeysURL())
+	s.Policy(t, "leasing", vaultserver.Leasing)
+	s.JWTRole(t, "auth/jwt", "callers", "vault", "1h", "leasing")
+	s.Do(t, http.MethodPost, "auth/jwt/role/callers", map[string]any{"role_type": "jwt", "bound_audiences": []string{"vault"}, "user_claim": "email"})
 	s.EnableDatabase(t)
-	s.PostgreSQL(t, "pg", db.Addr(), postgresserver.User, postgresserver.Password)
-	admin, err := pgx.ParseConfig("postgres://" + db.Addr() + "/postgres?sslmode=disable")
-	if err != nil {
-		t.Fatal(err)
-	}
-	admin.User, admin.Password = postgresserver.User, postgresserver.Password
-	conn, err := pgx.ConnectConfig(t.Context(), admin)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close(t.Context())
-	if _, err := conn.Exec(t.Context(), "CREATE ROLE ns_rw"); err != nil {
-		t.Fatal(err)
-	}
+	s.PostgreSQL(t, "pg", db.Addr(), "manager", "right", db.CAFile())
 	s.PostgreSQLRole(t, "orders", "pg", "ns_rw", "1h", "2h")
-	user, password, lease := credential(t, s, "orders")
-	as := admin.Copy()
-	as.User, as.Password = user, password
-	theirs, err := pgx.ConnectConfig(t.Context(), as)
+
+	if answer, err := s.As("", http.MethodPost, "auth/jwt/login", map[string]string{"role": "callers", "jwt": issuer.Token(t, "ann@example.com", "other")}); err == nil {
+		t.Errorf("a token for another is taken: %v", answer)
+	}
+	login, err := s.As("", http.MethodPost, "auth/jwt/login", map[string]string{"role": "callers", "jwt": issuer.Token(t, "ann@example.com")})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer theirs.Close(t.Context())
-	if !strings.HasPrefix(user, "v-root-orders-") || len(s.Leases(t, "database/creds/orders/")) != 1 || s.Requests(t, "database/creds/") != 1 {
-		t.Errorf("user %s, leases %v", user, s.Leases(t, "database/creds/orders/"))
+	token := got(t, login, "auth", "client_token")
+	credential, err := s.As(token, http.MethodGet, "database/creds/orders", nil)
+	if err != nil {
+		t.Fatal(err)
 	}
-	s.Do(t, http.MethodPut, "sys/leases/revoke", map[string]any{"lease_id": lease, "sync": true})
-	if err := theirs.Ping(t.Context()); err == nil {
+	user, password := got(t, credential, "data", "username"), got(t, credential, "data", "password")
+	if !strings.HasPrefix(user, "v-jwt-ann_at_example.com-orders-") {
+		t.Errorf("the user is called %s", user)
+	}
+	conn, err := as(user, password)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if leases := s.Leases(t, "database/creds/orders/"); len(leases) != 1 || s.Requests(t, "database/creds/") != 1 {
+		t.Errorf("leases %v, %d requests", leases, s.Requests(t, "database/creds/"))
+	}
+	if _, err := s.As(token, http.MethodPut, "sys/leases/revoke", map[string]any{"lease_id": got(t, credential, "", "lease_id"), "sync": true}); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.Ping(t.Context()); err == nil {
 		t.Error("the user's connection is open")
 	}
-	if _, err := pgx.ConnectConfig(t.Context(), as); err == nil {
+	if _, err := as(user, password); err == nil {
 		t.Error("the user is there")
+	}
+	if leases := s.Leases(t, "database/creds/orders/"); len(leases) != 0 {
+		t.Errorf("leases %v", leases)
 	}
 }
 
-func TestItMakesUsersOfRedis(t *testing.T) {
-	store := redisserver.Start(t, redisserver.Options{Args: []string{"--requirepass", "right"}})
+func TestItMakesUsersOfRedisAndRemovesThem(t *testing.T) {
+	store := redisserver.Start(t, redisserver.Options{TLS: true, Args: []string{"--requirepass", "right"}})
 	s := vaultserver.Start(t, vaultserver.Options{Plain: true})
 	s.EnableDatabase(t)
 	host, port, err := net.SplitHostPort(store.Addr())
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.Redis(t, "redis", host, port, "default", "right")
+	s.Redis(t, "redis", host, port, "default", "right", store.CAFile())
 	s.RedisRole(t, "orders", "redis", "1h", "2h", `["~orders*", "+@all"]`)
-	user, password, _ := credential(t, s, "orders")
-	conn, err := net.Dial("tcp", store.Addr())
+	authority, err := os.ReadFile(store.CAFile())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
-	answer := make([]byte, 100)
-	if _, err := conn.Write([]byte("AUTH " + user + " " + password + "\r\n")); err != nil {
-		t.Fatal(err)
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(authority)
+	credential := s.Do(t, http.MethodGet, "database/creds/orders", nil)
+	user, password := got(t, credential, "data", "username"), got(t, credential, "data", "password")
+	say := func(lines ...string) (answers []string) {
+		conn, err := tls.Dial("tcp", store.Addr(), &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		in := bufio.NewReader(conn)
+		for _, line := range lines {
+			if _, err := conn.Write([]byte(line + "\r\n")); err != nil {
+				t.Fatal(err)
+			}
+			answer, err := in.ReadString('\n')
+			if err != nil {
+				t.Fatal(err)
+			}
+			word, _, _ := strings.Cut(strings.TrimSpace(answer), " ")
+			answers = append(answers, word)
+		}
+		return answers
 	}
-	n, err := conn.Read(answer)
-	if err != nil || string(answer[:n]) != "+OK\r\n" {
-		t.Errorf("%q, %v", answer[:n], err)
+	login := "AUTH " + user + " " + password
+	if answers := say(login, "SET orders:1 x", "SET others x"); !slices.Equal(answers, []string{"+OK", "+OK", "-NOPERM"}) {
+		t.Errorf("%s is answered %v", user, answers)
+	}
+	s.Do(t, http.MethodPut, "sys/leases/revoke", map[string]any{"lease_id": got(t, credential, "", "lease_id"), "sync": true})
+	if answers := say(login); !slices.Equal(answers, []string{"-WRONGPASS"}) {
+		t.Errorf("%s is answered %v when he is gone", user, answers)
 	}
 }
 
