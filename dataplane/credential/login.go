@@ -35,6 +35,7 @@ type token struct {
 	asked    time.Duration // as first given
 	expires  time.Time     // zero: never
 	checked  time.Time     // when it was known to be good
+	doubts   int           // how often that was asked because something was refused
 	uses     int           // generations fetched with it that have not ended
 	replaced bool          // there is a newer one
 	lost     bool          // the provider does not know it any more, nor what was fetched with it
@@ -157,10 +158,11 @@ func (s *Source) wantLocked(l *login, j job, now time.Time) {
 func (s *Source) doubtLocked(l *login, tok *token, j job, now time.Time) bool {
 	switch {
 	case l.tok != tok || l.usable(now) == nil: // there is another by now, or will be
-	case tok.lease.ID.IsZero() || now.Sub(tok.checked) < time.Minute:
+	case tok.lease.ID.IsZero() || now.Sub(tok.checked) < min(time.Second<<min(tok.doubts, 10), 5*time.Minute):
 		return false
 	case !l.busy:
 		l.busy = true
+		tok.doubts++
 		if tok.lease.Renewable {
 			s.enqueueLocked(l.sup, renewing, job{op: opRenewLogin, login: l})
 		} else {

@@ -220,7 +220,7 @@ func TestCR01LoginAndIssue(t *testing.T) {
 	}
 	conn := w.connect(t, issued.Credential.Username, issued.Credential.Password.Reveal())
 	var user string
-	if err := conn.QueryRow(t.Context(), "SELECT current_user").Scan(&user); err != nil || user != issued.Credential.Username {
+	if err := conn.QueryRow(t.Context(), "SELECT session_user").Scan(&user); err != nil || user != issued.Credential.Username {
 		t.Errorf("the store sees %s: %v", user, err)
 	}
 	for _, text := range []string{fmt.Sprintf("%v %+v %#v", issued, issued, issued), fmt.Sprintf("%v %+v %#v", as, as, as)} {
