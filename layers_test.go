@@ -159,6 +159,22 @@ var rules = []rule{
 		breach: edge{"./dataplane/server", "github.com/spiffe/go-spiffe/v2/workloadapi"}, fine: edge{"./shared/certs", "github.com/spiffe/go-spiffe/v2/workloadapi"},
 	},
 	{
+		from: inside, exceptFrom: []string{"./dataplane/credential/aws/..."},
+		to: []string{"github.com/aws/aws-sdk-go-v2/config/...", "github.com/aws/aws-sdk-go-v2/service/secretsmanager/...", "github.com/aws/aws-sdk-go-v2/service/sts/..."}, tests: true,
+		why:    "one SDK, one directory: how AWS programs find their identity, and AWS Secrets Manager, is dataplane/credential/aws",
+		breach: edge{"./dataplane/server", "github.com/aws/aws-sdk-go-v2/config"}, fine: edge{"./dataplane/credential/aws", "github.com/aws/aws-sdk-go-v2/config"},
+	},
+	{
+		from: inside, exceptFrom: []string{"./dataplane/credential/google/..."}, to: []string{"cloud.google.com/...", "google.golang.org/api/..."}, tests: true,
+		why:    "one SDK, one directory: Google Secret Manager is dataplane/credential/google",
+		breach: edge{"./dataplane/server", "cloud.google.com/go/secretmanager/apiv1"}, fine: edge{"./dataplane/credential/google", "cloud.google.com/go/secretmanager/apiv1"},
+	},
+	{
+		from: inside, exceptFrom: []string{"./dataplane/credential/azure/..."}, to: []string{"github.com/Azure/..."}, tests: true,
+		why:    "one SDK, one directory: Azure Key Vault is dataplane/credential/azure",
+		breach: edge{"./dataplane/server", "github.com/Azure/azure-sdk-for-go/sdk/azidentity"}, fine: edge{"./dataplane/credential/azure", "github.com/Azure/azure-sdk-for-go/sdk/azidentity"},
+	},
+	{
 		from: inside, exceptFrom: []string{"./controlplane/cmd/...", "./dataplane/cmd/..."}, to: []string{"github.com/spf13/..."}, tests: true,
 		why:    "command lines are read in cmd; below it a program is configured by values",
 		breach: edge{"./dataplane/server", "github.com/spf13/cobra"}, fine: edge{"./controlplane/cmd/prismctl/local", "github.com/spf13/cobra"},
