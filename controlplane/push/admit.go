@@ -121,6 +121,15 @@ func (s *Server) serveStandard(stream context.Context, serve func(context.Contex
 }
 
 // isStandard reports whether a type is not Prism's but one that xDS defines.
+// Node is what a proxy calls itself in a request, which it says in the first of a stream; empty in others, in those of clients
+// that are not Prism's, and in other messages.
+func Node(request any) string {
+	if r, ok := request.(*discoveryv3.DeltaDiscoveryRequest); ok && !isStandard(r.GetTypeUrl()) {
+		return r.GetNode().GetId()
+	}
+	return ""
+}
+
 func isStandard(typeURL string) bool { return strings.HasPrefix(typeURL, "type.googleapis.com/envoy.") }
 
 // begun is a stream of which the first request was read.

@@ -75,6 +75,7 @@ type Server struct {
 	registry *prometheus.Registry
 	ready    *lifecycle.Readiness
 	health   *health.Server
+	identity identity // made by Run
 }
 
 // New checks cfg. It does no I/O.
@@ -98,12 +99,19 @@ func New(cfg Config) (*Server, error) {
 
 // Run serves until ctx ends, then lets calls under way finish and stops everything.
 func (s *Server) Run(ctx context.Context) error {
+	var err error
+	if s.identity, err = s.newIdentity(); err == nil {
+		err = s.identity.load(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("identity: %w", err)
+	}
 	ports, err := listen(s.c.GetListen(), s.c.GetFleetListen(), s.c.GetHttpListen())
 	if err != nil {
 		return err
 	}
 	endpoints, create := s.c.GetEtcd().GetEndpoints(), s.create
-	var parts []lifecycle.Part
+	parts := s.identity.parts()
 	if len(endpoints) == 0 {
 		etcd, err := embedded.Start(embedded.Config{Dir: s.c.GetEtcd().GetDataDir(), Log: s.log})
 		if err != nil {
@@ -186,7 +194,8 @@ func (s *Server) compose(kept *store.Store, ports []net.Listener) ([]lifecycle.P
 		},
 		Lease: s.c.GetMemberLease().AsDuration(), Debounce: s.c.GetPlacementDebounce().AsDuration(),
 		MoveDeadline: s.c.GetMoveDeadline().AsDuration(), Journal: served, Registerer: s.registry, Logger: s.log,
-		Resync: func(proxy string, p ident.Partition) bool { return pusher.Resync(proxy, p) },
+		DialOptions: s.identity.dial(),
+		Resync:      func(proxy string, p ident.Partition) bool { return pusher.Resync(proxy, p) },
 	})
 	if err != nil {
 		return nil, err
@@ -231,12 +240,12 @@ func (s *Server) compose(kept *store.Store, ports []net.Listener) ([]lifecycle.P
 	if s.tracer != nil {
 		outside = append(outside, s.tracer.Unary())
 	}
-	people := grpc.NewServer(s.options(grpc.MaxRecvMsgSize(maxRequest), grpc.ChainUnaryInterceptor(outside...))...)
+	people := grpc.NewServer(s.options(secured(s.identity.people, s.c.GetTls()), grpc.MaxRecvMsgSize(maxRequest), grpc.ChainUnaryInterceptor(outside...))...)
 	controlv1.RegisterControlPlaneServer(people, api)
 	adminv1.RegisterAdminServiceServer(people, api)
 	healthv1.RegisterHealthServer(people, s.health)
 	reflection.Register(people)
-	fleetServer := grpc.NewServer(s.options(push.ServerOptions()...)...)
+	fleetServer := grpc.NewServer(append(s.options(append(push.ServerOptions(), secured(s.identity.fleet, s.c.GetFleetTls()))...), s.identity.named()...)...)
 	pusher.Register(fleetServer)
 	proxies.Register(fleetServer)
 

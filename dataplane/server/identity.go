@@ -1,7 +1,6 @@
 package server
 
 import (
-	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -268,9 +267,3 @@ func (s *Server) tellIssuers(ctx context.Context) {
 
 // knows reports whether an issuer is believed.
 func (i *identity) knows(url string) bool { return i.tokens != nil && i.tokens.Knows(url) }
-
-// exposed reports whether the data services may listen beyond loopback: nobody who is unknown gets in.
-func exposed(c *bootstrapv1.ProxyConfig) bool {
-	required := c.GetTls().GetClientCertificates() != bootstrapv1.ClientCertificates_CLIENT_CERTIFICATES_OPTIONAL
-	return cmp.Or(c.GetInsecureListen(), c.GetTls() != nil && (required || c.GetAuthentication().GetRequired()))
-}

@@ -95,7 +95,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, errors.New("server: Settings, Drivers and Logger are required")
 	}
 	if err := errors.Join(
-		settings.CheckLoopback(cfg.Settings.GetListen(), exposed(cfg.Settings)), settings.CheckLoopback(cfg.Settings.GetHttpListen(), cfg.Settings.GetInsecureListen()),
+		settings.CheckLoopback(cfg.Settings.GetListen(), settings.Exposed(cfg.Settings)), settings.CheckLoopback(cfg.Settings.GetHttpListen(), cfg.Settings.GetInsecureListen()),
 	); err != nil {
 		return nil, err
 	}

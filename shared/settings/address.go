@@ -33,7 +33,7 @@ func CheckLoopback(address string, insecure bool) error {
 		return nil
 	}
 	return fmt.Errorf("address %q can be reached from other machines, and callers are not authenticated: "+
-		"listen on 127.0.0.1:%s, or set insecure_listen: true where the network keeps strangers out", address, port)
+		"listen on 127.0.0.1:%s, say by tls which certificates callers show, or set insecure_listen: true where the network keeps strangers out", address, port)
 }
 
 func splitAddress(address string) (host, port string, err error) {

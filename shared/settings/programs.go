@@ -55,7 +55,10 @@ func LoadAdmin(path string, env Lookup, flags ...func(*bootstrapv1.AdminConfig))
 		set(c)
 	}
 	ck := &checks{from: from, problems: from.validate(c)}
-	ck.listeners(c.GetInsecureListen(), listener{"listen", c.GetListen()}, listener{"fleet_listen", c.GetFleetListen()}, listener{"http_listen", c.GetHttpListen()})
+	insecure := c.GetInsecureListen()
+	ck.listeners(listener{"listen", c.GetListen(), insecure || certified(c.GetTls())},
+		listener{"fleet_listen", c.GetFleetListen(), insecure || certified(c.GetFleetTls())}, listener{"http_listen", c.GetHttpListen(), insecure})
+	ck.providers(c.GetCredentialProviders())
 	if c.GetFleetAdvertise() != "" {
 		ck.field("fleet_advertise", CheckEndpoint(c.GetFleetAdvertise()))
 	}
@@ -105,7 +108,8 @@ func LoadProxy(path string, env Lookup, flags ...func(*bootstrapv1.ProxyConfig))
 		}
 	}
 	ck := &checks{from: from, problems: from.validate(c)}
-	ck.listeners(c.GetInsecureListen(), listener{"listen", c.GetListen()}, listener{"http_listen", c.GetHttpListen()})
+	ck.listeners(listener{"listen", c.GetListen(), Exposed(c)}, listener{"http_listen", c.GetHttpListen(), c.GetInsecureListen()})
+	ck.providers(c.GetCredentialProviders())
 	if c.GetAdvertise() != "" {
 		ck.field("advertise", CheckEndpoint(c.GetAdvertise()))
 	}
@@ -129,13 +133,16 @@ func (c *checks) field(name string, err error) {
 }
 
 // listener is an address to listen on, and the field that says it.
-type listener struct{ field, address string }
+type listener struct {
+	field, address string
+	open           bool // others than this machine may reach it
+}
 
 // listeners refuses addresses that others can reach and that it is not said of, and one address for two.
-func (c *checks) listeners(insecure bool, all ...listener) {
+func (c *checks) listeners(all ...listener) {
 	first := map[string]string{}
 	for _, l := range all {
-		c.field(l.field, CheckLoopback(l.address, insecure))
+		c.field(l.field, CheckLoopback(l.address, l.open))
 		if other, taken := first[l.address]; taken && !strings.HasSuffix(l.address, ":0") {
 			c.field(l.field, fmt.Errorf("%s is the address of %s already", l.address, other))
 		}
