@@ -105,6 +105,9 @@ func (l Lease) String() string {
 // GoString tells no secret.
 func (l Lease) GoString() string { return l.String() }
 
+// MarshalText tells no secret.
+func (l Lease) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
+
 // LogValue tells no secret.
 func (l Lease) LogValue() slog.Value { return slog.StringValue(l.String()) }
 
@@ -134,6 +137,9 @@ func (c Credential) String() string { return fmt.Sprintf("credential of generati
 
 // GoString tells no secret, nor the user.
 func (c Credential) GoString() string { return c.String() }
+
+// MarshalText tells no secret, nor the user.
+func (c Credential) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
 
 // LogValue tells no secret, nor the user.
 func (c Credential) LogValue() slog.Value { return slog.StringValue(c.String()) }

@@ -3,8 +3,8 @@ package credential_test
 import (
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -236,11 +236,14 @@ func (d *double) times(what string) []time.Time {
 	return out
 }
 
-// start runs a source over one provider named d until the test, or the bubble, ends.
+// start runs a source over one provider named d until the test, or the bubble, ends, and then looks for secrets in all
+// that it said.
 func start(t testing.TB, d credential.Provider, change func(*credential.Config)) *credential.Source {
 	t.Helper()
+	log, registry := &output{}, prometheus.NewRegistry()
 	cfg := credential.Config{
-		Providers: map[string]credential.Provider{"d": d}, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)), Registerer: prometheus.NewRegistry(),
+		Providers: map[string]credential.Provider{"d": d}, Registerer: registry,
+		Logger: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	if change != nil {
 		change(&cfg)
@@ -257,8 +260,34 @@ func start(t testing.TB, d credential.Provider, change func(*credential.Config))
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
+		families, err := registry.Gather()
+		if err != nil {
+			t.Error(err)
+		}
+		if said := log.String() + fmt.Sprint(families, s.Providers()); strings.Contains(said, "canary") || strings.Contains(said, "accessor-") {
+			t.Error("a log or a metric holds a secret")
+		}
 	})
 	return s
+}
+
+// output is a log.
+type output struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+// Write appends.
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String()
 }
 
 // as is a caller's login.
