@@ -165,6 +165,17 @@ var rules = []rule{
 		breach: edge{"./dataplane/server", "github.com/aws/aws-sdk-go-v2/config"}, fine: edge{"./dataplane/credential/aws", "github.com/aws/aws-sdk-go-v2/config"},
 	},
 	{
+		from: inside, exceptFrom: []string{"./dataplane/credential/vault/..."}, to: []string{"github.com/hashicorp/vault/..."}, tests: true,
+		why:    "one SDK, one directory: Vault is dataplane/credential/vault",
+		breach: edge{"./dataplane/server", "github.com/hashicorp/vault/api"}, fine: edge{"./dataplane/credential/vault", "github.com/hashicorp/vault/api"},
+	},
+	{
+		from: []string{"./dataplane/..."}, exceptFrom: []string{"./dataplane/credential/...", "./dataplane/server/...", "./dataplane/cmd/..."},
+		to:     []string{"./dataplane/credential/*"},
+		why:    "only server imports a provider of credentials; everyone else knows the contract in dataplane/credential",
+		breach: edge{"./dataplane/pool", "./dataplane/credential/vault"}, fine: edge{"./dataplane/pool", "./dataplane/credential"},
+	},
+	{
 		from: inside, exceptFrom: []string{"./dataplane/credential/google/..."}, to: []string{"cloud.google.com/...", "google.golang.org/api/..."}, tests: true,
 		why:    "one SDK, one directory: Google Secret Manager is dataplane/credential/google",
 		breach: edge{"./dataplane/server", "cloud.google.com/go/secretmanager/apiv1"}, fine: edge{"./dataplane/credential/google", "cloud.google.com/go/secretmanager/apiv1"},
