@@ -150,6 +150,9 @@ func (s *Server) prepare() (err error) {
 	if err := s.trust(); err != nil {
 		return err
 	}
+	if err := s.admit(); err != nil {
+		return err
+	}
 	if err := s.secure(); err != nil {
 		return err
 	}
@@ -161,7 +164,7 @@ func (s *Server) prepare() (err error) {
 	return nil
 }
 
-// secure gives a server with TLS its certificate, and no one an entry without.
+// secure gives a server with TLS its certificate.
 func (s *Server) secure() error {
 	if !s.options.TLS {
 		return nil
@@ -176,7 +179,6 @@ func (s *Server) secure() error {
 	}
 	for name, content := range map[string][]byte{
 		"server.pem": pair.Certificate, "server-key.pem": []byte(pair.Key.Reveal()), "ca.pem": pair.Authority,
-		"pg_hba.conf": []byte("hostssl all all 127.0.0.1/32 scram-sha-256\n"),
 	} {
 		if err := s.file(filepath.Join("data", name), content); err != nil {
 			return err
@@ -197,7 +199,20 @@ func (s *Server) trust() error {
 	if out, err := cmd.CombinedOutput(); err != nil || strings.Contains(string(out), "ERROR") {
 		return fmt.Errorf("postgres --single: %w\n%s", err, out)
 	}
-	return s.file(filepath.Join("data", "pg_hba.conf"), fmt.Appendf(nil, "host all %q 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n", role))
+	return nil
+}
+
+// admit says who may come in how.
+func (s *Server) admit() error {
+	kind, lines := "host", ""
+	if s.options.TLS {
+		kind = "hostssl"
+	}
+	if s.options.Trust != "" {
+		lines = fmt.Sprintf("%s all %q 127.0.0.1/32 trust\n", kind, s.options.Trust)
+	}
+	lines += kind + " all all 127.0.0.1/32 scram-sha-256\n"
+	return s.file(filepath.Join("data", "pg_hba.conf"), []byte(lines))
 }
 
 func (s *Server) data() string { return filepath.Join(s.dir, "data") }

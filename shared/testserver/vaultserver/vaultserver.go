@@ -72,10 +72,6 @@ func Start(t T, options Options) *Server {
 	if err == nil {
 		err = s.initialize()
 	}
-	if err == nil {
-		// Each request is noted here, so that tests can count them.
-		_, err = s.try(http.MethodPut, "sys/audit/file", map[string]any{"type": "file", "options": map[string]string{"file_path": s.AuditFile()}})
-	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -336,7 +332,12 @@ func (s *Server) initialize() error {
 	}
 	s.key, _ = keys[0].(string)
 	s.root = root
-	return s.unseal()
+	if err := s.unseal(); err != nil {
+		return err
+	}
+	// Each request is noted here, so that tests can count them.
+	_, err = s.try(http.MethodPut, "sys/audit/file", map[string]any{"type": "file", "options": map[string]string{"file_path": s.AuditFile()}})
+	return err
 }
 
 func (s *Server) unseal() error {

@@ -167,16 +167,43 @@ func TestWhatItHasSurvivesARestartAndASeal(t *testing.T) {
 		t.Fatal("it was initialized again")
 	}
 	s.Seal(t)
-	response, err := http.Get(s.Address() + "/v1/sys/health")
-	if err == nil { // it does not believe the certificate
-		response.Body.Close()
-		t.Error("its certificate is believed by everybody")
+	if _, err := s.As(root, http.MethodGet, "sys/policies/acl/leasing", nil); err == nil || !strings.Contains(err.Error(), "503") {
+		t.Errorf("sealed, it answers %v", err)
 	}
 	s.Unseal(t)
-	s.Pause(t)
-	s.Resume(t)
 	out := s.Do(t, http.MethodGet, "sys/policies/acl/leasing", nil)
 	if data, _ := out["data"].(map[string]any); data["policy"] != vaultserver.Leasing {
 		t.Errorf("%v", out)
+	}
+}
+
+func TestAServerThatKeepsNothingIsAnotherAfterARestart(t *testing.T) {
+	s := vaultserver.Start(t, vaultserver.Options{})
+	s.Policy(t, "leasing", vaultserver.Leasing)
+	root := s.RootToken()
+	s.Kill()
+	s.Restart(t)
+	if _, err := s.As(root, http.MethodGet, "sys/policies/acl/leasing", nil); err == nil || !strings.Contains(err.Error(), "403") {
+		t.Errorf("the former root token is answered %v", err)
+	}
+	if _, err := s.As(s.RootToken(), http.MethodGet, "sys/policies/acl/leasing", nil); err == nil || !strings.Contains(err.Error(), "404") {
+		t.Errorf("for the former policy it answers %v", err)
+	}
+	if n := s.Requests(t, "sys/policies/acl/leasing"); n != 3 {
+		t.Errorf("%d requests are counted, want 3", n)
+	}
+}
+
+func TestAPausedServerAnswersWhenItGoesOn(t *testing.T) {
+	s := vaultserver.Start(t, vaultserver.Options{})
+	s.Pause(t)
+	answered := make(chan error, 1)
+	go func() {
+		_, err := s.As(s.RootToken(), http.MethodGet, "auth/token/lookup-self", nil)
+		answered <- err
+	}()
+	s.Resume(t)
+	if err := <-answered; err != nil {
+		t.Error(err)
 	}
 }
