@@ -80,6 +80,7 @@ type levels struct{ source *Source }
 
 var (
 	heldDesc = prometheus.NewDesc("prism_credential_held", "Credentials that are held.", []string{"provider"}, nil)
+	failDesc = prometheus.NewDesc("prism_credential_failing", "Credentials that could not be had, renewed or replaced when that was last tried.", []string{"provider"}, nil)
 	waitDesc = prometheus.NewDesc("prism_credential_queued", "Calls that wait for their turn, by what they are for.", []string{"provider", "class"}, nil)
 	endDesc  = prometheus.NewDesc("prism_credential_ending", "Leases that are to be revoked.", []string{"provider"}, nil)
 	upDesc   = prometheus.NewDesc("prism_credential_provider_up", "0 while a provider does not answer.", []string{"provider"}, nil)
@@ -89,7 +90,7 @@ var (
 
 // Describe is for prometheus.
 func (*levels) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{heldDesc, waitDesc, endDesc, upDesc, rateDesc, diskDesc} {
+	for _, d := range []*prometheus.Desc{heldDesc, failDesc, waitDesc, endDesc, upDesc, rateDesc, diskDesc} {
 		out <- d
 	}
 }
@@ -102,8 +103,15 @@ func (l *levels) Collect(out chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
 	}
+	failing := map[*supplier]int{}
+	for _, e := range s.entries {
+		if e.err != nil {
+			failing[e.sup]++
+		}
+	}
 	for name, sup := range s.suppliers {
 		gauge(heldDesc, float64(sup.held), name)
+		gauge(failDesc, float64(failing[sup]), name)
 		gauge(endDesc, float64(sup.ending), name)
 		for c, class := range [classes]string{"renew", "revoke", "rotate", "new"} {
 			gauge(waitDesc, float64(sup.queues[c].len()), name, class)

@@ -459,6 +459,32 @@ func TestCR18RevokedElsewhereIsReplacedOnce(t *testing.T) {
 	}
 }
 
+// A batch token has no accessor: it cannot be renewed or revoked, and what it fetched is revoked one by one.
+func TestBatchTokensAreReplacedAndTheirLeasesRevoked(t *testing.T) {
+	w := newWorld(t)
+	w.vault.Do(t, http.MethodPost, "auth/jwt/role/orders", map[string]any{
+		"role_type": "jwt", "bound_audiences": []string{"vault"}, "user_claim": "sub", "token_policies": []string{"leasing"}, "token_ttl": "4s", "token_type": "batch",
+	})
+	roleID, secretID := w.vault.EnableAppRole(t, "proxy", "1h", "leasing")
+	own := func(c *vault.Config) {
+		c.Identity = vault.AppRole{RoleID: roleID, SecretIDFile: write(t, "secret-id", secretID)}
+	}
+	s, _ := run(t, w.provider(t, own), nil)
+	h := w.acquire(t, s, "ann")
+	was := *h.Current()
+	select {
+	case <-h.Changed():
+	case <-time.After(4 * time.Second):
+		t.Fatal("it is not replaced before its token ends")
+	}
+	if c := h.Current(); c == nil || !w.opens(t, *c) || !w.opens(t, was) {
+		t.Fatalf("now: %v, %v; or the former is gone already", c, h.Err())
+	}
+	h.Retire(was.Generation)
+	h.Release()
+	until(t, 3*time.Second, "the users are gone", func() bool { return w.users(t) == 0 })
+}
+
 func TestCR19RoleDroppedByHandIsReplaced(t *testing.T) {
 	w := newWorld(t)
 	s, _ := run(t, w.provider(t, nil), nil)
