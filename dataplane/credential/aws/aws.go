@@ -15,6 +15,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/secretsmanager"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 	"github.com/aws/smithy-go"
+	"github.com/aws/smithy-go/logging"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 
 	"github.com/prism-gateway/prism/dataplane/credential"
@@ -30,7 +31,7 @@ type Config struct {
 	RoleARN string
 	// Endpoint is the URL of another server; empty means that of the region.
 	Endpoint string
-	// Transport sends requests; nil means TLS with the system's authorities.
+	// Transport sends requests; nil means TLS with the system's authorities, or those of AWS_CA_BUNDLE.
 	Transport http.RoundTripper
 }
 
@@ -60,6 +61,7 @@ func New(cfg Config) (*Provider, error) {
 		found.Credentials = aws.NewCredentialsCache(assume)
 	}
 	client := secretsmanager.NewFromConfig(found, func(o *secretsmanager.Options) {
+		o.HTTPClient = bounded{o.HTTPClient}
 		if cfg.Endpoint != "" {
 			o.BaseEndpoint = aws.String(cfg.Endpoint)
 		}
@@ -78,11 +80,27 @@ func Identity(region string) (aws.CredentialsProvider, error) {
 }
 
 func load(region string, transport http.RoundTripper) (aws.Config, error) {
-	return config.LoadDefaultConfig(context.Background(),
+	options := []func(*config.LoadOptions) error{
 		config.WithRegion(region),
-		config.WithHTTPClient(remote.Client(transport)),
-		config.WithRetryer(func() aws.Retryer { return aws.NopRetryer{} }),
-	)
+		config.WithLogger(logging.Nop{}),
+		config.WithRetryer(func() aws.Retryer { return aws.NopRetryer{} }), // when to ask again is the Source's business
+	}
+	if transport != nil {
+		options = append(options, config.WithHTTPClient(remote.Client(transport)))
+	}
+	return config.LoadDefaultConfig(context.Background(), options...)
+}
+
+// bounded is the SDK's client, whose answers are bounded. It is not remote's, which knows no AWS_CA_BUNDLE.
+type bounded struct{ client secretsmanager.HTTPClient }
+
+// Do does one request.
+func (b bounded) Do(r *http.Request) (*http.Response, error) {
+	response, err := b.client.Do(r)
+	if err == nil {
+		remote.Bound(response)
+	}
+	return response, err
 }
 
 // Type returns aws-secrets-manager.
@@ -122,8 +140,13 @@ var throttles = regexp.MustCompile(`Throttl|TooManyRequests|LimitExceeded`)
 func meaning(err error) error {
 	var said smithy.APIError
 	var answer *smithyhttp.ResponseError
-	if errors.As(err, &said) && errors.As(err, &answer) {
+	switch {
+	case !errors.As(err, &answer):
+		return remote.Unanswered(err, remote.ErrAnswer)
+	case errors.As(err, &said):
 		return remote.Answered(answer.HTTPStatusCode(), said.ErrorCode(), throttles.MatchString(said.ErrorCode()))
+	case answer.HTTPStatusCode() != http.StatusOK:
+		return remote.Answered(answer.HTTPStatusCode(), "", false)
 	}
 	return remote.Unanswered(err, remote.ErrAnswer)
 }
@@ -144,12 +167,12 @@ var (
 	arn  = regexp.MustCompile(`^arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:/?[A-Za-z0-9_+=.@-]+(/[A-Za-z0-9_+=.@-]+)*$`)
 )
 
-// isSecret reports whether a path names a secret. Two names that look like parts of a file's path are none.
+// isSecret reports whether a path names a secret. What looks like a way out of a directory is none, though it could be one.
 func isSecret(path string) bool {
 	if len(path) > 2048 {
 		return false
 	}
-	for _, part := range strings.Split(path, "/") {
+	for _, part := range strings.Split(path[strings.LastIndexByte(path, ':')+1:], "/") {
 		if part == "." || part == ".." {
 			return false
 		}

@@ -12,12 +12,13 @@ import (
 	"sync"
 
 	"cloud.google.com/go/auth"
+	"cloud.google.com/go/auth/credentials"
+	"cloud.google.com/go/auth/httptransport"
 	secretmanager "cloud.google.com/go/secretmanager/apiv1"
 	"cloud.google.com/go/secretmanager/apiv1/secretmanagerpb"
 	"github.com/googleapis/gax-go/v2"
 	"github.com/googleapis/gax-go/v2/apierror"
 	"google.golang.org/api/option"
-	transport "google.golang.org/api/transport/http"
 
 	"github.com/prism-gateway/prism/dataplane/credential"
 	"github.com/prism-gateway/prism/dataplane/credential/internal/remote"
@@ -42,9 +43,10 @@ type Provider struct {
 	cfg    Config
 	secure bool
 
-	// mu guards client, which is made by the first call that finds an identity.
-	mu     sync.Mutex
-	client *secretmanager.Client
+	// mu guards client and identity, which are made by the first call that finds an identity.
+	mu       sync.Mutex
+	client   *secretmanager.Client
+	identity *auth.Credentials
 }
 
 // New makes a Provider. It asks no server.
@@ -83,9 +85,15 @@ func (p *Provider) read(ctx context.Context, name string) (credential.Credential
 	if err := ctx.Err(); err != nil {
 		return credential.Credential{}, err
 	}
-	client, err := p.connect()
+	client, identity, err := p.connect()
 	if err != nil {
 		return credential.Credential{}, err
+	}
+	// Asked for first, so that what is wrong with it is told apart; it is remembered.
+	if identity != nil {
+		if _, err := identity.Token(ctx); err != nil {
+			return credential.Credential{}, noIdentity(err)
+		}
 	}
 	once := gax.WithRetry(nil) // when to ask again is the Source's business
 	answer, err := client.AccessSecretVersion(ctx, &secretmanagerpb.AccessSecretVersionRequest{Name: name}, once)
@@ -99,40 +107,53 @@ func (p *Provider) read(ctx context.Context, name string) (credential.Credential
 	return credential.Parse(data)
 }
 
-// connect returns the client. Who looks for an identity may ask a metadata server, so it is not made by New.
-func (p *Provider) connect() (*secretmanager.Client, error) {
+// connect returns the client and the identity that it asks with, which is nil without TLS. Who looks for an identity may
+// ask a metadata server, and find one later, so New does not.
+func (p *Provider) connect() (*secretmanager.Client, *auth.Credentials, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.client != nil {
-		return p.client, nil
+		return p.client, p.identity, nil
 	}
-	// The identity is not bound to the first call's context: it is used by all that follow.
-	ctx := context.Background()
 	// A variable of the environment would make the SDK log answers, with the secrets in them.
-	silent := option.WithLogger(slog.New(slog.DiscardHandler))
-	login := []option.ClientOption{silent, option.WithScopes(secretmanager.DefaultAuthScopes()...)}
-	switch {
-	case !p.secure:
-		login = append(login, option.WithoutAuthentication())
-	case p.cfg.CredentialsFile != "":
-		login = append(login, option.WithAuthCredentialsFile(option.ServiceAccount, p.cfg.CredentialsFile))
+	silent := slog.New(slog.DiscardHandler)
+	client := remote.Client(p.cfg.Transport)
+	var identity *auth.Credentials
+	if p.secure {
+		var err error
+		if identity, err = p.find(silent); err != nil {
+			return nil, nil, noIdentity(err)
+		}
+		if err := httptransport.AddAuthorizationMiddleware(client, identity); err != nil {
+			return nil, nil, noIdentity(err)
+		}
 	}
-	sends, err := transport.NewTransport(ctx, remote.Transport(p.cfg.Transport), login...)
-	if err != nil {
-		return nil, fmt.Errorf("the Google credentials of the program: %w", credential.ErrNoIdentity)
-	}
-	client := remote.Client(nil)
-	client.Transport = sends
-	options := []option.ClientOption{silent, option.WithHTTPClient(client)}
+	options := []option.ClientOption{option.WithLogger(silent), option.WithHTTPClient(client)}
 	if p.cfg.Endpoint != "" {
 		options = append(options, option.WithEndpoint(p.cfg.Endpoint))
 	}
-	made, err := secretmanager.NewRESTClient(ctx, options...)
+	// The client is not bound to this call's context: it is used by all that follow.
+	made, err := secretmanager.NewRESTClient(context.Background(), options...)
 	if err != nil {
-		return nil, errors.New("the client of Google Secret Manager cannot be made")
+		return nil, nil, errors.New("the client of Google Secret Manager cannot be made")
 	}
-	p.client = made
-	return made, nil
+	p.client, p.identity = made, identity
+	return made, identity, nil
+}
+
+// find looks for the identity of the program.
+func (p *Provider) find(logger *slog.Logger) (*auth.Credentials, error) {
+	options := &credentials.DetectOptions{
+		Scopes:              secretmanager.DefaultAuthScopes(),
+		UseSelfSignedJWT:    true, // a service account's key needs no one to ask for a token
+		DisableAsyncRefresh: true,
+		Client:              remote.Client(p.cfg.Transport),
+		Logger:              logger,
+	}
+	if p.cfg.CredentialsFile != "" {
+		return credentials.NewCredentialsFromFile(credentials.ServiceAccount, p.cfg.CredentialsFile, options)
+	}
+	return credentials.DetectDefault(options)
 }
 
 // meaning is what the SDK's error means to a Source.
@@ -141,14 +162,19 @@ func meaning(err error) error {
 	if errors.As(err, &said) && said.HTTPCode() > 0 {
 		return remote.Answered(said.HTTPCode(), said.Reason(), false)
 	}
-	var login *auth.Error
-	if errors.As(err, &login) && login.Response != nil {
-		if err := remote.Answered(login.Response.StatusCode, "", false); !errors.Is(err, credential.ErrRefused) {
-			return fmt.Errorf("the login at Google: %w", err)
-		}
-		return fmt.Errorf("%w: %s", credential.ErrNoIdentity, remote.Answer(login.Response.StatusCode, ""))
-	}
 	return remote.Unanswered(err, remote.ErrAnswer)
+}
+
+// noIdentity tells that Google gives the program no identity, or that who would give it does not answer.
+func noIdentity(err error) error {
+	var said *auth.Error
+	if !errors.As(err, &said) || said.Response == nil {
+		return fmt.Errorf("the Google credentials of the program: %w", remote.Unanswered(err, credential.ErrNoIdentity))
+	}
+	if err := remote.Answered(said.Response.StatusCode, "", false); !errors.Is(err, credential.ErrRefused) {
+		return fmt.Errorf("the Google credentials of the program: %w", err)
+	}
+	return fmt.Errorf("%w: %s", credential.ErrNoIdentity, remote.Answer(said.Response.StatusCode, ""))
 }
 
 // names of projects, of secrets, and of secrets and versions as resources.

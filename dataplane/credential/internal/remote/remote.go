@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/netip"
@@ -54,8 +55,13 @@ func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	response.Body = http.MaxBytesReader(nil, response.Body, maxAnswer)
+	Bound(response)
 	return response, nil
+}
+
+// Bound makes an answer's body end with an error when it is longer than any good one.
+func Bound(response *http.Response) {
+	response.Body = http.MaxBytesReader(nil, response.Body, maxAnswer)
 }
 
 // CloseIdleConnections closes what waits for another request.
@@ -115,10 +121,11 @@ func isWord(s string) bool {
 var ErrAnswer = errors.New("the server's answer is not understood")
 
 // Unanswered is what to tell of an SDK's error when there was no answer. Those of SDKs may quote what they read, so only
-// those of the network and of contexts are told; of others, what they come to.
+// those of the network, of files and of contexts are told; of others, what they come to.
 func Unanswered(err, other error) error {
 	var failed *url.Error
-	var network net.Error
+	var network *net.OpError
+	var file *fs.PathError
 	switch {
 	case errors.Is(err, context.Canceled):
 		return context.Canceled
@@ -130,6 +137,8 @@ func Unanswered(err, other error) error {
 		return failed
 	case errors.As(err, &network):
 		return network
+	case errors.As(err, &file): // of an identity
+		return fmt.Errorf("%w: %w", other, file)
 	}
 	return other
 }
