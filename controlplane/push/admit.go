@@ -120,7 +120,6 @@ func (s *Server) serveStandard(stream context.Context, serve func(context.Contex
 	return err
 }
 
-// isStandard reports whether a type is not Prism's but one that xDS defines.
 // Node is what a proxy calls itself in a request, which it says in the first of a stream; empty in others, in those of clients
 // that are not Prism's, and in other messages.
 func Node(request any) string {
@@ -130,6 +129,7 @@ func Node(request any) string {
 	return ""
 }
 
+// isStandard reports whether a type is not Prism's but one that xDS defines.
 func isStandard(typeURL string) bool { return strings.HasPrefix(typeURL, "type.googleapis.com/envoy.") }
 
 // begun is a stream of which the first request was read.

@@ -71,6 +71,8 @@ type Config struct {
 	Tokens verifier
 	// Own is this proxy's certificate and key; nil where proxies speak in plaintext, and believe each other nothing.
 	Own func() (*Identity, error)
+	// Believe returns whom a certificate of another proxy names; set where Own is.
+	Believe func(chain []*x509.Certificate) (*principal.Principal, error)
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 }
@@ -92,9 +94,8 @@ func New(cfg Config) *Finder {
 // Connection is what is known of the other end of a connection: the AuthInfo of every connection of the proxy's server.
 type Connection struct {
 	credentials.AuthInfo
-	leaf *x509.Certificate // nil: none was shown
-	who  *principal.Principal
-	err  error // why the certificate names nobody
+	who *principal.Principal // nil: no certificate was shown, or it names nobody
+	err error                // why it names nobody
 
 	last    atomic.Pointer[Caller] // who was here last with a token
 	plain   Caller                 // who is here without one
@@ -106,9 +107,9 @@ type Connection struct {
 func NewConnection(info credentials.AuthInfo) *Connection {
 	c := &Connection{AuthInfo: info}
 	if tls, ok := info.(credentials.TLSInfo); ok && len(tls.State.VerifiedChains) > 0 {
-		c.leaf = tls.State.VerifiedChains[0][0]
-		c.who, c.err = principal.FromCertificate(c.leaf)
-		c.plain = Caller{Principal: c.who, ends: c.leaf.NotAfter}
+		leaf := tls.State.VerifiedChains[0][0]
+		c.who, c.err = principal.FromCertificate(leaf)
+		c.plain = Caller{Principal: c.who, ends: leaf.NotAfter}
 	}
 	return c
 }

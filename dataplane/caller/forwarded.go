@@ -39,7 +39,7 @@ const (
 
 // Identity is a proxy's own certificate with its key.
 type Identity struct {
-	leaf      *x509.Certificate
+	chain     [][]byte
 	key       crypto.Signer
 	principal *principal.Principal
 }
@@ -57,7 +57,7 @@ func NewIdentity(c *tls.Certificate, self string) (*Identity, error) {
 	if p.Node() != self {
 		return nil, errors.New("the certificate names another program than " + self + ": want it as the last segment of the SPIFFE id, or the first part of the common name")
 	}
-	return &Identity{leaf: c.Leaf, key: key, principal: p}, nil
+	return &Identity{chain: c.Certificate, key: key, principal: p}, nil
 }
 
 // signatures remembers what was signed for whom.
@@ -120,7 +120,7 @@ func (f *Finder) sign(who *Caller, to string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	out, err := proto.Marshal(&controlv1.SignedCaller{Caller: payload, Signature: signature})
+	out, err := proto.Marshal(&controlv1.SignedCaller{Caller: payload, Signature: signature, Certificates: own.chain})
 	if err != nil {
 		return "", err
 	}
@@ -173,7 +173,19 @@ func (f *Finder) verify(conn *Connection, text string, now time.Time) (*named, e
 	if err := proto.Unmarshal([]byte(text), signed); err != nil {
 		return nil, err
 	}
-	if err := check(conn.leaf.PublicKey, signed.GetCaller(), signed.GetSignature()); err != nil {
+	var chain []*x509.Certificate
+	for _, der := range signed.GetCertificates() {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, err
+		}
+		chain = append(chain, c)
+	}
+	by, err := f.cfg.Believe(chain)
+	if err != nil {
+		return nil, err
+	}
+	if err := check(chain[0].PublicKey, signed.GetCaller(), signed.GetSignature()); err != nil {
 		return nil, err
 	}
 	if err := proto.Unmarshal(signed.GetCaller(), said); err != nil {
@@ -181,7 +193,7 @@ func (f *Finder) verify(conn *Connection, text string, now time.Time) (*named, e
 	}
 	until := said.GetExpireAt().AsTime()
 	switch {
-	case said.GetFrom() != conn.who.Node():
+	case said.GetFrom() != conn.who.Node(), by.ID != conn.who.ID:
 		return nil, errors.New("it is signed by another proxy than the one that sends it")
 	case said.GetTo() != f.cfg.Self:
 		return nil, errors.New("it is meant for another proxy")

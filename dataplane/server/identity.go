@@ -20,6 +20,7 @@ import (
 	"github.com/prism-gateway/prism/dataplane/authn"
 	"github.com/prism-gateway/prism/dataplane/caller"
 	"github.com/prism-gateway/prism/dataplane/credential"
+	"github.com/prism-gateway/prism/dataplane/credential/vault"
 	bootstrapv1 "github.com/prism-gateway/prism/protos/prism/bootstrap/v1"
 	"github.com/prism-gateway/prism/shared/certs"
 	"github.com/prism-gateway/prism/shared/lifecycle"
@@ -35,7 +36,8 @@ type identity struct {
 	source    *credential.Source // nil: there are no providers
 	listen    *certs.Source      // of the data services; nil: plaintext
 	own       *certs.Source      // towards prism-admin and other proxies; nil: plaintext
-	addresses map[string]string  // of the providers, by name
+	providers map[string]credential.Provider
+	addresses map[string]string // of the providers, by name
 
 	known atomic.Pointer[known] // what own is now
 }
@@ -120,7 +122,7 @@ func (s *Server) providers(c *bootstrapv1.ProxyConfig) error {
 		},
 		Logger: s.cfg.Logger, Registerer: s.registry,
 	}
-	s.identity.addresses = map[string]string{}
+	s.identity.addresses, s.identity.providers = map[string]string{}, cfg.Providers
 	for i, p := range c.GetCredentialProviders() {
 		made, err := provider(p)
 		if err != nil {
@@ -138,10 +140,15 @@ func (s *Server) providers(c *bootstrapv1.ProxyConfig) error {
 }
 
 func (s *Server) certificates(name string, from *bootstrapv1.Certificates) (*certs.Source, error) {
-	if from.GetVaultPki() != nil {
-		return nil, fmt.Errorf("%s: vault_pki is not offered by this build yet", name)
+	cfg := certs.Config{Name: name, Certificates: from, Logger: s.cfg.Logger, Registerer: s.registry}
+	if pki := from.GetVaultPki(); pki != nil {
+		engine, ok := s.identity.providers[pki.GetProvider()].(*vault.Provider)
+		if !ok {
+			return nil, fmt.Errorf("%s: vault_pki.provider: credential_providers lists no vault named %q", name, pki.GetProvider())
+		}
+		cfg.Issue = engine.Issue
 	}
-	return certs.New(certs.Config{Name: name, Certificates: from, Logger: s.cfg.Logger, Registerer: s.registry})
+	return certs.New(cfg)
 }
 
 // caller is this proxy's certificate as callers' proxies know it.

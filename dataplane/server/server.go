@@ -111,6 +111,9 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.connections = &connections{TransportCredentials: s.identity.serve(cfg.Settings.GetTls())}
 	who := caller.Config{Self: cfg.Settings.GetId(), Own: s.identity.caller(cfg.Settings.GetId())}
+	if s.identity.own != nil {
+		who.Believe = s.identity.own.Verify
+	}
 	if s.identity.tokens != nil {
 		who.Tokens = s.identity.tokens
 	}

@@ -18,7 +18,6 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -54,6 +53,8 @@ type Options struct {
 	ConfigureProxy func(*bootstrapv1.ProxyConfig)
 	// Validators is how many proxies more there are that only compile what they are sent.
 	Validators int
+	// Secure gives every program a certificate, and all connections are mTLS.
+	Secure bool
 	// Relays puts a relay on every link between programs, see Cluster.Links.
 	Relays bool
 	// Hosts gives every program a host of its own; nil runs all on loopback.
@@ -75,6 +76,8 @@ type Cluster struct {
 	Proxies, Validators []*Proxy
 	// Links are the relays, when Options.Relays asks for them.
 	Links Links
+	// Authority is that of Options.Secure.
+	Authority *Authority
 
 	t       T
 	options Options
@@ -159,6 +162,10 @@ func Start(t T, o Options) *Cluster {
 func StartNoWait(t T, o Options) *Cluster {
 	t.Helper()
 	c := &Cluster{Dir: t.TempDir(), t: t, options: o}
+	if o.Secure {
+		c.Authority = newAuthority(t, c.Dir)
+		c.Authority.Issue("tester", Tester, 0)
+	}
 	if o.Etcd > 0 {
 		c.EtcdEndpoints = c.startEtcd(o.Etcd)
 	}
@@ -294,6 +301,10 @@ func (c *Cluster) startAdmin(i int) {
 		InitialBackends:   o.Backends,
 		InsecureListen:    o.Hosts != nil,
 	}
+	if c.Authority != nil {
+		settings.Tls = c.Authority.listener("admin", name)
+		settings.FleetTls = settings.Tls
+	}
 	if o.Relays {
 		settings.FleetAdvertise = c.relayed(&c.Links.Replicas, a.FleetAddress)
 	}
@@ -328,6 +339,9 @@ func (c *Cluster) startProxy(id string, validator bool) *Proxy {
 		Id: id, Listen: p.Address, HttpListen: p.HTTPAddress, AdminEndpoints: admins, StateDir: p.StateDir,
 		DrainTimeout: durationpb.New(5 * time.Second), ReleaseDelay: durationpb.New(time.Second), Validator: validator,
 		InsecureListen: o.Hosts != nil,
+	}
+	if c.Authority != nil {
+		settings.Tls = c.Authority.listener("proxy", id)
 	}
 	calls := p.Address
 	if o.Relays && !validator {
@@ -364,7 +378,7 @@ func (c *Cluster) write(name string, config proto.Message) string {
 // Dial connects to one of the programs; the connection ends with the test.
 func (c *Cluster) Dial(address string) *grpc.ClientConn {
 	c.t.Helper()
-	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(insecure.NewCredentials()),
+	conn, err := grpc.NewClient("passthrough:///"+address, c.credentials(),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: quickBackoff, MinConnectTimeout: time.Second}))
 	if err != nil {
 		c.t.Fatalf("%s: %v", address, err)

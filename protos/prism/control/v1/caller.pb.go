@@ -129,7 +129,10 @@ type SignedCaller struct {
 	// The bytes of a ForwardedCaller.
 	Caller []byte `protobuf:"bytes,1,opt,name=caller,proto3" json:"caller,omitempty"`
 	// The signature over "prism forwarded caller 1", a zero byte and these bytes, with SHA-256 where the key's kind takes a hash.
-	Signature     []byte `protobuf:"bytes,2,opt,name=signature,proto3" json:"signature,omitempty"`
+	Signature []byte `protobuf:"bytes,2,opt,name=signature,proto3" json:"signature,omitempty"`
+	// The certificate (DER) whose key signed, and the intermediate authorities after it: a proxy may have renewed its own since
+	// it connected.
+	Certificates  [][]byte `protobuf:"bytes,3,rep,name=certificates,proto3" json:"certificates,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -178,6 +181,13 @@ func (x *SignedCaller) GetSignature() []byte {
 	return nil
 }
 
+func (x *SignedCaller) GetCertificates() [][]byte {
+	if x != nil {
+		return x.Certificates
+	}
+	return nil
+}
+
 var File_prism_control_v1_caller_proto protoreflect.FileDescriptor
 
 const file_prism_control_v1_caller_proto_rawDesc = "" +
@@ -190,10 +200,11 @@ const file_prism_control_v1_caller_proto_rawDesc = "" +
 	"\x02id\x18\x04 \x01(\tR\x02id\x12\x14\n" +
 	"\x05teams\x18\x05 \x03(\tR\x05teams\x12 \n" +
 	"\vcertificate\x18\x06 \x01(\fR\vcertificate\x12N\n" +
-	"\x15certificate_expire_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x13certificateExpireAt\"D\n" +
+	"\x15certificate_expire_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x13certificateExpireAt\"h\n" +
 	"\fSignedCaller\x12\x16\n" +
 	"\x06caller\x18\x01 \x01(\fR\x06caller\x12\x1c\n" +
-	"\tsignature\x18\x02 \x01(\fR\tsignatureB\xc7\x01\n" +
+	"\tsignature\x18\x02 \x01(\fR\tsignature\x12\"\n" +
+	"\fcertificates\x18\x03 \x03(\fR\fcertificatesB\xc7\x01\n" +
 	"\x14com.prism.control.v1B\vCallerProtoP\x01Z@github.com/prism-gateway/prism/protos/prism/control/v1;controlv1\xa2\x02\x03PCX\xaa\x02\x10Prism.Control.V1\xca\x02\x10Prism\\Control\\V1\xe2\x02\x1cPrism\\Control\\V1\\GPBMetadata\xea\x02\x12Prism::Control::V1b\x06proto3"
 
 var (
