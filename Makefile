@@ -47,6 +47,11 @@ e2e-clients: build ## ghz and a Python application call the proxies; needs pytho
 	scripts/protodeps
 	go test -count=1 -timeout 10m -tags clients $(TESTFLAGS) ./e2e/clients
 
+.PHONY: e2e-cloud
+e2e-cloud: ## the clouds' secret managers, AWS's played by moto; Linux, needs python3 with venv, and fetches the rest from PyPI
+	scripts/fetch moto
+	go test -count=1 -timeout 5m -tags cloud $(TESTFLAGS) ./dataplane/credential/aws
+
 .PHONY: conformance
 conformance: ## every driver's cases against its real server, in random order, twice, with the race detector; prints cases and drivers
 	scripts/fetch redis nats postgres s3
@@ -128,6 +133,7 @@ architecture:
 vet:
 	go vet ./...
 	go vet -tags clients,envoy ./e2e/...
+	go vet -tags cloud ./dataplane/credential/aws
 	cd scripts/tools && go vet ./...
 
 .PHONY: staticcheck
