@@ -4,6 +4,10 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -139,6 +143,37 @@ func TestCertificatesAreReplacedUnderLoad(t *testing.T) {
 					t.Fatalf("round %d: a new connection: %s", round, got)
 				}
 			}
+		}
+	}
+}
+
+// People reach a secured Prism by the files that they name.
+func TestPrismctlShowsACertificateAndAToken(t *testing.T) {
+	c := secured(t)
+	dir := c.Authority.Dir
+	file := func(name string) string { return filepath.Join(dir, name) }
+	context := filepath.Join(t.TempDir(), "context.yaml")
+	text := fmt.Sprintf("current: e2e\ncontexts:\n  e2e: {admin: [%q], data: [%q], ca_file: %q, cert_file: %q, key_file: %q}\n",
+		c.Admins[0].Address, c.Proxies[0].Address, file("ca.pem"), file("tester.pem"), file("tester-key.pem"))
+	if err := os.WriteFile(context, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		env  []string
+		args []string
+		want string
+	}{
+		"a context":                   {[]string{"PRISM_CONTEXT_FILE=" + context}, []string{"kv", "put", "orders", "a", "", "hello"}, ""},
+		"the control plane":           {[]string{"PRISM_CONTEXT_FILE=" + context}, []string{"namespace", "list"}, "orders"},
+		"without TLS":                 {nil, []string{"--admin", c.Admins[0].Address, "namespace", "list"}, "does not answer"},
+		"without a certificate":       {nil, []string{"--admin", c.Admins[0].Address, "--ca-file", file("ca.pem"), "namespace", "list"}, "does not answer"},
+		"a certificate without a key": {nil, []string{"--admin", c.Admins[0].Address, "--ca-file", file("ca.pem"), "--cert-file", file("tester.pem"), "namespace", "list"}, "go together"},
+	} {
+		cmd := exec.Command(harness.Program(t, "bin/prismctl", "make build"), tc.args...)
+		cmd.Env = append(os.Environ(), tc.env...)
+		out, err := cmd.CombinedOutput()
+		if (err == nil) != (len(tc.env) > 0) || !strings.Contains(string(out), tc.want) {
+			t.Errorf("%s: %v: %s", name, err, out)
 		}
 	}
 }

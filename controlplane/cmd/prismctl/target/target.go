@@ -32,8 +32,9 @@ const LocalContext = ".prism/context.yaml"
 
 // Context is one Prism: where to call it.
 type Context struct {
-	Admin []string `yaml:"admin,omitempty"` // replicas of the control plane
-	Data  []string `yaml:"data,omitempty"`  // proxies
+	Admin    []string `yaml:"admin,omitempty"` // replicas of the control plane
+	Data     []string `yaml:"data,omitempty"`  // proxies
+	Identity `yaml:",inline"`
 
 	assumed bool // nobody named it: the local Prism of this directory, or the default ports
 }
@@ -48,6 +49,7 @@ type File struct {
 type Flags struct {
 	Admin, Data []string
 	Context     string
+	Identity    Identity
 	// Timeout is how long one call may take.
 	Timeout time.Duration
 
@@ -63,6 +65,10 @@ func (f *Flags) Register(cmd *cobra.Command) {
 	flags.StringSliceVar(&f.Admin, "admin", nil, "host:port of the control plane, several separated by commas (environment: PRISM_ADMIN_ENDPOINT)")
 	flags.StringSliceVar(&f.Data, "data", nil, "host:port of proxies, several separated by commas (environment: PRISM_DATA_ENDPOINT)")
 	flags.StringVar(&f.Context, "context", "", "which Prism to use, of those in ~/.config/prism/context.yaml, or local (environment: PRISM_CONTEXT)")
+	flags.StringVar(&f.Identity.CAFile, "ca-file", "", "authorities of the programs' certificates, PEM; with it connections are TLS (environment: PRISM_CA_FILE)")
+	flags.StringVar(&f.Identity.CertFile, "cert-file", "", "certificate to show, PEM (environment: PRISM_CERT_FILE)")
+	flags.StringVar(&f.Identity.KeyFile, "key-file", "", "its private key, PEM (environment: PRISM_KEY_FILE)")
+	flags.StringVar(&f.Identity.TokenFile, "token-file", "", "file with the bearer token to show to proxies (environment: PRISM_TOKEN_FILE)")
 	terminal.DurationVar(flags, &f.Timeout, "timeout", f.Timeout, "how long one call may take")
 	_ = cmd.RegisterFlagCompletionFunc("context", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) { // fails only for an unknown flag
 		file, _, err := f.file()
@@ -85,7 +91,12 @@ func (f *Flags) Control() (*client.Control, error) {
 	if err != nil {
 		return nil, err
 	}
-	return client.DialControl(client.Config{Endpoints: c.Admin})
+	cfg, err := c.client(c.Admin)
+	if err != nil {
+		return nil, err
+	}
+	cfg.Token = nil // the control plane knows people by their certificates
+	return client.DialControl(cfg)
 }
 
 // Client connects to the proxies. The caller closes it.
@@ -94,7 +105,12 @@ func (f *Flags) Client() (*client.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return client.Dial(client.Config{Endpoints: c.Data, NoTokens: true}) // --once asks for one
+	cfg, err := c.client(c.Data)
+	if err != nil {
+		return nil, err
+	}
+	cfg.NoTokens = true // --once asks for one
+	return client.Dial(cfg)
 }
 
 // WithControl calls the control plane within the time of one call. Its errors say what to do when nobody answered.
@@ -167,10 +183,13 @@ func (f *Flags) resolve() (Context, error) {
 	if f.Timeout <= 0 {
 		return Context{}, terminal.Misusef("--timeout %v: want more than 0", f.Timeout)
 	}
-	c := Context{Admin: f.Admin, Data: f.Data}
+	c := Context{Admin: f.Admin, Data: f.Data, Identity: f.Identity}
 	if f.Context == "" { // a context that this command line names is not another's because of what the shell exports
 		c.Admin = firstList(c.Admin, split(f.term.Getenv("PRISM_ADMIN_ENDPOINT")))
 		c.Data = firstList(c.Data, split(f.term.Getenv("PRISM_DATA_ENDPOINT")))
+		c.Identity = c.Identity.or(Identity{
+			CAFile: f.term.Getenv("PRISM_CA_FILE"), CertFile: f.term.Getenv("PRISM_CERT_FILE"), KeyFile: f.term.Getenv("PRISM_KEY_FILE"), TokenFile: f.term.Getenv("PRISM_TOKEN_FILE"),
+		})
 	}
 	for _, e := range slices.Concat(c.Admin, c.Data) {
 		if err := settings.CheckEndpoint(e); err != nil {
@@ -189,6 +208,7 @@ func (f *Flags) resolve() (Context, error) {
 		}
 		c.assumed = named.assumed && len(c.Admin) == 0 && len(c.Data) == 0
 		c.Admin, c.Data = firstList(c.Admin, named.Admin), firstList(c.Data, named.Data)
+		c.Identity = c.Identity.or(named.Identity)
 	}
 	return c, nil
 }
@@ -202,7 +222,7 @@ func (f *Flags) named() (Context, error) {
 	}
 	name := cmp.Or(f.Context, f.term.Getenv("PRISM_CONTEXT"), file.Current)
 	if c, ok := file.Contexts[name]; ok {
-		return Context{Admin: firstList(c.Admin, standard.Admin), Data: firstList(c.Data, standard.Data)}, nil
+		return Context{Admin: firstList(c.Admin, standard.Admin), Data: firstList(c.Data, standard.Data), Identity: c.Identity.below(filepath.Dir(path))}, nil
 	}
 	if name != "" && name != "local" {
 		return Context{}, terminal.Misusef("there is no context %q in %s; it has: %s; the local Prism of this directory is called local", name, path,
@@ -219,7 +239,7 @@ func (f *Flags) named() (Context, error) {
 		return Context{}, err
 	}
 	c := local.Contexts["local"]
-	c.assumed = true
+	c.assumed, c.Identity = true, c.Identity.below(filepath.Dir(LocalContext))
 	return c, nil
 }
 
