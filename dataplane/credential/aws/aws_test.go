@@ -159,7 +159,7 @@ func TestAnswersMeanWhatTheySay(t *testing.T) {
 		"too many, by status":  {said(429, "Slow"), credential.ErrThrottled, "429"},
 		"an error inside":      {said(500, "InternalServiceError"), nil, "InternalServiceError"},
 		"out of service":       {said(503, "ServiceUnavailable"), nil, "503"},
-		"an error of no shape": {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, canary, 502) }, nil, "502"},
+		"an error of no shape": {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, canary, http.StatusBadGateway) }, nil, "502"},
 		"a word with more":     {said(400, "Odd "+canary), credential.ErrRefused, "400"},
 		"half an answer":       {func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"SecretString":"`+canary) }, nil, ""},
 		"another answer":       {func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html>"+canary) }, nil, "not understood"},

@@ -188,7 +188,7 @@ func TestAnswersMeanWhatTheySay(t *testing.T) {
 		"too many requests":    {said(429, "Throttled"), credential.ErrThrottled, "429"},
 		"an error inside":      {said(500, "InternalServerError"), nil, "500"},
 		"out of service":       {said(503, "ServiceUnavailable"), nil, "503"},
-		"an error of no shape": {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, canary, 502) }, nil, "502"},
+		"an error of no shape": {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, canary, http.StatusBadGateway) }, nil, "502"},
 		"half an answer":       {func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"value":"`+canary) }, nil, ""},
 		"another answer":       {func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html>"+canary) }, nil, "not understood"},
 		"no value":             {func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"id":"`+canary+`"}`) }, nil, "not understood"},

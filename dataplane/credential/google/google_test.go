@@ -212,7 +212,7 @@ func TestAnswersMeanWhatTheySay(t *testing.T) {
 		"an error inside":      {said(500, "INTERNAL", ""), nil, "500"},
 		"out of service":       {said(503, "UNAVAILABLE", ""), nil, "503"},
 		"too late":             {said(504, "DEADLINE_EXCEEDED", ""), nil, "504"},
-		"an error of no shape": {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, canary, 502) }, nil, "502"},
+		"an error of no shape": {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, canary, http.StatusBadGateway) }, nil, "502"},
 		"half an answer":       {func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"payload":{"data":"`+canary) }, nil, ""},
 		"another answer":       {func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html>"+canary) }, nil, "not understood"},
 		"another object":       {func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"payload":"`+canary+`"}`) }, nil, "not understood"},
