@@ -83,10 +83,11 @@ type Source struct {
 	held atomic.Pointer[held]
 }
 
-// held is the token that was read last.
+// held is what was read last.
 type held struct {
 	token Token
-	again time.Time // when to read it again
+	err   error     // why there is no token
+	again time.Time // when to read again
 }
 
 // Detect finds where this service's token comes from. It reads files and no metadata server, so it is quick. The error
@@ -204,18 +205,19 @@ func (s *Source) Kind() Kind { return s.kind }
 func (s *Source) Why() string { return s.why }
 
 const (
-	soonest = time.Second // after what time a token is read again at the earliest
-	opaque  = time.Minute // after what time one is that does not say its end
+	soonest = time.Second // after what time it is read again at the earliest
+	opaque  = time.Minute // after what time a token is that does not say its end
 )
 
 // Token returns the token. It is read again at half of the life that it had left; while that does not succeed, the one that
-// is held is returned until its end. The error tells nothing of the token.
+// is held is returned until its end. It is read at most once a second, and for all who wait. The error tells nothing of the
+// token.
 func (s *Source) Token(ctx context.Context) (Token, error) {
 	now := s.now()
 	h := s.held.Load()
-	good := h != nil && (h.token.ExpiresAt.IsZero() || now.Before(h.token.ExpiresAt))
-	if good && now.Before(h.again) {
-		return h.token, nil
+	good := h.good(now)
+	if h != nil && now.Before(h.again) && (good || h.err != nil) {
+		return h.token, h.err
 	}
 	select {
 	case s.turn <- struct{}{}:
@@ -231,25 +233,31 @@ func (s *Source) Token(ctx context.Context) (Token, error) {
 	}
 	defer func() { <-s.turn }()
 	if newer := s.held.Load(); newer != h {
-		return newer.token, nil // another call has read it
+		return newer.token, newer.err // another call has read it
 	}
 	token, err := s.read(ctx)
-	if err == nil && !token.ExpiresAt.IsZero() && !now.Before(token.ExpiresAt) {
-		err = errors.New("has expired")
-	}
 	switch {
-	case err == nil:
-		h = &held{token: token, again: now.Add(opaque)}
-		if !token.ExpiresAt.IsZero() {
-			h.again = now.Add(max(token.ExpiresAt.Sub(now)/2, soonest))
-		}
-	case good:
-		h = &held{token: h.token, again: now.Add(soonest)}
-	default:
-		return Token{}, fmt.Errorf("token from %s: %w", s.kind, err)
+	case err == nil && !token.ExpiresAt.IsZero() && !now.Before(token.ExpiresAt):
+		err = errors.New("has expired")
+	case err != nil && ctx.Err() != nil && !good:
+		return Token{}, fmt.Errorf("token from %s: %w", s.kind, ctx.Err()) // says nothing to others
 	}
-	s.held.Store(h)
-	return h.token, nil
+	next := &held{token: token, again: now.Add(opaque)}
+	switch {
+	case err == nil && !token.ExpiresAt.IsZero():
+		next.again = now.Add(max(token.ExpiresAt.Sub(now)/2, soonest))
+	case err != nil && good:
+		next.token, next.again = h.token, now.Add(soonest)
+	case err != nil:
+		next = &held{err: fmt.Errorf("token from %s: %w", s.kind, err), again: now.Add(soonest)}
+	}
+	s.held.Store(next)
+	return next.token, next.err
+}
+
+// good reports whether there is a token that has not ended.
+func (h *held) good(now time.Time) bool {
+	return h != nil && h.err == nil && (h.token.ExpiresAt.IsZero() || now.Before(h.token.ExpiresAt))
 }
 
 // metadataClient asks servers of the machine: through no proxy, and following no one elsewhere.

@@ -206,10 +206,13 @@ func TestATokenIsReadAgainAtHalfOfItsLife(t *testing.T) {
 		t.Fatalf("without a file: %v, want that it does not exist", err)
 	}
 	write(t, path, first)
-	expect(0, first)
+	if _, err := s.Token(t.Context()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("within the same second: %v, want what was found before", err)
+	}
+	expect(time.Second, first)
 	write(t, path, second)
-	expect(29*time.Minute, first)
-	expect(30*time.Minute, second)
+	expect(30*time.Minute, first)
+	expect(30*time.Minute+time.Second, second)
 
 	// What is held is used to its end while there is no other.
 	if err := os.Remove(path); err != nil {
@@ -221,12 +224,13 @@ func TestATokenIsReadAgainAtHalfOfItsLife(t *testing.T) {
 		t.Error("a token is used after its end")
 	}
 	write(t, path, second)
+	now = now.Add(time.Second)
 	if _, err := s.Token(t.Context()); err == nil || !strings.Contains(err.Error(), "has expired") {
 		t.Errorf("a file with a token that has expired: %v", err)
 	}
 	third := jwt(t, start.Add(5*time.Hour), audience)
 	write(t, path, third)
-	expect(2*time.Hour, third)
+	expect(2*time.Hour+2*time.Second, third)
 }
 
 func TestATokenForSomeoneElseIsNotTakenLaterEither(t *testing.T) {
@@ -268,6 +272,49 @@ func TestManyCallsAskTheMetadataServerOnce(t *testing.T) {
 	if _, err := s.Token(impatient); !errors.Is(err, context.Canceled) {
 		t.Errorf("who does not wait gets %v", err)
 	}
+	close(answer)
+	all.Wait()
+	if more := len(asked); more != 0 {
+		t.Errorf("asked %d times more", more)
+	}
+}
+
+func TestAMetadataServerThatFailsIsAskedOnceForAll(t *testing.T) {
+	asked, answer := make(chan struct{}, 100), make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked <- struct{}{}
+		<-answer
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}))
+	t.Cleanup(server.Close)
+	start := time.Now()
+	s, err := servicetoken.Detect(servicetoken.Config{
+		Audience: audience, Lookup: lookup(map[string]string{"K_SERVICE": "orders"}), Root: t.TempDir(), Metadata: server.URL, Now: func() time.Time { return start },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Who gives up says nothing to the others.
+	impatient, cancel := context.WithCancel(t.Context())
+	gaveUp := make(chan error, 1)
+	go func() {
+		_, err := s.Token(impatient)
+		gaveUp <- err
+	}()
+	<-asked
+	cancel()
+	if err := <-gaveUp; !errors.Is(err, context.Canceled) {
+		t.Errorf("who gave up gets %v", err)
+	}
+	var all sync.WaitGroup
+	for range 50 {
+		all.Go(func() {
+			if _, err := s.Token(t.Context()); err == nil || !strings.Contains(err.Error(), "answered 503") {
+				t.Errorf("error %v, want what the server answered", err)
+			}
+		})
+	}
+	<-asked
 	close(answer)
 	all.Wait()
 	if more := len(asked); more != 0 {
@@ -323,16 +370,19 @@ func TestATokenIsPrintedNowhere(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "token")
 	write(t, path, text)
+	now := time.Now()
 	env := map[string]string{"PRISM_TOKEN_FILE": path}
-	s, err := servicetoken.Detect(servicetoken.Config{Lookup: lookup(env)})
+	s, err := servicetoken.Detect(servicetoken.Config{Lookup: lookup(env), Now: func() time.Time { return now }})
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, expired := s.Token(t.Context())
 	write(t, path, text+"\n"+text)
+	now = now.Add(time.Second)
 	_, twice := s.Token(t.Context())
 	good := jwt(t, time.Now().Add(time.Hour), audience)
 	write(t, path, good)
+	now = now.Add(time.Second)
 	token, err := s.Token(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -229,6 +230,26 @@ func TestTheIdentityIsToldApart(t *testing.T) {
 			}
 			fmt.Fprint(w, `<AssumeRoleResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><AssumeRoleResult><Credentials><AccessKeyId>ASIAROLE</AccessKeyId>`+
 				`<SecretAccessKey>x</SecretAccessKey><SessionToken>y</SessionToken><Expiration>2999-01-01T00:00:00Z</Expiration></Credentials></AssumeRoleResult></AssumeRoleResponse>`)
+		}))})
+		if _, err := p.Fetch(t.Context(), credential.Request{Path: "orders"}); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("a pod has a role", func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "token")
+		if err := os.WriteFile(file, []byte("pod-"+canary), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for name, value := range map[string]string{"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_SESSION_TOKEN": "", "AWS_WEB_IDENTITY_TOKEN_FILE": file, "AWS_ROLE_ARN": role} {
+			t.Setenv(name, value)
+		}
+		p := provider(t, aws.Config{Region: region, Transport: remotetest.Serve(t, sts(func(w http.ResponseWriter, r *http.Request) {
+			if r.FormValue("Action") != "AssumeRoleWithWebIdentity" || r.FormValue("RoleArn") != role || r.FormValue("WebIdentityToken") != "pod-"+canary {
+				w.WriteHeader(http.StatusBadRequest)
+				return
+			}
+			fmt.Fprint(w, `<AssumeRoleWithWebIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><AssumeRoleWithWebIdentityResult><Credentials><AccessKeyId>ASIAROLE</AccessKeyId>`+
+				`<SecretAccessKey>x</SecretAccessKey><SessionToken>y</SessionToken><Expiration>2999-01-01T00:00:00Z</Expiration></Credentials></AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>`)
 		}))})
 		if _, err := p.Fetch(t.Context(), credential.Request{Path: "orders"}); err != nil {
 			t.Error(err)

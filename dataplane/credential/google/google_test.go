@@ -322,6 +322,35 @@ func TestTheIdentityIsToldApart(t *testing.T) {
 	}
 }
 
+func TestTheMachinesIdentityIsFound(t *testing.T) {
+	machine := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Metadata-Flavor", "Google")
+		if !strings.HasSuffix(r.URL.Path, "/service-accounts/default/token") || r.Header.Get("Metadata-Flavor") != "Google" {
+			w.WriteHeader(http.StatusNotFound)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		fmt.Fprint(w, `{"access_token":"machine-`+canary+`","expires_in":3599,"token_type":"Bearer"}`)
+	}))
+	t.Cleanup(machine.Close)
+	t.Setenv("GCE_METADATA_HOST", strings.TrimPrefix(machine.URL, "http://"))
+	t.Setenv("GOOGLE_APPLICATION_CREDENTIALS", "")
+	t.Setenv("HOME", t.TempDir()) // where gcloud leaves a person's own
+	m := &manager{}
+	m.put("projects/"+project+"/secrets/orders/versions/latest", `{"password":"p"}`)
+	logins := make(chan string, 1)
+	p := provider(t, google.Config{Transport: remotetest.Serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		logins <- r.Header.Get("Authorization")
+		m.ServeHTTP(w, r)
+	}))})
+	if _, err := p.Fetch(t.Context(), credential.Request{Path: "orders"}); err != nil {
+		t.Fatal(err)
+	}
+	if <-logins != "Bearer machine-"+canary {
+		t.Error("the login is not that of the machine")
+	}
+}
+
 func TestAServerWithoutTLSGetsNoLogin(t *testing.T) {
 	m := &manager{}
 	m.put("projects/"+project+"/secrets/orders/versions/latest", `{"password":"p"}`)
