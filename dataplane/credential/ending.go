@@ -3,6 +3,8 @@ package credential
 import (
 	"errors"
 	"time"
+
+	"github.com/prism-gateway/prism/shared/secret"
 )
 
 // ending is a lease that is to be revoked. Source.mu guards it.
@@ -29,26 +31,37 @@ func (s *Source) endGenerationLocked(sup *supplier, g *generation) {
 	}
 	switch {
 	case g.lease.ID.IsZero():
-	case tok != nil && tok.lost, !g.ends.IsZero() && !s.cfg.Now().Before(g.ends):
+	case !g.ends.IsZero() && !s.cfg.Now().Before(g.ends):
 		s.journalRemove(g.journal)
+	case tok != nil && tok.lost && !tok.lease.ID.IsZero(): // with its token, at the latest
+		tok.with = append(tok.with, g.journal)
 	case tok != nil && tok.replaced && tok.uses == 0 && !tok.lease.ID.IsZero():
 		s.endTokenLocked(sup, tok, g.journal)
 		return
 	default:
 		s.endLocked(&ending{sup: sup, lease: g.lease, tok: tok, journal: []uint64{g.journal}, until: g.ends})
 	}
-	if tok != nil && tok.replaced && tok.uses == 0 && !tok.lost {
+	if tok != nil && tok.replaced && tok.uses == 0 {
 		s.endTokenLocked(sup, tok)
 	}
 }
 
-// endTokenLocked revokes a login, and with it what was fetched with it.
+// endTokenLocked revokes a login, and with it what was fetched with it. Of one that was lost nobody knows whether it is
+// gone: it may only not be renewed.
 func (s *Source) endTokenLocked(sup *supplier, tok *token, with ...uint64) {
-	if tok.lease.ID.IsZero() || tok.lost {
+	if tok.lease.ID.IsZero() {
 		return
 	}
-	s.endLocked(&ending{sup: sup, lease: tok.lease, tok: tok, journal: append(with, tok.journal), until: tok.expires})
+	with = append(append(with, tok.with...), tok.journal)
+	if !tok.expires.IsZero() && !s.cfg.Now().Before(tok.expires) {
+		s.journalRemove(with...)
+		return
+	}
+	s.endLocked(&ending{sup: sup, lease: tok.lease, tok: tok, journal: with, until: tok.expires})
 }
+
+// lost reports whether it went with its login.
+func (end *ending) lost() bool { return end.tok != nil && end.tok.lost }
 
 func (s *Source) endLocked(end *ending) {
 	end.timer = timer{index: -1, fire: end}
@@ -79,6 +92,11 @@ func (s *Source) revokedLocked(end *ending, own *token, err error) {
 		s.overLocked(end)
 	case errors.Is(err, ErrRefused) && own != nil && !end.checked && s.doubtLocked(end.sup.own, own, job{op: opRevoke, end: end}, now):
 		end.checked = true
+	case errors.Is(err, ErrRefused) && end.lease.Login && !end.lease.Token.IsZero(): // it may not revoke itself, or is gone
+		end.lease.Token = secret.Text{}
+		s.enqueueLocked(end.sup, revoking, job{op: opRevoke, end: end})
+	case errors.Is(err, ErrRefused) && end.lost():
+		s.overLocked(end)
 	case errors.Is(err, ErrRefused) && !end.byTok && end.tok != nil && !end.lease.Login:
 		end.byTok = true
 		s.enqueueLocked(end.sup, revoking, job{op: opRevoke, end: end})

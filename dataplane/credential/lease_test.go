@@ -218,7 +218,7 @@ func TestTokenNearItsLastEndIsReplacedWithItsLeases(t *testing.T) {
 		h.Retire(used.Generation)
 		time.Sleep(5 * time.Second)
 		synctest.Wait()
-		if n := d.alive(false); n != 2 { // the token was lost, so nothing is asked: the double keeps the lease until its end
+		if n := d.alive(false); n != 1 { // the token may have been good still, so it was revoked with its lease
 			t.Errorf("%d leases", n)
 		}
 	})

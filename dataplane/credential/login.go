@@ -38,7 +38,8 @@ type token struct {
 	doubts   int           // how often that was asked because something was refused
 	uses     int           // generations fetched with it that have not ended
 	replaced bool          // there is a newer one
-	lost     bool          // the provider does not know it any more, nor what was fetched with it
+	lost     bool          // it could not be renewed: it is gone, with what was fetched with it, or will be
+	with     []uint64      // in the journal, what ends with it
 }
 
 func (s *supplier) newLogin(key loginKey, own bool) *login {
@@ -131,7 +132,6 @@ func (s *Source) lookLoginLocked(l *login, now time.Time) {
 // lostLocked takes note that a token is not good any more: what was fetched with it is gone too, and all is replaced.
 func (s *Source) lostLocked(l *login, now time.Time) {
 	l.tok.lost = true
-	s.journalRemove(l.tok.journal)
 	l.mustReplace, l.next = true, now
 }
 
@@ -221,7 +221,7 @@ func (s *Source) loggedInLocked(l *login, lease Lease, journal uint64, err error
 				s.lookLocked(e)
 			}
 		}
-		if was.uses == 0 && !was.lost {
+		if was.uses == 0 {
 			s.endTokenLocked(l.sup, was)
 		}
 	}
@@ -291,7 +291,7 @@ func (s *Source) removeLoginLocked(l *login, with []*generation) {
 	tok := l.tok
 	var ended []uint64
 	for _, g := range with {
-		if tok != nil && g.tok == tok && !tok.lost && !tok.lease.ID.IsZero() {
+		if tok != nil && g.tok == tok && !tok.lease.ID.IsZero() {
 			tok.uses--
 			if g.journal != 0 {
 				ended = append(ended, g.journal)
@@ -300,7 +300,7 @@ func (s *Source) removeLoginLocked(l *login, with []*generation) {
 		}
 		s.endGenerationLocked(l.sup, g)
 	}
-	if tok != nil && !tok.lost {
+	if tok != nil {
 		s.endTokenLocked(l.sup, tok, ended...)
 	}
 }

@@ -103,7 +103,7 @@ func (l *levels) Collect(out chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
 	}
-	failing := map[*supplier]int{}
+	failing, now := map[*supplier]int{}, s.cfg.Now()
 	for _, e := range s.entries {
 		if e.err != nil {
 			failing[e.sup]++
@@ -117,7 +117,7 @@ func (l *levels) Collect(out chan<- prometheus.Metric) {
 			gauge(waitDesc, float64(sup.queues[c].len()), name, class)
 		}
 		up := 1.0
-		if sup.reason != nil {
+		if sup.trouble(now) != nil {
 			up = 0
 		}
 		gauge(upDesc, up, name)

@@ -4,6 +4,9 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -182,6 +185,24 @@ func (d *double) dropLocked(id string) {
 	d.revoked = append(d.revoked, id)
 }
 
+// any is a lease or a login that has not ended; empty when there is none.
+func (d *double) any(r *rand.Rand) string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	ids := slices.Sorted(maps.Keys(d.leases))
+	if len(ids) == 0 {
+		return ""
+	}
+	return ids[r.IntN(len(ids))]
+}
+
+// all are the calls.
+func (d *double) all() []call {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.calls)
+}
+
 // forget drops what it knows, without a trace.
 func (d *double) forget() {
 	d.mu.Lock()
@@ -195,7 +216,7 @@ func (d *double) alive(logins bool) int {
 	defer d.mu.Unlock()
 	n := 0
 	for _, h := range d.leases {
-		if h.login == logins && time.Now().Before(h.ends) {
+		if h.login == logins && time.Now().Before(h.ends) && (logins || d.good(secret.New(h.token)) != nil) { // a lease ends with its login
 			n++
 		}
 	}

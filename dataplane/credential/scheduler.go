@@ -53,7 +53,7 @@ func (s *Source) jobFailedLocked(j job, err error) {
 	case j.op != opRevoke:
 		j.entry.busy = false
 		s.failedLocked(j.entry, err)
-	case errors.Is(err, ErrNoIdentity) || errors.Is(err, ErrRefused):
+	case errors.Is(err, ErrNoIdentity) || errors.Is(err, ErrRefused) && j.end.tok != nil:
 		j.end.byTok = true
 		s.enqueueLocked(j.end.sup, revoking, j)
 	default:

@@ -217,7 +217,7 @@ func unavailable(cause error, after time.Duration) *fault.Fault {
 type ProviderStatus struct {
 	// Name is its name, Type what it is.
 	Name, Type string
-	// Reason is why it does not answer; empty when it does, or was not asked yet. It holds no secret.
+	// Reason is why it does not answer; empty when it does, or nothing is wanted of it. It holds no secret.
 	Reason string
 	// Held is how many credentials are held, Waiting how many things are to be asked of it.
 	Held, Waiting int
@@ -234,8 +234,8 @@ func (s *Source) Providers() []ProviderStatus {
 		for c := range sup.queues {
 			status.Waiting += sup.queues[c].len()
 		}
-		if sup.reason != nil {
-			status.Reason = sup.reason.Error()
+		if err := sup.trouble(s.cfg.Now()); err != nil {
+			status.Reason = err.Error()
 		}
 		out = append(out, status)
 	}

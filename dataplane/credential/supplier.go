@@ -91,6 +91,15 @@ func (s *supplier) queueTime() time.Duration {
 	return time.Duration(float64(waiting) / s.issues.rate() * float64(time.Second))
 }
 
+// trouble is why the provider does not answer; nil when it does, or when nothing has been wanted of it for a while, so
+// that nobody knows.
+func (s *supplier) trouble(now time.Time) error {
+	if s.held == 0 && s.ending == 0 && now.Sub(s.downUntil) > time.Minute {
+		return nil
+	}
+	return s.reason
+}
+
 // crowded reports whether so much is asked for together that its renewals would come together too.
 func (s *supplier) crowded() bool { return s.queueTime() > time.Second }
 
