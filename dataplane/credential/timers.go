@@ -72,11 +72,12 @@ func earliest(times ...time.Time) time.Time {
 }
 
 // halfway is when to renew what lives that long: at half of it, a fifth of that sooner or later, so that what began
-// together does not renew together. Of a crowd it is up to three fifths sooner.
+// together does not renew together. A crowd is spread over as long as half a life, so that its first renewals are as many
+// a second as all later ones.
 func halfway(life time.Duration, crowd bool) time.Duration {
 	first := 0.4
 	if crowd {
-		first = 0.2
+		first = 0.1
 	}
 	return time.Duration(float64(life) * (first + (0.6-first)*rand.Float64()))
 }
