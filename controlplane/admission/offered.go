@@ -49,11 +49,6 @@ var notOffered = []rule{
 			}
 		})
 	}},
-	{"offered.audit", func(req *configv1.NamespaceRequest, report report) {
-		if req.GetPolicies().GetAudit() != configv1.AuditPolicy_AUDIT_POLICY_UNSPECIFIED {
-			report("policies.audit", "this build does not audit access to data yet")
-		}
-	}},
 	{"offered.pii", func(req *configv1.NamespaceRequest, report report) {
 		if req.GetPolicies().GetPii() {
 			report("policies.pii", "this build does not keep data about persons apart yet")

@@ -19,7 +19,7 @@ import (
 // The ids of rules are part of the API: programs may tell violations apart by them.
 var ruleIDs = []string{
 	"access.auth", "auth.credentials", "credential.path", "interface.known", "interface.pattern", "limits.deadlines", "needs.messages_only", "needs.size",
-	"needs.values_only", "offered.audit", "offered.encrypt", "offered.interface",
+	"needs.values_only", "offered.encrypt", "offered.interface",
 	"offered.owners", "offered.pattern", "offered.pii", "offered.profile", "offered.session_aware", "offered.slot_config",
 	"offered.slot_type", "pattern.known", "pattern.name_unique", "pattern.type_once",
 	"pattern.version", "principal.spiffe", "pubsub.consistency", "session_aware.auth", "session_aware.session_manager",

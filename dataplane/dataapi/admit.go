@@ -39,6 +39,9 @@ type sessions interface {
 type admitted struct {
 	caller  *caller.Caller   // nil: nobody was asked
 	session *session.Session // nil: the namespace does not want to know its callers
+
+	asked     bool // the call has got as far as the pattern
+	elsewhere bool // another proxy has answered the call, and recorded it
 }
 
 // The faults of who may not. What the principal may not even read is told like what is not there.

@@ -61,6 +61,8 @@ type Config struct {
 	Sessions sessions
 	// Required says that every caller must be known, also those of namespaces that do not ask.
 	Required bool
+	// Audit records accesses; nil records none.
+	Audit Recorder
 	// Metrics counts calls. Required.
 	Metrics *Metrics
 	// Validator refuses every call: the proxy only compiles configuration.
@@ -109,6 +111,7 @@ func (s *Server) Unknown(any, grpc.ServerStream) error {
 type operation struct {
 	server *Server
 	name   string // the full name
+	short  string // service and method, without the package
 	write  bool
 	needs  authz.Permission
 	// sessions says that it is about sessions, which are where their principal's calls go.
@@ -126,7 +129,7 @@ func unary[Req any, M interface {
 	proto.Message
 }, Res proto.Message](s *Server, service, name string, write bool, call func(context.Context, *routing.Route, M) (Res, error)) grpc.MethodDesc {
 	op := &operation{
-		server: s, name: "/" + service + "/" + name, write: write, needs: s.needs.Needs("/" + service + "/" + name),
+		server: s, name: "/" + service + "/" + name, short: short(service, name), write: write, needs: s.needs.Needs("/" + service + "/" + name),
 		sessions: service == datav1.SessionManager_ServiceDesc.ServiceName, metrics: s.cfg.Metrics.method(service, name),
 		run: func(ctx context.Context, r *routing.Route, f *frame.Frame) (proto.Message, error) {
 			m := M(new(Req))
@@ -197,33 +200,41 @@ func (op *operation) serve(ctx context.Context, request any) (answer any, err er
 		return out, nil
 	}
 	traffic = route.Traffic
-	who, err := op.server.identify(ctx, route, op.needs)
+	slot, err := op.server.reserve()
 	if err != nil {
 		return nil, err
 	}
-	if at := op.server.preferred(ctx, pin.Table(), route, who, op.sessions); len(at) > 0 {
+	answer, who, err := op.here(ctx, pin.Table(), route, f, began)
+	return answer, slot.end(ctx, access{route: route, operation: op.short, write: op.write, who: who, began: began}, err)
+}
+
+// here is the way of a call for a route of this proxy. Whose call it is is told as far as it is known when it fails.
+func (op *operation) here(ctx context.Context, t *routing.Table, route *routing.Route, f *frame.Frame, began time.Time) (answer any, who admitted, err error) {
+	if who, err = op.server.identify(ctx, route, op.needs); err != nil {
+		return nil, who, err
+	}
+	if at := op.server.preferred(ctx, t, route, who, op.sessions); len(at) > 0 {
 		op.metrics.forwarded.Inc()
 		out, err := op.server.cfg.Forward.Unary(ctx, forward.Call{Method: op.name, Write: op.write, Owners: at, RequestID: faultgrpc.RequestID(ctx)}, f)
-		if err == nil {
-			return out, nil
-		}
-		if !fault.Is(err, fault.NotOwner) || op.write && fault.From(err).Outcome != fault.NotApplied {
-			return nil, err
+		if err == nil || !fault.Is(err, fault.NotOwner) || op.write && fault.From(err).Outcome != fault.NotApplied {
+			who.elsewhere = true
+			return out, who, err
 		}
 	}
 	if err := op.server.begin(route, &who); err != nil {
-		return nil, err
+		return nil, who, err
 	}
 	if err := grpc.SetHeader(ctx, route.Header); err != nil {
-		return nil, fault.Wrap(err, fault.Cancelled, fault.Client, "the caller gave up").WithOutcome(fault.NotApplied)
+		return nil, who, fault.Wrap(err, fault.Cancelled, fault.Client, "the caller gave up").WithOutcome(fault.NotApplied)
 	}
 	if route.Draining {
-		return nil, draining()
+		return nil, who, draining()
 	}
 	if err := route.Limits.Begin(); err != nil {
-		return nil, err
+		return nil, who, err
 	}
 	defer route.Limits.End()
+	who.asked = true
 	bounded := boundedBy(ctx, route, who, began)
 	defer bounded.end()
 	ready := op.server.cfg.Now()
@@ -233,9 +244,9 @@ func (op *operation) serve(ctx context.Context, request any) (answer any, err er
 		_ = grpc.SetTrailer(ctx, metadata.Pairs(TimingTrailer, fmt.Sprintf("route=%dus,backend=%dus", ready.Sub(began).Microseconds(), now.Sub(ready).Microseconds())))
 	}
 	if err != nil {
-		return nil, settled(err, op.write)
+		return nil, who, settled(err, op.write)
 	}
-	return out, nil
+	return out, who, nil
 }
 
 func asksForTiming(ctx context.Context) bool {

@@ -31,7 +31,7 @@ type streamed struct {
 // streaming describes a streaming method. namespaceOf finds the namespace in the first message, at field.
 func (s *Server) streaming(service, name string, write bool, desc grpc.StreamDesc, field string, namespaceOf func(*frame.Frame) (string, bool), serve func(streamed) error) grpc.StreamDesc {
 	full := "/" + service + "/" + name
-	needs := s.needs.Needs(full)
+	needs, operation := s.needs.Needs(full), short(service, name)
 	metrics := s.cfg.Metrics.method(service, name)
 	desc.StreamName = name
 	desc.Handler = func(_ any, stream grpc.ServerStream) (err error) {
@@ -71,7 +71,17 @@ func (s *Server) streaming(service, name string, write bool, desc grpc.StreamDes
 				Method: full, Write: write, Owners: owners, RequestID: faultgrpc.RequestID(stream.Context()),
 			}, first)
 		}
-		who, err := s.identify(stream.Context(), route, needs)
+		record, err := s.reserve()
+		if err != nil {
+			s.cfg.Routes.Release(pin)
+			first.Free()
+			return err
+		}
+		var who admitted
+		defer func() {
+			err = record.end(stream.Context(), access{route: route, operation: operation, write: write, who: who, began: began}, err)
+		}()
+		who, err = s.identify(stream.Context(), route, needs)
 		at := s.preferred(stream.Context(), pin.Table(), route, who, service == datav1.SessionManager_ServiceDesc.ServiceName)
 		if err != nil || len(at) > 0 {
 			s.cfg.Routes.Release(pin)
@@ -80,6 +90,7 @@ func (s *Server) streaming(service, name string, write bool, desc grpc.StreamDes
 				return err
 			}
 			metrics.forwarded.Inc()
+			who.elsewhere = true
 			return s.cfg.Forward.Stream(stream, forward.Call{
 				Method: full, Write: write, Owners: at, RequestID: faultgrpc.RequestID(stream.Context()),
 			}, first)
@@ -99,6 +110,7 @@ func (s *Server) streaming(service, name string, write bool, desc grpc.StreamDes
 			return err
 		}
 		defer route.Limits.EndStream()
+		who.asked = true
 		stream, revoked, end := s.guard(stream, route, who, needs)
 		defer end()
 		err = serve(streamed{ServerStream: stream, server: s, route: route, first: first})

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/prism-gateway/prism/dataplane/assembly"
+	"github.com/prism-gateway/prism/dataplane/audit"
 	"github.com/prism-gateway/prism/dataplane/caller"
 	"github.com/prism-gateway/prism/dataplane/dataapi"
 	"github.com/prism-gateway/prism/dataplane/driver"
@@ -85,6 +86,7 @@ type Server struct {
 
 	connections *connections
 	identity    identity
+	audit       *audit.Log // nil: accesses are not recorded
 	callers     *caller.Finder
 	sessions    *session.Manager
 }
@@ -107,6 +109,9 @@ func New(cfg Config) (*Server, error) {
 	s.ready.NotReady(conditionAssignment, "no control plane has answered yet, and no state is on disk")
 	s.health.SetServingStatus("", healthv1.HealthCheckResponse_NOT_SERVING)
 	if err := s.newIdentity(); err != nil {
+		return nil, err
+	}
+	if err := s.newAudit(); err != nil {
 		return nil, err
 	}
 	s.connections = &connections{TransportCredentials: s.identity.serve(cfg.Settings.GetTls())}
@@ -135,6 +140,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	if s.assembly, err = assembly.New(assembly.Config{
 		Self: cfg.Settings.GetId(), Routes: s.routes, Pools: s.pools, Issuers: s.identity.knows, Providers: s.identity.addresses,
+		Audits:    cfg.Settings.GetAudit() != nil,
 		Published: s.published, Logger: cfg.Logger,
 	}); err != nil {
 		return nil, err
@@ -209,7 +215,7 @@ func (s *Server) compose(listener, httpListener net.Listener) (*lifecycle.Group,
 	}
 	api, err := dataapi.New(dataapi.Config{
 		Routes: s.routes, Forward: s.forward, Callers: s.callers, Sessions: s.sessions, Required: c.GetAuthentication().GetRequired(),
-		Metrics: s.metrics, Validator: c.GetValidator(),
+		Audit: s.recorder(), Metrics: s.metrics, Validator: c.GetValidator(),
 	})
 	if err != nil {
 		return nil, err
@@ -230,7 +236,7 @@ func (s *Server) compose(listener, httpListener net.Listener) (*lifecycle.Group,
 	}
 	s.ready.Follow(s.following)
 	s.ready.Ready(conditionServing)
-	return lifecycle.New(lifecycle.Config{Log: s.cfg.Logger, StopTimeout: c.GetDrainTimeout().AsDuration() + closing}, append(s.identityParts(),
+	return lifecycle.New(lifecycle.Config{Log: s.cfg.Logger, StopTimeout: c.GetDrainTimeout().AsDuration() + closing}, append(append(s.auditParts(), s.identityParts()...),
 		lifecycle.Part{Name: "backends", Run: func(ctx context.Context) error {
 			<-ctx.Done()
 			s.pools.Close()

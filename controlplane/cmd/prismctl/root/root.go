@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/audit"
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/backend"
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/fleet"
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/kv"
@@ -81,7 +82,7 @@ func New(term *terminal.Terminal) *cobra.Command {
 	cmd.PersistentFlags().VarP(&term.Format, "output", "o", "how results are written: table, json or yaml")
 	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp)) // fails only for an unknown flag
 	cmd.AddCommand(
-		local.New(term), namespace.New(term, t), kv.New(term, t), snapshot.New(term, t), release.New(term, t), backend.New(term, t), fleet.New(term, t),
+		local.New(term), namespace.New(term, t), kv.New(term, t), snapshot.New(term, t), release.New(term, t), backend.New(term, t), fleet.New(term, t), audit.New(term),
 		version(term),
 	)
 	strict(cmd)
