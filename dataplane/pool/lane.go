@@ -10,6 +10,7 @@ import (
 	"github.com/prism-gateway/prism/dataplane/credential"
 	"github.com/prism-gateway/prism/dataplane/session"
 	"github.com/prism-gateway/prism/shared/fault"
+	"github.com/prism-gateway/prism/shared/secret"
 )
 
 // How long the parts of a change of credentials may take.
@@ -30,13 +31,15 @@ type lane struct {
 
 	used    atomic.Int64 // Unix nanoseconds
 	now     atomic.Pointer[opened]
-	latest  atomic.Pointer[session.Session] // who used it last, to log in as; nil when it is shared by all
+	latest  atomic.Pointer[session.Session] // who used it last; nil when it is shared by all
+	token   atomic.Pointer[secret.Text]     // the newest of its owner's, to log in with; nil when the owner has none
 	turning atomic.Bool                     // the pool is being replaced
 
 	mu      sync.Mutex // guards what follows
 	handle  *credential.Handle
 	err     error // why it could not be opened
 	closed  bool
+	pools   int    // that are open, or still closing
 	refused uint64 // the generation that the backend refused
 }
 
@@ -93,7 +96,7 @@ func (o *opened) close() {
 			handle := o.lane.handle
 			o.lane.mu.Unlock()
 			handle.Retire(o.generation)
-			o.lane.letGo()
+			o.lane.letGo(1)
 		}()
 	})
 }
@@ -128,15 +131,29 @@ func (l *lane) open(ctx context.Context) {
 
 // login is how the provider knows for whom the credential is; nil: as the proxy.
 func (l *lane) login() *credential.Login {
-	s, as := l.latest.Load(), l.leased.lease.Login
-	if s == nil || as.Role == "" {
+	as := l.leased.lease.Login
+	if s := l.latest.Load(); s != nil {
+		if token := s.Login(); !token.IsZero() {
+			l.token.Store(&token)
+		}
+	}
+	token := l.token.Load()
+	if token == nil || as.Role == "" {
 		return nil
 	}
-	token := s.Login()
-	if token.IsZero() {
-		return nil
+	return &credential.Login{AuthPath: as.AuthPath, Role: as.Role, Token: *token, VaultNamespace: as.VaultNamespace}
+}
+
+// use notes that a session uses the lane. Its token is remembered: an owner that logs in with one never gets the proxy's
+// credential instead, also when its sessions are over and the token is not good any more.
+func (l *lane) use(s *session.Session, token secret.Text) {
+	if s == nil || l.latest.Load() == s {
+		return
 	}
-	return &credential.Login{AuthPath: as.AuthPath, Role: as.Role, Token: token, VaultNamespace: as.VaultNamespace}
+	if !token.IsZero() {
+		l.token.Store(&token)
+	}
+	l.latest.Store(s)
 }
 
 // turn opens a pool with the newest credential and puts it in the place of the one that is there. With proof it answers
@@ -157,6 +174,9 @@ func (l *lane) turn(ctx context.Context, proof bool) error {
 		l.leased.budget.give(size)
 		return err
 	}
+	l.mu.Lock()
+	l.pools++
+	l.mu.Unlock()
 	next := &opened{pool: p, generation: c.Generation, size: size, lane: l, ended: make(chan struct{})}
 	if proof {
 		if err := l.prove(ctx, next); err != nil {
@@ -244,6 +264,9 @@ func (l *lane) take(ctx context.Context) (*opened, error) {
 	for {
 		c := handle.Current()
 		if c == nil {
+			if l.isClosed() {
+				return nil, errClosed
+			}
 			return nil, handle.Err()
 		}
 		o := l.now.Load()
@@ -257,13 +280,8 @@ func (l *lane) take(ctx context.Context) (*opened, error) {
 			}
 		case o.begin():
 			return o, nil
-		default: // it was replaced, or closed, just now
-			l.mu.Lock()
-			closed = l.closed
-			l.mu.Unlock()
-			if closed {
-				return nil, errClosed
-			}
+		case l.isClosed(): // just now; else it was replaced
+			return nil, errClosed
 		}
 	}
 }
@@ -310,24 +328,27 @@ func (l *lane) refuse(o *opened, err error) bool {
 // close lets everything go: the pool, and then the credential.
 func (l *lane) close() {
 	l.mu.Lock()
-	if l.closed {
-		l.mu.Unlock()
-		return
-	}
 	l.closed = true
 	l.mu.Unlock()
 	if o := l.now.Load(); o != nil {
-		o.retire()
-		return
+		o.retire() // again is no harm
 	}
-	l.letGo()
+	l.letGo(0)
 }
 
-// letGo releases the credential of a lane that is closed.
-func (l *lane) letGo() {
+func (l *lane) isClosed() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed && l.handle != nil {
+	return l.closed
+}
+
+// letGo notes that pools have closed, and releases the credential of a lane that is closed when no pool is left: each may
+// have calls under way until then.
+func (l *lane) letGo(closed int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.pools -= closed
+	if l.closed && l.pools == 0 && l.handle != nil {
 		l.handle.Release() // again is no harm
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/prism-gateway/prism/dataplane/credential"
 	"github.com/prism-gateway/prism/dataplane/session"
 	"github.com/prism-gateway/prism/shared/fault"
+	"github.com/prism-gateway/prism/shared/secret"
 )
 
 // Scope is who shares a credential.
@@ -210,12 +211,17 @@ func (l *Leased) lane(s *session.Session) (*lane, error) {
 	if err != nil {
 		return nil, err
 	}
+	var token secret.Text
+	if s != nil { // not under the lock, which a session that ends waits for
+		token = s.Login()
+		if err := s.Err(); err != nil {
+			return nil, err // it has no token any more, and does not get the proxy's credential instead
+		}
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if one, ok := l.lanes[owner]; ok {
-		if s != nil && one.latest.Load() != s {
-			one.latest.Store(s) // its token is at least as good
-		}
+		one.use(s, token)
 		return one, nil
 	}
 	if l.over {
@@ -223,9 +229,7 @@ func (l *Leased) lane(s *session.Session) (*lane, error) {
 	}
 	one := &lane{leased: l, owner: owner, ready: make(chan struct{})}
 	one.used.Store(l.set.cfg.Now().UnixNano())
-	if s != nil {
-		one.latest.Store(s)
-	}
+	one.use(s, token)
 	l.lanes[owner] = one
 	l.budget.join(one)
 	l.set.wg.Go(func() { one.open(l.ctx) })
