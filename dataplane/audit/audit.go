@@ -60,13 +60,13 @@ type Log struct {
 	mu    sync.Mutex // guards queue
 	queue []entry
 
-	written, refused, failures prometheus.Counter
+	written, refused, failures, dropped prometheus.Counter
 }
 
-// entry is a record that waits; done, where somebody waits, is closed when it is safe.
+// entry is a record that waits; done, where somebody waits, gets nil when it is safe, or why it never will be.
 type entry struct {
 	record *auditchain.Record
-	done   chan struct{}
+	done   chan error
 }
 
 // New makes a Log. It does no I/O.
@@ -83,6 +83,7 @@ func New(cfg Config) (*Log, error) {
 		written:  counter("records_total", "Accesses that were recorded."),
 		refused:  counter("refused_total", "Calls that were refused because they could not be recorded."),
 		failures: counter("write_failures_total", "Times that records could not be written; they are tried again."),
+		dropped:  counter("dropped_total", "Accesses that were not recorded, because the proxy stopped while the sink failed."),
 	}
 	l.failing.Store(true) // until it is known where the chain ended
 	if cfg.Registerer == nil {
@@ -90,7 +91,7 @@ func New(cfg Config) (*Log, error) {
 	}
 	waiting := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "prism_audit_waiting", Help: "Accesses that are under way or wait to be recorded."},
 		func() float64 { return float64(l.pending.Load()) })
-	for _, c := range []prometheus.Collector{l.written, l.refused, l.failures, waiting} {
+	for _, c := range []prometheus.Collector{l.written, l.refused, l.failures, l.dropped, waiting} {
 		if err := cfg.Registerer.Register(c); err != nil {
 			return nil, err
 		}
@@ -126,10 +127,13 @@ func (s Slot) Write(r *auditchain.Record) { s.log.add(entry{record: r}) }
 // WriteThrough records and returns when the record is safe. The error, when ctx ends before, is a fault; the record is still
 // written if that is possible.
 func (s Slot) WriteThrough(ctx context.Context, r *auditchain.Record) error {
-	done := make(chan struct{})
+	done := make(chan error, 1)
 	s.log.add(entry{record: r, done: done})
 	select {
-	case <-done:
+	case err := <-done:
+		if err != nil {
+			return unavailable(err)
+		}
 		return nil
 	case <-ctx.Done():
 		return unavailable(ctx.Err())
@@ -166,6 +170,7 @@ func (l *Log) Run(ctx context.Context) error {
 			defer cancel()
 			l.flush(last, chain)
 			if n := l.pending.Load(); n > 0 {
+				l.dropped.Add(float64(n))
 				l.cfg.Logger.Error("accesses to data were not recorded before the proxy stopped", "records", n)
 			}
 			return nil
@@ -181,6 +186,9 @@ func (l *Log) open(ctx context.Context) (*auditchain.Chain, bool) {
 	for retry := firstRetry; ; retry = min(2*retry, lastRetry) {
 		number, hash, err := l.cfg.Sink.Open(ctx)
 		if err == nil {
+			if f, ok := l.cfg.Sink.(*Files); ok && f.Cut() > 0 {
+				l.cfg.Logger.Warn("the last record of an access was not whole and was removed: its writer was stopped while it wrote", "bytes", f.Cut(), "after_record", number)
+			}
 			l.failing.Store(false)
 			return auditchain.New(l.cfg.Proxy, number, hash), true
 		}
@@ -219,13 +227,18 @@ func (l *Log) flush(ctx context.Context, chain *auditchain.Chain) {
 // write keeps a batch, trying until ctx is done.
 func (l *Log) write(ctx context.Context, chain *auditchain.Chain, batch []entry) bool {
 	lines := make([][]byte, 0, len(batch))
-	for _, e := range batch {
+	for i, e := range batch {
 		text, err := chain.Append(nil, e.record)
-		if err != nil { // it holds plain text and numbers only
-			l.cfg.Logger.Error("a record of an access cannot be written down", telemetry.Error(err))
+		if err == nil {
+			lines = append(lines, text)
 			continue
 		}
-		lines = append(lines, text)
+		l.cfg.Logger.Error("a record of an access cannot be written down", telemetry.Error(err)) // it is plain text and numbers: a defect
+		l.dropped.Inc()
+		if e.done != nil {
+			e.done <- err
+			batch[i].done = nil
+		}
 	}
 	for retry := firstRetry; ; retry = min(2*retry, lastRetry) {
 		err := l.cfg.Sink.Write(ctx, lines)
@@ -242,11 +255,11 @@ func (l *Log) write(ctx context.Context, chain *auditchain.Chain, batch []entry)
 	if l.failing.Swap(false) {
 		l.cfg.Logger.Info("accesses to data are recorded again")
 	}
-	l.written.Add(float64(len(batch)))
+	l.written.Add(float64(len(lines)))
 	l.pending.Add(-int64(len(batch)))
 	for _, e := range batch {
 		if e.done != nil {
-			close(e.done)
+			e.done <- nil
 		}
 	}
 	return true

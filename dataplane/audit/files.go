@@ -22,8 +22,13 @@ type Files struct {
 
 	file *os.File
 	size int64
+	torn bool   // what is behind size is to be cut off
 	next uint64 // the number of the record that comes next
+	cut  int64  // bytes of a last line that was not whole when it was opened
 }
+
+// Cut is how many bytes of a last line that was not whole Open has removed.
+func (f *Files) Cut() int64 { return f.cut }
 
 // NewFiles makes the sink. A new file begins after maxBytes; 0 means 256 MiB.
 func NewFiles(dir, proxy string, maxBytes int64) *Files {
@@ -70,7 +75,11 @@ func (f *Files) resume(name string, v *auditchain.Verifier) (int64, error) {
 	}
 	whole, err := v.Read(file, nil)
 	if errors.Is(err, auditchain.ErrTorn) {
-		err = file.Truncate(whole)
+		info, statErr := file.Stat()
+		if statErr == nil {
+			f.cut = info.Size() - whole
+		}
+		err = errors.Join(statErr, file.Truncate(whole))
 	}
 	if err != nil {
 		err = fmt.Errorf("%s: %w; move it away, and look into it", name, err)
@@ -85,13 +94,20 @@ func (f *Files) Write(_ context.Context, lines [][]byte) error {
 			return err
 		}
 	}
+	if f.torn {
+		if err := f.file.Truncate(f.size); err != nil {
+			return err
+		}
+	}
 	text := slices.Concat(lines...)
+	f.torn = true // until it is whole
 	if _, err := f.file.Write(text); err != nil {
-		return errors.Join(err, f.file.Truncate(f.size)) // half of it must not stay
+		return err
 	}
 	if err := f.file.Sync(); err != nil {
-		return errors.Join(err, f.file.Truncate(f.size))
+		return err
 	}
+	f.torn = false
 	f.size += int64(len(text))
 	f.next += uint64(len(lines))
 	return nil
@@ -103,11 +119,23 @@ func (f *Files) begin() error {
 	if err != nil {
 		return err
 	}
+	if err := syncDir(f.dir); err != nil {
+		return errors.Join(err, file.Close(), os.Remove(name))
+	}
 	if f.file != nil {
 		err = f.file.Close()
 	}
-	f.file, f.size = file, 0
+	f.file, f.size, f.torn = file, 0, false
 	return err
+}
+
+// syncDir makes the names in a directory survive a loss of power.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
 // Close closes the newest file.

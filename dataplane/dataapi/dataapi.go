@@ -204,6 +204,7 @@ func (op *operation) serve(ctx context.Context, request any) (answer any, err er
 	if err != nil {
 		return nil, err
 	}
+	defer slot.giveBack() // of a call that panics
 	answer, who, err := op.here(ctx, pin.Table(), route, f, began)
 	return answer, slot.end(ctx, access{route: route, operation: op.short, write: op.write, who: who, began: began}, err)
 }

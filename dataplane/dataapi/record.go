@@ -22,7 +22,14 @@ type Recorder interface {
 // place is that of the record of a call; the zero value is none.
 type place struct {
 	slot   audit.Slot
-	server *Server // nil: nothing is recorded
+	server *Server // nil: nothing is recorded, or it was
+}
+
+// giveBack gives the place back of what was not recorded.
+func (p *place) giveBack() {
+	if p.server != nil {
+		p.slot.Cancel()
+	}
 }
 
 // access is what a record is about.
@@ -45,16 +52,18 @@ func (s *Server) reserve() (place, error) {
 
 // end records how a call ended, and returns its error. Where the namespace is strict the record is safe before the caller
 // hears of the call.
-func (p place) end(ctx context.Context, a access, err error) error {
+func (p *place) end(ctx context.Context, a access, err error) error {
 	if p.server == nil {
 		return err
 	}
+	server := p.server
+	p.server = nil
 	if a.who.elsewhere {
 		p.slot.Cancel()
 		return err
 	}
 	r := &auditchain.Record{
-		Time: a.began.UTC(), Micros: p.server.cfg.Now().Sub(a.began).Microseconds(), Kind: principal.Anonymous.String(),
+		Time: a.began.UTC(), Micros: server.cfg.Now().Sub(a.began).Microseconds(), Kind: principal.Anonymous.String(),
 		Namespace: a.route.Namespace, Operation: a.operation, Result: "OK", RequestID: faultgrpc.RequestID(ctx), Version: a.route.Version,
 	}
 	if a.who.caller != nil && a.who.caller.Principal != nil {

@@ -77,6 +77,7 @@ func (s *Server) streaming(service, name string, write bool, desc grpc.StreamDes
 			first.Free()
 			return err
 		}
+		defer record.giveBack() // of a call that panics
 		var who admitted
 		defer func() {
 			err = record.end(stream.Context(), access{route: route, operation: operation, write: write, who: who, began: began}, err)

@@ -46,6 +46,9 @@ type Record struct {
 // maxLine bounds a line: what is longer is no record.
 const maxLine = 64 << 10
 
+// maxText bounds a field: JSON may make six times as much of it.
+const maxText = 1500
+
 // line is how a record stands in a file.
 type line struct {
 	Hash   string          `json:"hash"`
@@ -67,6 +70,9 @@ func New(name string, number uint64, hash string) *Chain {
 // Append appends the line of a record, and returns the record's hash. Only a record that was appended moves the chain.
 func (c *Chain) Append(to []byte, r *Record) ([]byte, error) {
 	r.Chain, r.Number, r.Previous = c.name, c.number+1, c.hash
+	for _, text := range []*string{&r.Principal, &r.Session, &r.Namespace, &r.Operation, &r.Backend, &r.Reason, &r.RequestID} {
+		*text = (*text)[:min(len(*text), maxText)] // a line must never be longer than a reader takes
+	}
 	body, err := json.Marshal(r)
 	if err != nil {
 		return to, fmt.Errorf("auditchain: %w", err)
