@@ -163,5 +163,5 @@ unit:
 # They start the programs, which the test cache does not know: they always run, and one package after the other.
 .PHONY: e2e
 e2e: build
-	scripts/fetch redis postgres etcd openbao
+	scripts/fetch redis postgres etcd openbao dex
 	go test -count=1 -p 1 -timeout 20m $(TESTFLAGS) ./e2e/...

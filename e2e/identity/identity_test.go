@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -45,9 +46,17 @@ func start(t *testing.T, proxies int, change func(*bootstrapv1.ProxyConfig)) *wo
 // startAs is start for a change that looks at the world, which is where it is told before the programs start.
 func startAs(t *testing.T, at **world, proxies int, change func(*bootstrapv1.ProxyConfig)) *world {
 	t.Helper()
+	return startBy(t, at, proxies, change, harness.StartIssuer(t, "prism"), "sub")
+}
+
+// startBy is startAs with an issuer, whose claim names users in the stores.
+func startBy(t *testing.T, at **world, proxies int, change func(*bootstrapv1.ProxyConfig), issuer *harness.Issuer, claim string) *world {
+	t.Helper()
 	w := &world{
-		issuer: harness.StartIssuer(t, "prism"), vault: vaultserver.Start(t, vaultserver.Options{Keep: true}),
-		db: postgresserver.Start(t, postgresserver.Options{Settings: []string{"max_connections=200"}}), redis: redisserver.Start(t, redisserver.Options{Args: []string{"--requirepass", "the operator's"}}),
+		issuer: issuer, vault: vaultserver.Start(t, vaultserver.Options{Keep: true}),
+		db: postgresserver.Start(t, postgresserver.Options{Settings: []string{
+			"max_connections=200", "log_line_prefix=user=%u ", "log_connections=on",
+		}}), redis: redisserver.Start(t, redisserver.Options{Args: []string{"--requirepass", "the operator's"}}),
 	}
 	*at = w
 	w.admin = w.connect(t, postgresserver.User, postgresserver.Password)
@@ -62,6 +71,7 @@ func startAs(t *testing.T, at **world, proxies int, change func(*bootstrapv1.Pro
 	v.Policy(t, "leasing", vaultserver.Leasing)
 	v.EnableJWT(t, jwtMount, w.issuer.URL, w.issuer.Keys)
 	v.JWTRole(t, jwtMount, "callers", "prism", "1h", "leasing")
+	v.Do(t, http.MethodPost, jwtMount+"/role/callers", map[string]any{"role_type": "jwt", "user_claim": claim})
 	v.EnableDatabase(t)
 	v.PostgreSQL(t, "pg", w.db.Addr(), postgresserver.User, postgresserver.Password)
 	v.PostgreSQLRole(t, "orders", "pg", "prism_rw", "1h", "2h")

@@ -93,6 +93,16 @@ func (s *Server) Addr() string { return s.addr }
 // CAFile is a PEM file with the authority of the certificate of a server with TLS.
 func (s *Server) CAFile() string { return filepath.Join(s.data(), "ca.pem") }
 
+// Log is what it has written since it was ready the first time.
+func (s *Server) Log(t T) string {
+	t.Helper()
+	text, err := os.ReadFile(s.log())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
 // Stop ends the server the polite way, without waiting for its clients, and waits for that.
 func (s *Server) Stop(t T) {
 	t.Helper()
@@ -217,6 +227,8 @@ func (s *Server) admit() error {
 
 func (s *Server) data() string { return filepath.Join(s.dir, "data") }
 
+func (s *Server) log() string { return filepath.Join(s.dir, "log") }
+
 func (s *Server) file(name string, content []byte) error {
 	path := filepath.Join(s.dir, name)
 	if err := os.WriteFile(path, content, 0o600); err != nil {
@@ -272,6 +284,10 @@ func (s *Server) run() error {
 	if err != nil {
 		return err
 	}
+	log, err := os.OpenFile(s.log(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
 	started, ready, ended := make(chan error, 1), make(chan string, 1), make(chan struct{})
 	go func() {
 		// The kernel ends the server when the thread that started it ends, so the thread is kept as long as the server.
@@ -279,12 +295,13 @@ func (s *Server) run() error {
 		defer runtime.UnlockOSThread()
 		err := cmd.Start()
 		started <- err
+		defer log.Close()
 		if err != nil {
 			close(ended)
 			return
 		}
 		ready <- untilReady(out)
-		io.Copy(io.Discard, out)
+		io.Copy(log, out)
 		cmd.Wait()
 		close(ended)
 	}()
