@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -34,8 +35,28 @@ func readOnly(err error) *fault.Fault {
 	return fault.Wrap(err, fault.FailedPrecondition, fault.ReadOnly, "the backend takes no writes")
 }
 
+// nameless is an error of connecting that does not name the user: it is a caller's, and logs do not name those.
+type nameless struct {
+	*pgconn.ConnectError
+}
+
+func withoutUser(err error) error {
+	if e, ok := errors.AsType[*pgconn.ConnectError](err); ok {
+		return nameless{e}
+	}
+	return err
+}
+
+func (n nameless) Unwrap() error { return n.ConnectError }
+
+func (n nameless) Error() string {
+	user := n.Config.User
+	return strings.NewReplacer("user="+user+" ", "", `"`+user+`" `, "").Replace(n.ConnectError.Error())
+}
+
 // connectFault is the fault of having no connection: nothing was sent.
 func connectFault(err error) *fault.Fault {
+	err = withoutUser(err)
 	var f *fault.Fault
 	_, isServer := errors.AsType[*pgconn.PgError](err)
 	_, isConnect := errors.AsType[*pgconn.ConnectError](err)
@@ -84,6 +105,7 @@ func storeFault(err error) *fault.Fault {
 	if f, ok := errors.AsType[*fault.Fault](err); ok {
 		return f
 	}
+	err = withoutUser(err)
 	outcome := fault.OutcomeUnknown
 	if told(err) || pgconn.SafeToRetry(err) {
 		outcome = fault.NotApplied
@@ -110,16 +132,14 @@ func classify(err error) *fault.Fault {
 		return down(err, "the backend has no such database")
 	case "42501":
 		return down(err, "the backend denies the proxy's role the operation; grant it USAGE on the schema and SELECT, INSERT, UPDATE and DELETE on its tables")
-	case "28P01": // a role that is gone is told like a wrong password
-		return fault.Wrap(err, fault.Unavailable, fault.CredentialsUnavailable, "the backend refuses the proxy's credential").WithRetry(100 * time.Millisecond)
 	case "25000":
 		return down(err, "the backend's transactions are not read committed; set default_transaction_isolation")
 	case "3F000", "42P01", "42883", "42703":
 		return down(err, "the backend lacks the tables of Prism")
 	}
 	switch code[:2] {
-	case "28": // it lets nobody in who comes so
-		return down(err, "the backend refuses the proxy's credential")
+	case "28": // a role that is gone is told like a wrong password, and one that may not log in like a wrong address
+		return fault.Wrap(err, fault.Unavailable, fault.CredentialsUnavailable, "the backend refuses the proxy's credential").WithRetry(100 * time.Millisecond)
 	case "08", "57":
 		return down(err, "the backend ends its connections")
 	case "53":

@@ -62,6 +62,7 @@ func TestErrorsOfTheServer(t *testing.T) {
 		"57P01": {fault.Unavailable, fault.BackendDown},            // admin_shutdown
 		"57P03": {fault.Unavailable, fault.BackendDown},            // cannot_connect_now
 		"28P01": {fault.Unavailable, fault.CredentialsUnavailable}, // invalid_password
+		"28000": {fault.Unavailable, fault.CredentialsUnavailable}, // invalid_authorization_specification
 		"53300": {fault.Unavailable, fault.BackendDown},            // too_many_connections
 		"53200": {fault.Unavailable, fault.BackendDown},            // out_of_memory
 		"53100": {fault.Exhausted, fault.Backend},                  // disk_full
@@ -125,6 +126,9 @@ func TestPasswordIsInNoError(t *testing.T) {
 			}
 			if strings.Contains(chain(err)+fmt.Sprintf("%+v %#v", cfg, cfg), "canary") {
 				t.Errorf("the password is in %s", chain(err))
+			}
+			if text := fault.From(err).Unwrap().Error(); strings.Contains(text, cfg.Username) || text == "" {
+				t.Errorf("the log is told %q", text)
 			}
 			if text := fault.From(err).Text; strings.Contains(text, cfg.Endpoints[0]) || strings.Contains(text, "nobody") {
 				t.Errorf("the caller is told %q", text)

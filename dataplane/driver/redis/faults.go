@@ -69,6 +69,9 @@ func answer(err error) *fault.Fault {
 		}
 		for _, r := range refusals {
 			if strings.HasPrefix(text, r.begins) {
+				if _, lacks, ok := strings.Cut(text, " has no permissions"); ok {
+					err = errors.New("NOPERM the user has no permissions" + lacks) // its name is not for logs
+				}
 				f := fault.Wrap(err, r.code, r.reason, r.text).WithOutcome(fault.NotApplied)
 				if r.code == fault.Unavailable {
 					f = f.WithRetry(100 * time.Millisecond)

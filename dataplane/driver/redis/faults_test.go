@@ -182,6 +182,11 @@ func TestRefusalsOfTheServer(t *testing.T) {
 				return is(err, fault.Unavailable, fault.CredentialsUnavailable, fault.NotApplied)
 			},
 		},
+		"user without rights": {
+			args: []string{"--user", "limited", "on", "nopass", "~*", "+@connection"}, config: driver.Config{Username: "limited", Password: secret.New(password)},
+			write: put("a", "k", "v"),
+			want:  func(err error) error { return is(err, fault.Unavailable, fault.BackendDown, fault.NotApplied) },
+		},
 		"right password": {
 			args: []string{"--requirepass", password}, config: driver.Config{Password: secret.New(password)}, write: put("a", "k", "v"),
 			want: func(err error) error { return err }, reads: true,
@@ -208,8 +213,8 @@ func TestRefusalsOfTheServer(t *testing.T) {
 				t.Errorf("write: %v", err)
 			}
 			if f := fault.From(err); f != nil {
-				if text := fmt.Sprintf("%+v %#v %v", f, f, f.Unwrap()); strings.Contains(text, "canary") {
-					t.Errorf("the password is in %s", text)
+				if text := fmt.Sprintf("%+v %#v %v", f, f, f.Unwrap()); strings.Contains(text, "canary") || strings.Contains(text, "limited") {
+					t.Errorf("the password or the user is in %s", text)
 				}
 				if strings.Contains(f.Text, server.Addr()) {
 					t.Errorf("the address is in %q", f.Text)
