@@ -3,7 +3,6 @@ package e2e_test
 import (
 	"context"
 	"encoding/hex"
-	"net"
 	"path/filepath"
 	"testing"
 	"time"
@@ -11,7 +10,6 @@ import (
 	collectorv1 "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	commonv1 "go.opentelemetry.io/proto/otlp/common/v1"
 	tracev1 "go.opentelemetry.io/proto/otlp/trace/v1"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 
 	"github.com/prism-gateway/prism/e2e/harness"
@@ -19,32 +17,10 @@ import (
 	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
 )
 
-// collector receives spans as an OpenTelemetry collector does.
-type collector struct {
-	collectorv1.UnimplementedTraceServiceServer
-	spans chan received
-}
-
 // received is a span and the program that sent it.
 type received struct {
 	service string
 	*tracev1.Span
-}
-
-// Export takes spans.
-func (c *collector) Export(ctx context.Context, in *collectorv1.ExportTraceServiceRequest) (*collectorv1.ExportTraceServiceResponse, error) {
-	for _, r := range in.GetResourceSpans() {
-		for _, s := range r.GetScopeSpans() {
-			for _, span := range s.GetSpans() {
-				select {
-				case c.spans <- received{text(r.GetResource().GetAttributes(), "service.name"), span}:
-				case <-ctx.Done():
-					return nil, ctx.Err()
-				}
-			}
-		}
-	}
-	return &collectorv1.ExportTraceServiceResponse{}, nil
 }
 
 func text(attributes []*commonv1.KeyValue, key string) string {
@@ -56,21 +32,25 @@ func text(attributes []*commonv1.KeyValue, key string) string {
 	return ""
 }
 
-// startCollector has every program that is started after it send its spans.
-func startCollector(t *testing.T) *collector {
+// collect has every program that is started after it send its spans.
+func collect(t *testing.T) <-chan received {
 	t.Helper()
-	c := &collector{spans: make(chan received, 1000)}
-	server := grpc.NewServer()
-	collectorv1.RegisterTraceServiceServer(server, c)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan error, 1)
-	go func() { done <- server.Serve(l) }()
-	t.Cleanup(func() { server.Stop(); <-done })
-	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://"+l.Addr().String())
-	return c
+	spans := make(chan received, 1000)
+	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", harness.StartCollector(t, func(ctx context.Context, in *collectorv1.ExportTraceServiceRequest) error {
+		for _, r := range in.GetResourceSpans() {
+			for _, s := range r.GetScopeSpans() {
+				for _, span := range s.GetSpans() {
+					select {
+					case spans <- received{text(r.GetResource().GetAttributes(), "service.name"), span}:
+					case <-ctx.Done():
+						return ctx.Err()
+					}
+				}
+			}
+		}
+		return nil
+	}))
+	return spans
 }
 
 // TestOneTraceFromTheRequestToEveryProxy has a traced caller change a namespace: the call on prism-admin is part of its
@@ -79,7 +59,7 @@ func TestOneTraceFromTheRequestToEveryProxy(t *testing.T) {
 	const traceID, callerID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	spans := startCollector(t)
+	spans := collect(t)
 	c := harness.Start(t, harness.Options{Backends: []*configv1.Backend{
 		{Name: "sqlite-main", Type: "sqlite", Endpoints: []string{filepath.Join(t.TempDir(), "main.db")}},
 	}})
@@ -94,7 +74,7 @@ func TestOneTraceFromTheRequestToEveryProxy(t *testing.T) {
 	call, applied := received{}, map[string]received{}
 	for call.Span == nil || len(applied) < len(c.Proxies) {
 		select {
-		case s := <-spans.spans:
+		case s := <-spans:
 			switch {
 			case hex.EncodeToString(s.GetTraceId()) != traceID:
 			case s.service == "prism-admin":

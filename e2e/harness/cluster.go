@@ -61,6 +61,8 @@ type Options struct {
 	Hosts *Hosts
 	// AdminProgram and ProxyProgram are what is run; empty means what make build has built.
 	AdminProgram, ProxyProgram string
+	// Dial are further options of the test's connections.
+	Dial []grpc.DialOption
 	// Previous says that AdminProgram is of a build that creates an installation without being told.
 	Previous bool
 }
@@ -378,8 +380,9 @@ func (c *Cluster) write(name string, config proto.Message) string {
 // Dial connects to one of the programs; the connection ends with the test.
 func (c *Cluster) Dial(address string) *grpc.ClientConn {
 	c.t.Helper()
-	conn, err := grpc.NewClient("passthrough:///"+address, c.credentials(),
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: quickBackoff, MinConnectTimeout: time.Second}))
+	conn, err := grpc.NewClient("passthrough:///"+address, append([]grpc.DialOption{
+		c.credentials(), grpc.WithConnectParams(grpc.ConnectParams{Backoff: quickBackoff, MinConnectTimeout: time.Second}),
+	}, c.options.Dial...)...)
 	if err != nil {
 		c.t.Fatalf("%s: %v", address, err)
 	}

@@ -36,6 +36,7 @@ func TestEachAccessIsRecorded(t *testing.T) {
 	for _, p := range w.Proxies {
 		p.Kill() // strict: what was answered is recorded
 	}
+	w.canary.searchFiles(t, dir)
 	var verified struct {
 		Chains []struct {
 			Chain, Damage string

@@ -34,6 +34,7 @@ type world struct {
 	db     *postgresserver.Server
 	redis  *redisserver.Server
 	admin  *pgx.Conn
+	canary *canary
 }
 
 // start runs it. change is for the proxies' configuration; nil changes nothing.
@@ -56,7 +57,8 @@ func startBy(t *testing.T, at **world, proxies int, change func(*bootstrapv1.Pro
 		issuer: issuer, vault: vaultserver.Start(t, vaultserver.Options{Keep: true}),
 		db: postgresserver.Start(t, postgresserver.Options{Settings: []string{
 			"max_connections=200", "log_line_prefix=user=%u ", "log_connections=on",
-		}}), redis: redisserver.Start(t, redisserver.Options{Args: []string{"--requirepass", "the operator's"}}),
+		}}), redis: redisserver.Start(t, redisserver.Options{Args: []string{"--requirepass", redisPassword}}),
+		canary: newCanary(),
 	}
 	*at = w
 	w.admin = w.connect(t, postgresserver.User, postgresserver.Password)
@@ -79,10 +81,11 @@ func startBy(t *testing.T, at **world, proxies int, change func(*bootstrapv1.Pro
 	if err != nil {
 		t.Fatal(err)
 	}
-	v.Redis(t, "redis", host, port, "default", "the operator's")
+	v.Redis(t, "redis", host, port, "default", redisPassword)
 	v.RedisRole(t, "people", "redis", "1h", "2h", `["~*","&*","+@all"]`)
+	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", harness.StartCollector(t, w.canary.export))
 	w.Cluster = harness.Start(t, harness.Options{
-		Proxies: proxies, Owners: uint32(min(proxies, 3)),
+		Proxies: proxies, Owners: uint32(min(proxies, 3)), Dial: w.canary.dial(),
 		Backends: []*configv1.Backend{
 			{Name: "pg-main", Type: "postgres", Endpoints: []string{w.db.Addr()}, Config: map[string]string{"sslmode": "disable", "database": "postgres"}},
 			{Name: "redis-main", Type: "redis", Endpoints: []string{w.redis.Addr()}}, {Name: "scratch", Type: "memory"},
@@ -97,6 +100,7 @@ func startBy(t *testing.T, at **world, proxies int, change func(*bootstrapv1.Pro
 			}
 		},
 	})
+	t.Cleanup(func() { w.canary.searchAll(t, w) })
 	return w
 }
 

@@ -23,6 +23,7 @@ func own(t *testing.T, w **world) func(*bootstrapv1.ProxyConfig) {
 		if id == "" { // the first proxy's
 			var secret string
 			id, secret = (*w).vault.EnableAppRole(t, "proxies", "1h", "leasing")
+			(*w).canary.plant("a secret id", secret)
 			if err := os.WriteFile(file, []byte(secret), 0o600); err != nil {
 				t.Fatal(err)
 			}

@@ -57,10 +57,19 @@ path "sys/capabilities-self" { capabilities = ["update"] }
 func (s *Server) EnableDatabase(t T) {
 	t.Helper()
 	s.Do(t, http.MethodPost, "sys/mounts/database", map[string]string{"type": "database"})
+	s.Do(t, http.MethodPost, "sys/policies/password/"+passwordPolicy, map[string]string{
+		"policy": `length = 40` + "\n" + `rule "charset" { charset = "ZQX" }`,
+	})
 }
+
+const passwordPolicy = "plain"
 
 // UserNames is the template of the users' names: they begin with whom the login names, so that a store's log does.
 const UserNames = `{{ printf "v-%s-%s-%s" (.DisplayName | replace "@" "_at_" | truncate 24) (.RoleName | truncate 8) (random 8) | truncate 60 }}`
+
+// Passwords is a regular expression of the users' passwords. They look like nothing else, so that a test can search for
+// them where none may be.
+const Passwords = `[ZQX]{40}`
 
 // PostgreSQL connects the engine to a server, as name, by a user who may make roles: over TLS when the file with the server's
 // authority is named.
@@ -71,7 +80,7 @@ func (s *Server) PostgreSQL(t T, name, addr, user, password string, ca ...string
 		secured = "sslmode=verify-full&sslrootcert=" + url.QueryEscape(ca[0])
 	}
 	s.Do(t, http.MethodPost, "database/config/"+name, map[string]any{
-		"plugin_name": "postgresql-database-plugin", "allowed_roles": "*", "username_template": UserNames,
+		"plugin_name": "postgresql-database-plugin", "allowed_roles": "*", "username_template": UserNames, "password_policy": passwordPolicy,
 		"connection_url": "postgresql://{{username}}:{{password}}@" + addr + "/postgres?" + secured, "username": user, "password": password,
 	})
 }
@@ -94,7 +103,7 @@ func (s *Server) Redis(t T, name, host, port, user, password string, ca ...strin
 	t.Helper()
 	config := map[string]any{
 		"plugin_name": "redis-database-plugin", "allowed_roles": "*", "host": host, "port": port, "username": user, "password": password,
-		"username_template": UserNames,
+		"username_template": UserNames, "password_policy": passwordPolicy,
 	}
 	if len(ca) > 0 {
 		text, err := os.ReadFile(ca[0])
