@@ -23,17 +23,19 @@ const (
 	laneConns  = 8                // of one lane, when nobody says otherwise
 )
 
-// lane is one credential's way to a backend: the pool that is open with it now, and the next while it is replaced.
+// lane is one credential's way to a backend: the pool that is open with it now, and the next while it is replaced. Where
+// others need the connections more it is parked: it has the credential, and no pool until the next call.
 type lane struct {
 	leased *Leased
 	owner  string
 	ready  chan struct{} // closed when it is open, or could not be
 
-	used    atomic.Int64 // Unix nanoseconds
-	now     atomic.Pointer[opened]
+	used    atomic.Int64                    // Unix nanoseconds
+	now     atomic.Pointer[opened]          // nil before it is ready and while it is parked
 	latest  atomic.Pointer[session.Session] // who used it last; nil when it is shared by all
 	token   atomic.Pointer[secret.Text]     // the newest of its owner's, to log in with; nil when the owner has none
 	turning atomic.Bool                     // the pool is being replaced
+	told    uint64                          // by the sweep: the generation that it had, parked
 
 	mu      sync.Mutex // guards what follows
 	handle  *credential.Handle
@@ -41,6 +43,13 @@ type lane struct {
 	closed  bool
 	pools   int    // that are open, or still closing
 	refused uint64 // the generation that the backend refused
+	waking  *waking
+}
+
+// waking is that a parked lane opens its pool again.
+type waking struct {
+	done chan struct{} // closed when it has, or could not; guards err
+	err  error
 }
 
 // opened is a pool that was opened with one generation of a credential.
@@ -188,9 +197,10 @@ func (l *lane) turn(ctx context.Context, proof bool) error {
 	if l.closed {
 		l.mu.Unlock()
 		next.retire()
-		return errors.New("the lane was closed")
+		return errClosed
 	}
 	before := l.now.Swap(next)
+	l.leased.budget.join(l) // it may have been parked meanwhile
 	l.mu.Unlock()
 	if before != nil {
 		before.retire()
@@ -270,6 +280,12 @@ func (l *lane) take(ctx context.Context) (*opened, error) {
 			return nil, handle.Err()
 		}
 		o := l.now.Load()
+		if o == nil {
+			if err := l.wake(ctx); err != nil {
+				return nil, err
+			}
+			continue
+		}
 		if c.Generation != o.generation {
 			l.replace(l.leased.ctx)
 		}
@@ -283,6 +299,58 @@ func (l *lane) take(ctx context.Context) (*opened, error) {
 		case l.isClosed(): // just now; else it was replaced
 			return nil, errClosed
 		}
+	}
+}
+
+// park closes the pool and keeps the credential.
+func (l *lane) park() {
+	l.mu.Lock()
+	o := l.now.Swap(nil)
+	l.leased.budget.leave(l)
+	l.mu.Unlock()
+	if o != nil {
+		o.retire()
+	}
+}
+
+// unused reports that no generation of the credential from before the call is used, nor will be.
+func (l *lane) unused() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.pools == 0 && l.waking == nil && !l.turning.Load()
+}
+
+// wake opens the pool of a parked lane, once for all calls that wait for it.
+func (l *lane) wake(ctx context.Context) error {
+	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		return errClosed
+	}
+	w := l.waking
+	if w == nil {
+		w = &waking{done: make(chan struct{})}
+		l.waking = w
+		l.leased.budget.join(l)
+		l.leased.set.wg.Go(func() {
+			ctx, cancel := context.WithTimeout(l.leased.ctx, openFor)
+			defer cancel()
+			w.err = l.turn(ctx, false)
+			l.mu.Lock()
+			l.waking = nil
+			if l.now.Load() == nil {
+				l.leased.budget.leave(l)
+			}
+			l.mu.Unlock()
+			close(w.done)
+		})
+	}
+	l.mu.Unlock()
+	select {
+	case <-w.done:
+		return w.err
+	case <-ctx.Done():
+		return fault.Wrap(ctx.Err(), fault.DeadlineExceeded, fault.Pool, "the time ran out while waiting for a connection").WithOutcome(fault.NotApplied)
 	}
 }
 
@@ -330,6 +398,7 @@ func (l *lane) close() {
 	l.mu.Lock()
 	l.closed = true
 	l.mu.Unlock()
+	l.leased.budget.leave(l)
 	if o := l.now.Load(); o != nil {
 		o.retire() // again is no harm
 	}

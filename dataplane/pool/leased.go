@@ -142,17 +142,26 @@ func (l *Leased) sweep() {
 	}
 	now := l.set.cfg.Now()
 	for _, one := range l.all() {
-		o := one.now.Load()
-		if o == nil {
+		select {
+		case <-one.ready:
+		default:
 			continue
 		}
 		one.mu.Lock()
 		handle := one.handle
 		one.mu.Unlock()
-		switch c := handle.Current(); {
-		case !l.shared() && o.calls.Load() == 0 && now.Sub(time.Unix(0, one.used.Load())) > l.set.cfg.IdleTimeout:
+		if handle == nil {
+			continue // it could not be opened
+		}
+		o, c := one.now.Load(), handle.Current()
+		switch {
+		case !l.shared() && (o == nil || o.calls.Load() == 0) && now.Sub(time.Unix(0, one.used.Load())) > l.set.cfg.IdleTimeout:
 			l.forget(one)
-		case c != nil && c.Generation != o.generation:
+		case c == nil:
+		case o == nil && c.Generation != one.told && one.unused():
+			one.told = c.Generation
+			handle.Retire(c.Generation)
+		case o != nil && c.Generation != o.generation:
 			one.replace(l.ctx)
 		}
 	}
@@ -174,7 +183,6 @@ func (l *Leased) forget(one *lane) {
 		delete(l.lanes, one.owner)
 	}
 	l.mu.Unlock()
-	l.budget.leave(one)
 	one.close()
 }
 
@@ -285,7 +293,7 @@ func (l *Leased) connections(ctx context.Context, replacing bool) (int, error) {
 		switch victim, idle := l.budget.yielding(l.set.cfg.Now()); {
 		case victim == nil:
 		case idle:
-			victim.leased.forget(victim)
+			victim.park()
 		default:
 			victim.replace(victim.leased.ctx)
 		}
