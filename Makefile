@@ -97,6 +97,11 @@ soak-swaps: build ## 10,000 swaps of the called namespace at full load
 soak-values: ## a value of 1 GiB through the API, in bounded memory
 	PRISM_VALUE_MIB=1024 go test -count=1 -timeout 20m -v -run '^TestLargeValuesTakeBoundedMemory$$' ./dataplane/dataapi
 
+.PHONY: soak-identity
+soak-identity: build ## 1,000,000 calls while credentials rotate every two seconds, and 10,000 sessions
+	scripts/fetch redis postgres openbao
+	PRISM_ROTATION_CALLS=1000000 PRISM_SESSIONS=10000 go test -count=1 -timeout 90m -v -run '^(TestCredentialsRotateUnderLoadWithoutAFailedCall|TestManySessions)$$' ./e2e/identity
+
 .PHONY: soak-stores
 soak-stores: build ## 20 rounds of faults between the proxies and a store
 	scripts/fetch redis etcd

@@ -6,7 +6,7 @@ import (
 )
 
 // idleFor is how long a lane without a call keeps its connections when others wait for them.
-const idleFor = time.Second
+const idleFor = 100 * time.Millisecond
 
 // budget bounds the connections to one backend over all of its credentials. A tenth is kept for replacing one pool by
 // another, which needs both for a moment.

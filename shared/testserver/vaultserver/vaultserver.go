@@ -101,26 +101,33 @@ func (s *Server) printed() string { return filepath.Join(s.dir, "output.log") }
 // Requests counts the requests since the start whose path begins so, such as "database/creds/".
 func (s *Server) Requests(t T, path string) int {
 	t.Helper()
+	return len(s.RequestTimes(t, path))
+}
+
+// RequestTimes are when the requests since the start came whose path begins so.
+func (s *Server) RequestTimes(t T, path string) []time.Time {
+	t.Helper()
 	f, err := os.Open(s.AuditFile())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	n := 0
+	var out []time.Time
 	lines := bufio.NewScanner(f)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
 		var line struct {
-			Type    string `json:"type"`
+			Time    time.Time `json:"time"`
+			Type    string    `json:"type"`
 			Request struct {
 				Path string `json:"path"`
 			} `json:"request"`
 		}
 		if json.Unmarshal(lines.Bytes(), &line) == nil && line.Type == "request" && strings.HasPrefix(line.Request.Path, path) {
-			n++
+			out = append(out, line.Time)
 		}
 	}
-	return n
+	return out
 }
 
 // Do makes a request with the root token and returns the answer's data. It fails the test when it is refused.
