@@ -8,10 +8,24 @@ package driver
 
 import (
 	"context"
+	"crypto/tls"
+	"fmt"
 	"time"
 
 	"github.com/prism-gateway/prism/shared/secret"
 )
+
+// ClientCertificates are what to show in TLS: none without a certificate.
+func (c Config) ClientCertificates() ([]tls.Certificate, error) {
+	if len(c.Certificate) == 0 {
+		return nil, nil
+	}
+	pair, err := tls.X509KeyPair(c.Certificate, []byte(c.PrivateKey.Reveal()))
+	if err != nil {
+		return nil, fmt.Errorf("backend %s: its client certificate: %w", c.Name, err)
+	}
+	return []tls.Certificate{pair}, nil
+}
 
 // Driver opens backends of one type.
 type Driver interface {
@@ -35,6 +49,10 @@ type Config struct {
 	// Username and Password open the backend; both empty when it needs none.
 	Username string
 	Password secret.Text
+	// Token is for stores that take one: the session token of temporary access keys, or a user's JWT. PrivateKey signs for a
+	// JWT, as an nkey's seed, or for Certificate, which is PEM, with its intermediates, and is shown in TLS.
+	Token, PrivateKey secret.Text
+	Certificate       []byte
 	// MaxConnections bounds the connections of this instance; 0 means the driver's default.
 	MaxConnections int
 	// DialTimeout bounds the opening of a connection; 0 means 5 s.

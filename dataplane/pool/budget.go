@@ -19,6 +19,18 @@ type budget struct {
 	freed chan struct{}  // closed, and replaced, when connections were given back
 }
 
+// Budget is how many connections the credentials of a backend have.
+type Budget struct {
+	// Connections are granted, of Limit, to Credentials.
+	Connections, Limit, Credentials int
+}
+
+func (b *budget) info() Budget {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return Budget{Connections: b.used, Limit: b.most, Credentials: len(b.lanes)}
+}
+
 func newBudget(most int) *budget {
 	return &budget{most: most, lanes: map[*lane]bool{}, freed: make(chan struct{})}
 }

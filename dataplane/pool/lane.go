@@ -123,6 +123,7 @@ func (l *lane) open(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, openFor)
 	defer cancel()
 	defer close(l.ready)
+	began := time.Now()
 	handle, err := l.leased.source.Acquire(ctx, l.leased.key(l.owner), l.login)
 	if err == nil {
 		l.mu.Lock()
@@ -135,6 +136,10 @@ func (l *lane) open(ctx context.Context) {
 		l.err = err
 		l.mu.Unlock()
 		l.leased.forget(l)
+		return
+	}
+	if opened := l.leased.set.cfg.Opened; opened != nil {
+		opened.Observe(time.Since(began).Seconds())
 	}
 }
 
@@ -177,7 +182,8 @@ func (l *lane) turn(ctx context.Context, proof bool) error {
 		return err
 	}
 	spec := l.leased.spec
-	spec.lease, spec.Username, spec.Password, spec.MaxConnections = l.leased.label(l.owner, c.Generation), c.Username, c.Password, size
+	spec.lease, spec.MaxConnections = l.leased.label(l.owner, c.Generation), size
+	spec.Username, spec.Password, spec.Token, spec.PrivateKey, spec.Certificate = c.Username, c.Password, c.Token, c.PrivateKey, c.Certificate
 	p, err := l.leased.set.Acquire(spec)
 	if err != nil {
 		l.leased.budget.give(size)

@@ -14,6 +14,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/prism-gateway/prism/dataplane/breaker"
 	"github.com/prism-gateway/prism/dataplane/driver"
 	"github.com/prism-gateway/prism/shared/fault"
@@ -32,6 +34,9 @@ type Spec struct {
 	CredentialPath string
 	Username       string
 	Password       secret.Text
+	// Token, PrivateKey and Certificate stood there too, for stores that take them.
+	Token, PrivateKey secret.Text
+	Certificate       []byte
 
 	lease string // of a credential that comes and goes: whose it is, and its generation
 }
@@ -99,6 +104,8 @@ type Config struct {
 	MaxPerBackend int
 	// IdleTimeout is after what time without a call the pool of one caller's credential is closed; 0 means 5 minutes.
 	IdleTimeout time.Duration
+	// Opened takes how long each credential and its first pool took to be there, in seconds; nil: nobody asks.
+	Opened prometheus.Observer
 }
 
 // Set is all pools of a proxy. Its methods may be called concurrently.
@@ -169,6 +176,7 @@ func (s *Set) Acquire(spec Spec) (*Pool, error) {
 	}
 	instance, err := d.Open(driver.Config{
 		Name: spec.Backend, Endpoints: spec.Endpoints, Settings: spec.Settings, Username: spec.Username, Password: spec.Password,
+		Token: spec.Token, PrivateKey: spec.PrivateKey, Certificate: spec.Certificate,
 		MaxConnections: spec.MaxConnections, DialTimeout: spec.DialTimeout, Now: s.cfg.Now,
 	})
 	if err != nil {
@@ -215,6 +223,17 @@ func (s *Set) Snapshot() []Info {
 	out := make([]Info, 0, len(s.pools))
 	for _, p := range s.pools {
 		out = append(out, Info{Backend: p.backend, Type: p.backendType, Status: p.Status(), Breaker: p.breaker.State(), Routes: p.refs})
+	}
+	return out
+}
+
+// Budgets lists the backends that are opened with credentials that come and go, by name.
+func (s *Set) Budgets() map[string]Budget {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make(map[string]Budget, len(s.budgets))
+	for backend, b := range s.budgets {
+		out[backend] = b.info()
 	}
 	return out
 }

@@ -95,6 +95,9 @@ var (
 	undrainedDesc = prometheus.NewDesc("prism_proxy_tables_undrained", "Replaced tables that calls may still use.", nil, nil)
 	poolsDesc     = prometheus.NewDesc("prism_proxy_pools", "Open backends, by type and state.", []string{"type", "state"}, nil)
 	breakersDesc  = prometheus.NewDesc("prism_proxy_breakers_open", "Backends whose calls are refused because they do not answer, by type.", []string{"type"}, nil)
+	grantedDesc   = prometheus.NewDesc("prism_proxy_pool_connections", "Connections granted to the credentials of a backend's callers.", []string{"backend"}, nil)
+	budgetDesc    = prometheus.NewDesc("prism_proxy_pool_connections_limit", "The most connections that the credentials of a backend's callers may have together.", []string{"backend"}, nil)
+	openDesc      = prometheus.NewDesc("prism_proxy_pool_credentials", "Credentials that have connections to a backend, or wait for some.", []string{"backend"}, nil)
 	peersDesc     = prometheus.NewDesc("prism_proxy_peer_connections", "Connections to other proxies.", nil, nil)
 )
 
@@ -103,7 +106,7 @@ type collector struct{ server *Server }
 
 // Describe names the metrics.
 func (c *collector) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{swapsDesc, ageDesc, undrainedDesc, poolsDesc, breakersDesc, peersDesc} {
+	for _, d := range []*prometheus.Desc{swapsDesc, ageDesc, undrainedDesc, poolsDesc, breakersDesc, peersDesc, grantedDesc, budgetDesc, openDesc} {
 		out <- d
 	}
 }
@@ -131,6 +134,11 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	}
 	for l, n := range counts {
 		out <- prometheus.MustNewConstMetric(poolsDesc, prometheus.GaugeValue, float64(n), l.backendType, l.state.String())
+	}
+	for backend, b := range s.pools.Budgets() {
+		out <- prometheus.MustNewConstMetric(grantedDesc, prometheus.GaugeValue, float64(b.Connections), backend)
+		out <- prometheus.MustNewConstMetric(budgetDesc, prometheus.GaugeValue, float64(b.Limit), backend)
+		out <- prometheus.MustNewConstMetric(openDesc, prometheus.GaugeValue, float64(b.Credentials), backend)
 	}
 }
 

@@ -128,8 +128,15 @@ func New(cfg Config) (*Server, error) {
 	if s.sessions, err = session.New(session.Config{Max: int(cfg.Settings.GetAuthentication().GetMaxSessions()), Registerer: s.registry}); err != nil {
 		return nil, err
 	}
+	opened := prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "prism_session_middleware_creation_duration", Help: "Seconds until a caller's credential and its first connection pool were there.",
+		Buckets: prometheus.ExponentialBuckets(0.001, 2, 16),
+	})
+	if err := s.registry.Register(opened); err != nil {
+		return nil, err
+	}
 	pools := pool.Config{
-		Drivers: cfg.Drivers, Changed: func() { s.client.Notify() },
+		Opened: opened, Drivers: cfg.Drivers, Changed: func() { s.client.Notify() },
 		MaxPerBackend: int(cfg.Settings.GetCredentials().GetMaxConnectionsPerBackend()), IdleTimeout: cfg.Settings.GetCredentials().GetIdleTimeout().AsDuration(),
 	}
 	if s.identity.source != nil {

@@ -77,9 +77,9 @@ func New(cfg Config) (*Manager, error) {
 	}
 	m := &Manager{
 		cfg: cfg, seed: maphash.MakeSeed(), byID: map[string]*Session{}, whose: map[holder][]*Session{},
-		created:  prometheus.NewCounter(prometheus.CounterOpts{Name: "prism_session_created_total", Help: "Sessions made."}),
-		attempts: prometheus.NewCounter(prometheus.CounterOpts{Name: "prism_session_lookups_total", Help: "Calls that looked for their session."}),
-		hits:     prometheus.NewCounter(prometheus.CounterOpts{Name: "prism_session_hits_total", Help: "Calls whose session was there."}),
+		created:  prometheus.NewCounter(prometheus.CounterOpts{Name: "prism_session_middleware_created_total", Help: "Sessions made."}),
+		attempts: prometheus.NewCounter(prometheus.CounterOpts{Name: "prism_session_middleware_cache_attempts_total", Help: "Calls that looked for their session."}),
+		hits:     prometheus.NewCounter(prometheus.CounterOpts{Name: "prism_session_middleware_cache_hits_total", Help: "Calls whose session was there."}),
 		endings:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "prism_session_ended_total", Help: "Sessions that are over, by why."}, []string{"reason"}),
 	}
 	for i := range m.parts {

@@ -82,6 +82,16 @@ func TestManySessions(t *testing.T) {
 		t.Errorf("PostgreSQL has %d users", users)
 	}
 
+	for name, least := range map[string]int{
+		"prism_session_open": callers, "prism_session_middleware_created_total": callers, "prism_session_middleware_creation_duration_count": callers,
+		"prism_session_middleware_cache_attempts_total": 3 * callers, "prism_session_middleware_cache_hits_total": 2 * callers,
+		"prism_proxy_pool_connections": 1, "prism_proxy_pool_connections_limit": budget, "prism_credential_held": callers,
+	} {
+		if got := w.metric(t, name); int(got) < least {
+			t.Errorf("%s is %v, want at least %d", name, got, least)
+		}
+	}
+
 	sessions := datav1.NewSessionManagerClient(w.Dial(p.Address))
 	everyone("closing the session", func(ctx context.Context, _ int) error {
 		_, err := sessions.CloseSession(ctx, &datav1.CloseSessionRequest{Namespace: "orders"})
@@ -124,20 +134,24 @@ func (w *world) watchConnections(t *testing.T) (most *int, stop func()) {
 	return most, func() { cancel(); wg.Wait() }
 }
 
-var heap = regexp.MustCompile(`(?m)^go_memstats_heap_inuse_bytes (\S+)$`)
+// metric is what the first proxy says of one, without its labels.
+func (w *world) metric(t *testing.T, name string) float64 {
+	t.Helper()
+	found := regexp.MustCompile(`(?m)^` + name + `(?:\{[^}]*\})? (\S+)$`).FindStringSubmatch(w.Get(w.Proxies[0].HTTPAddress, "/metrics"))
+	if found == nil {
+		t.Fatalf("the proxy does not tell %s", name)
+	}
+	value, err := strconv.ParseFloat(found[1], 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return value
+}
 
 // memory is what the first proxy's heap takes, in bytes.
 func (w *world) memory(t *testing.T) int64 {
 	t.Helper()
-	found := heap.FindStringSubmatch(w.Get(w.Proxies[0].HTTPAddress, "/metrics"))
-	if found == nil {
-		t.Fatal("the proxy does not say how much memory it uses")
-	}
-	bytes, err := strconv.ParseFloat(found[1], 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return int64(bytes)
+	return int64(w.metric(t, "go_memstats_heap_inuse_bytes"))
 }
 
 // peak is the most of the times that are within one second.

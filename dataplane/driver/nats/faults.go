@@ -39,16 +39,16 @@ func late(err error) *fault.Fault {
 
 // dialFault is the fault of a connection that was not made.
 func dialFault(err error) *fault.Fault {
-	text := "the backend takes no connection"
 	switch {
 	case errors.Is(err, context.Canceled):
 		return closedFault()
 	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked):
-		text = "the backend refuses the proxy's credential"
+		return fault.Wrap(err, fault.Unavailable, fault.CredentialsUnavailable, "the backend refuses the proxy's credential").
+			WithOutcome(fault.NotApplied).WithRetry(pause)
 	case errors.Is(err, nats.ErrPermissionViolation):
 		return deniedFault(err)
 	}
-	return fault.Wrap(err, fault.Unavailable, fault.BackendDown, text).WithOutcome(fault.NotApplied).WithRetry(pause)
+	return fault.Wrap(err, fault.Unavailable, fault.BackendDown, "the backend takes no connection").WithOutcome(fault.NotApplied).WithRetry(pause)
 }
 
 // brokenFault is the fault of a call whose connection broke while it waited for the answer.

@@ -185,6 +185,9 @@ const kvRules = `publish: { allow: ["prism-kv.>", "prism-kv-parts.>", "$JS.API.S
 func TestRefusalsOfTheServer(t *testing.T) {
 	const password = "canary-p%40ss\" x"
 	down := func(err error) error { return is(err, fault.Unavailable, fault.BackendDown, fault.NotApplied) }
+	unknown := func(err error) error {
+		return is(err, fault.Unavailable, fault.CredentialsUnavailable, fault.NotApplied)
+	}
 	fine := func(err error) error { return err }
 	users := func(rules string) string {
 		return `authorization { users: [ {user: "prism", password: "canary-p%40ss\" x", permissions: { ` + rules + ` }} ] }`
@@ -197,12 +200,12 @@ func TestRefusalsOfTheServer(t *testing.T) {
 		want   func(err error) error
 		reads  bool
 	}{
-		"no credential":       {server: users(""), want: down},
-		"wrong password":      {server: users(""), config: driver.Config{Username: "prism", Password: secret.New("canary")}, want: down},
-		"unknown user":        {server: users(""), config: driver.Config{Username: "nobody", Password: secret.New(password)}, want: down},
+		"no credential":       {server: users(""), want: unknown},
+		"wrong password":      {server: users(""), config: driver.Config{Username: "prism", Password: secret.New("canary")}, want: unknown},
+		"unknown user":        {server: users(""), config: driver.Config{Username: "nobody", Password: secret.New(password)}, want: unknown},
 		"right password":      {server: users(""), config: known, want: fine, reads: true},
 		"right token":         {server: `authorization { token: "canary" }`, config: driver.Config{Password: secret.New("canary")}, want: fine, reads: true},
-		"wrong token":         {server: `authorization { token: "canary" }`, config: driver.Config{Password: secret.New("canary2")}, want: down},
+		"wrong token":         {server: `authorization { token: "canary" }`, config: driver.Config{Password: secret.New("canary2")}, want: unknown},
 		"may not publish":     {server: users(`publish: { deny: "prism-kv.>" }`), config: known, want: down, reads: true},
 		"may not be answered": {server: users(`subscribe: { deny: "_INBOX.>" }`), config: known, want: down},
 		"stream is missing and may not be made": {server: users(kvRules), config: known, want: func(err error) error {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nkeys"
 
 	"github.com/prism-gateway/prism/shared/fault"
 )
@@ -148,10 +149,8 @@ func (i *Instance) open() (*line, error) {
 	options.FlusherTimeout = maxWait
 	options.AsyncErrorCB = l.refused
 	options.ClosedCB = func(nc *nats.Conn) { l.breaks(nc.LastError()) }
-	if i.config.Username != "" {
-		options.User, options.Password = i.config.Username, i.config.Password.Reveal()
-	} else {
-		options.Token = i.config.Password.Reveal()
+	if err := i.credential(&options); err != nil {
+		return nil, err
 	}
 	if i.secure {
 		var err error
@@ -180,6 +179,27 @@ func (i *Instance) open() (*line, error) {
 		return nil, err
 	}
 	return l, nil
+}
+
+// credential says who the proxy is: by a user's JWT and the seed that belongs to it, by name and password, or by a token.
+func (i *Instance) credential(o *nats.Options) error {
+	cfg := i.config
+	switch {
+	case !cfg.Token.IsZero() && !cfg.PrivateKey.IsZero():
+		key, err := nkeys.FromSeed([]byte(cfg.PrivateKey.Reveal()))
+		if err != nil {
+			return errors.New("the private key is no seed of an nkey")
+		}
+		o.UserJWT = func() (string, error) { return cfg.Token.Reveal(), nil }
+		o.SignatureCB = key.Sign
+	case cfg.Username != "":
+		o.User, o.Password = cfg.Username, cfg.Password.Reveal()
+	case !cfg.Token.IsZero():
+		o.Token = cfg.Token.Reveal()
+	default:
+		o.Token = cfg.Password.Reveal()
+	}
+	return nil
 }
 
 func (l *line) broken() bool {

@@ -102,6 +102,10 @@ func (natsDriver) Open(cfg driver.Config) (driver.Instance, error) {
 // tls is how the servers are verified. The file is read anew for each connection, so that it can be replaced.
 func (i *Instance) tls() (*tls.Config, error) {
 	c := &tls.Config{MinVersion: tls.VersionTLS12}
+	var err error
+	if c.Certificates, err = i.config.ClientCertificates(); err != nil {
+		return nil, err
+	}
 	if i.caFile == "" {
 		return c, nil
 	}

@@ -132,6 +132,10 @@ func classify(err error) *fault.Fault {
 		return down(err, "the backend has no such database")
 	case "42501":
 		return down(err, "the backend denies the proxy's role the operation; grant it USAGE on the schema and SELECT, INSERT, UPDATE and DELETE on its tables")
+	case "28000":
+		if strings.Contains(err.Error(), "pg_hba.conf") { // in every language
+			return down(err, "the backend's pg_hba.conf does not let the proxy in")
+		}
 	case "25000":
 		return down(err, "the backend's transactions are not read committed; set default_transaction_isolation")
 	case "3F000", "42P01", "42883", "42703":

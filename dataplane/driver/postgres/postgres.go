@@ -45,6 +45,7 @@ func (postgresDriver) Interfaces() []string {
 // settings are what Open takes beside the endpoints.
 type settings struct {
 	database, schema, sslmode, caFile string
+	certificates                      []tls.Certificate // to show
 	statementCache                    bool
 	sweep                             time.Duration
 }
@@ -83,7 +84,9 @@ func parse(cfg driver.Config) (settings, error) {
 			return s, fmt.Errorf("backend %s: unknown setting %q", cfg.Name, name)
 		}
 	}
-	return s, nil
+	var err error
+	s.certificates, err = cfg.ClientCertificates()
+	return s, err
 }
 
 // Open needs endpoints, each host:port, of one cluster: the one that takes writes is used. Settings: database and schema
@@ -194,9 +197,9 @@ func tlsConfig(s settings, host string) (*tls.Config, error) {
 	case "disable":
 		return nil, nil
 	case "require":
-		return &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS12}, nil
+		return &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS12, Certificates: s.certificates}, nil
 	}
-	secure := &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12}
+	secure := &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12, Certificates: s.certificates}
 	if s.caFile != "" {
 		pem, err := os.ReadFile(s.caFile)
 		if err != nil {

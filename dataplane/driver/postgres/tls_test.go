@@ -14,7 +14,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prism-gateway/prism/dataplane/driver"
+	"github.com/prism-gateway/prism/shared/certs/authority"
 	"github.com/prism-gateway/prism/shared/fault"
+	"github.com/prism-gateway/prism/shared/secret"
 	"github.com/prism-gateway/prism/shared/testserver/postgresserver"
 )
 
@@ -87,6 +90,46 @@ func TestTLS(t *testing.T) {
 			}
 			if err := is(err, fault.Unavailable, fault.BackendDown, fault.NotApplied); err != nil {
 				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestClientCertificate is who the proxy is where the server asks for one.
+func TestClientCertificate(t *testing.T) {
+	clients, err := authority.New("the users' authority", time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair := func(name string) authority.Pair {
+		pair, err := clients.Issue(authority.Request{CommonName: name, Client: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return pair
+	}
+	right, other := pair(postgresserver.User), pair("somebody")
+	server := postgresserver.Start(t, postgresserver.Options{
+		TLS: true, Settings: []string{"ssl_ca_file=clients.pem"},
+		Files: map[string][]byte{"clients.pem": right.Authority, "pg_hba.conf": []byte("hostssl all all 127.0.0.1/32 cert\n")},
+	})
+	for name, c := range map[string]struct {
+		certificate []byte
+		key         secret.Text
+		want        fault.Reason
+	}{
+		"the user's":     {right.Certificate, right.Key, ""},
+		"another user's": {other.Certificate, other.Key, fault.CredentialsUnavailable},
+		"none":           {nil, secret.Text{}, fault.CredentialsUnavailable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			i := open(t, driver.Config{
+				Name: "store", Endpoints: []string{server.Addr()}, Username: postgresserver.User, Certificate: c.certificate, PrivateKey: c.key,
+				Settings: map[string]string{"database": "postgres", "ca_file": server.CAFile()},
+			})
+			_, err := i.Write(t.Context(), "s", put("a", "k", "v"))
+			if (err == nil) != (c.want == "") || err != nil && !fault.Is(err, c.want) {
+				t.Errorf("%v, want %s", err, c.want)
 			}
 		})
 	}

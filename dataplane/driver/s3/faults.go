@@ -161,7 +161,7 @@ func answered(err error, status int) error {
 	case code == "RequestTimeTooSkewed":
 		f = down(err, "the clocks of the proxy and the backend differ too much")
 	case status == http.StatusUnauthorized, code == "InvalidAccessKeyId", code == "SignatureDoesNotMatch", code == "ExpiredToken", code == "InvalidToken":
-		f = down(err, "the backend refuses the proxy's credential")
+		f = fault.Wrap(err, fault.Unavailable, fault.CredentialsUnavailable, "the backend refuses the proxy's credential").WithRetry(100 * time.Millisecond)
 	case status == http.StatusForbidden:
 		f = down(err, "the backend denies the proxy the operation")
 	case status >= 300 && status < 400, code == "AuthorizationHeaderMalformed":

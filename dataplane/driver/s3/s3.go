@@ -65,7 +65,7 @@ var (
 // virtual, that is whether the bucket stands in the path or in the host's name (default path); tls, true or false (default
 // true); ca_file, a file with the certificates that the server's is verified by, instead of the system's; conditional_delete,
 // true where the store checks If-Match and deletes in one step (default false, see the package). The username is the id of
-// an access key and the password its secret; without a username calls are not signed.
+// an access key, the password its secret, and the token that of temporary keys; without a username calls are not signed.
 func (s3Driver) Open(cfg driver.Config) (driver.Instance, error) {
 	if len(cfg.Endpoints) != 1 {
 		return nil, fmt.Errorf("backend %s: s3 takes one endpoint", cfg.Name)
@@ -111,7 +111,7 @@ func (i *Instance) settings() (s3.Options, error) {
 		ContinueHeaderThresholdBytes: -1,
 	}
 	if i.config.Username != "" {
-		o.Credentials = credentials.NewStaticCredentialsProvider(i.config.Username, i.config.Password.Reveal(), "")
+		o.Credentials = credentials.NewStaticCredentialsProvider(i.config.Username, i.config.Password.Reveal(), i.config.Token.Reveal())
 	}
 	scheme := "https://"
 	for name, value := range i.config.Settings {

@@ -241,7 +241,6 @@ func TestStoreThatDoesNotKeepConditions(t *testing.T) {
 
 func TestRefusalsOfTheServer(t *testing.T) {
 	server := s3server.Start(t, s3server.Options{})
-	down := func(err error) error { return is(err, fault.Unavailable, fault.BackendDown, fault.NotApplied) }
 	for name, c := range map[string]struct {
 		change func(cfg *driver.Config)
 		want   string
@@ -258,7 +257,11 @@ func TestRefusalsOfTheServer(t *testing.T) {
 			c.change(&cfg)
 			s := open(t, cfg)
 			_, err := s.Write(t.Context(), "s", put("a", "k", "v"))
-			if err := down(err); err != nil {
+			reason := fault.BackendDown
+			if c.want == "credential" {
+				reason = fault.CredentialsUnavailable
+			}
+			if err := is(err, fault.Unavailable, reason, fault.NotApplied); err != nil {
 				t.Fatal(err)
 			}
 			if !strings.Contains(err.Error(), c.want) {
