@@ -74,7 +74,7 @@ func Dial(cfg Config) (*Client, error) {
 	return &Client{KeyValue: datav1.NewKeyValueClient(r), router: r}, nil
 }
 
-// Close ends the connections and the calls under way.
+// Close ends the connections, the calls under way and the keeping of sessions, which end by themselves then.
 func (c *Client) Close() error { return c.router.close() }
 
 // Control calls the control plane. It is safe for concurrent use.
@@ -124,7 +124,7 @@ func newRouter(cfg Config) (*router, error) {
 	}
 	cfg.Attempts = cmp.Or(cfg.Attempts, 4)
 	cfg.MaxBackoff = cmp.Or(cfg.MaxBackoff, 2*time.Second)
-	r := &router{cfg: cfg, conns: map[string]*grpc.ClientConn{}, budget: newBudget()}
+	r := &router{cfg: cfg, conns: map[string]*grpc.ClientConn{}, logins: map[*Login]bool{}, budget: newBudget()}
 	if cfg.Owners != nil {
 		r.owners = newOwnerCache(cfg.Owners)
 	}

@@ -7,6 +7,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
 
+	"github.com/prism-gateway/prism/shared/secret"
 	"github.com/prism-gateway/prism/shared/servicetoken"
 )
 
@@ -18,7 +19,7 @@ type TokenSource interface {
 
 // bearer sends the caller's token with each call.
 type bearer struct {
-	source   TokenSource
+	router   *router
 	loopback bool // the connection does not leave this machine
 }
 
@@ -30,11 +31,18 @@ func (b bearer) GetRequestMetadata(ctx context.Context, _ ...string) (map[string
 			return nil, status.Error(codes.Unauthenticated, "the token is not sent over a connection without TLS")
 		}
 	}
-	token, err := b.source.Token(ctx)
+	if shown, ok := ctx.Value(shownKey{b.router}).(secret.Text); ok { // the call is through a Login
+		return authorization(shown), nil
+	}
+	token, err := b.router.cfg.Token.Token(ctx)
 	if err != nil {
 		return nil, status.Errorf(codes.Unavailable, "the caller has no token: %v", err)
 	}
-	return map[string]string{"authorization": "Bearer " + token.Text.Reveal()}, nil
+	return authorization(token.Text), nil
+}
+
+func authorization(token secret.Text) map[string]string {
+	return map[string]string{"authorization": "Bearer " + token.Reveal()}
 }
 
 // RequireTransportSecurity returns false: GetRequestMetadata decides by the connection.

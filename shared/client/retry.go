@@ -10,8 +10,8 @@ import (
 	"github.com/prism-gateway/prism/shared/fault/faultgrpc"
 )
 
-// reads begin the names of the methods that change nothing.
-var reads = []string{"Get", "List", "Scan", "BatchGet", "Describe", "Plan", "Diff", "NamespaceHistory"}
+// reads begin the names of the methods that change nothing, or nothing more when they are called again.
+var reads = []string{"Get", "List", "Scan", "BatchGet", "Describe", "Plan", "Diff", "NamespaceHistory", "CreateSession", "RefreshSession"}
 
 // repeat decides whether a failed call may be done again, and after how long at least.
 func repeat(method string, args any, err error, sent bool) (wait time.Duration, again bool) {

@@ -26,9 +26,10 @@ type router struct {
 	budget *budget
 	turn   atomic.Uint32 // spreads calls over the endpoints
 
-	// mu guards conns; nil after close.
-	mu    sync.Mutex
-	conns map[string]*grpc.ClientConn
+	// mu guards conns, nil after close, and the logins that are kept.
+	mu     sync.Mutex
+	conns  map[string]*grpc.ClientConn
+	logins map[*Login]bool
 }
 
 // errClosed is what calls on a closed client get.
@@ -160,7 +161,7 @@ func (r *router) conn(address string) (*grpc.ClientConn, error) {
 	}
 	opts := append([]grpc.DialOption{grpc.WithTransportCredentials(r.cfg.Credentials)}, r.cfg.Options...)
 	if r.cfg.Token != nil {
-		opts = append(opts, grpc.WithPerRPCCredentials(bearer{r.cfg.Token, settings.CheckLoopback(address, false) == nil}))
+		opts = append(opts, grpc.WithPerRPCCredentials(bearer{r, settings.CheckLoopback(address, false) == nil}))
 	}
 	conn, err := grpc.NewClient("dns:///"+address, opts...)
 	if err != nil {
@@ -170,14 +171,36 @@ func (r *router) conn(address string) (*grpc.ClientConn, error) {
 	return conn, nil
 }
 
-func (r *router) close() error {
+// keep has a login refreshed until it is closed; false when the client is.
+func (r *router) keep(l *Login) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.conns == nil {
+		return false
+	}
+	r.logins[l] = true
+	go func() {
+		l.run()
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		delete(r.logins, l)
+	}()
+	return true
+}
+
+func (r *router) close() error {
+	r.mu.Lock()
 	var errs []error
 	for conn := range maps.Values(r.conns) {
 		errs = append(errs, conn.Close())
 	}
 	r.conns = nil
+	logins := slices.Collect(maps.Keys(r.logins))
+	r.mu.Unlock()
+	for _, l := range logins {
+		l.cancel()
+		<-l.done
+	}
 	return errors.Join(errs...)
 }
 

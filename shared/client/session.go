@@ -25,9 +25,11 @@ type Session struct {
 }
 
 // Session begins a session.
-func (c *Client) Session() *Session {
+func (c *Client) Session() *Session { return newSession(c.router) }
+
+func newSession(conn grpc.ClientConnInterface) *Session {
 	s := &Session{seen: map[string][]byte{}}
-	s.KeyValue = datav1.NewKeyValueClient(sessionConn{c.router, s})
+	s.KeyValue = datav1.NewKeyValueClient(sessionConn{conn, s})
 	return s
 }
 
@@ -49,7 +51,7 @@ func (s *Session) Saw(namespace string, commitToken []byte) {
 
 // sessionConn adds commit tokens to reads and takes them from answers.
 type sessionConn struct {
-	*router
+	grpc.ClientConnInterface
 	session *Session
 }
 
@@ -64,7 +66,7 @@ func (c sessionConn) Invoke(ctx context.Context, method string, args, reply any,
 			args = with(read, "at_least", protoreflect.ValueOfBytes(token))
 		}
 	}
-	err := c.router.Invoke(ctx, method, args, reply, opts...)
+	err := c.ClientConnInterface.Invoke(ctx, method, args, reply, opts...)
 	if written, ok := reply.(interface{ GetCommitToken() []byte }); ok && err == nil {
 		c.session.Saw(namespace, written.GetCommitToken())
 	}
