@@ -40,6 +40,14 @@ func (v *view) usable(now time.Time) *Credential {
 	return v.credential.Load()
 }
 
+// ExpiresAt is when the credential that may be used now ends, unless it is renewed; zero: there is none, or it does not end.
+func (h *Handle) ExpiresAt() time.Time {
+	if c := h.entry.view.Load().usable(h.source.cfg.Now()); c != nil {
+		return c.ExpiresAt
+	}
+	return time.Time{}
+}
+
 // Changed returns a channel that is closed when Current would return another generation than it did last (at first, than
 // when the handle was acquired), or none, or one again.
 func (h *Handle) Changed() <-chan struct{} {

@@ -27,9 +27,13 @@ func claimOf(ctx context.Context) (session.Claim, error) {
 }
 
 func sessionOf(s *session.Session) *datav1.Session {
-	return &datav1.Session{
+	out := &datav1.Session{
 		Id: s.ID(), Principal: s.Principal().ID, CreatedAt: timestamppb.New(s.CreatedAt()), UsedAt: timestamppb.New(s.UsedAt()), ExpireAt: timestamppb.New(s.ExpiresAt()),
 	}
+	if ends := s.CredentialEnds(); !ends.IsZero() {
+		out.CredentialExpireAt = timestamppb.New(ends)
+	}
+	return out
 }
 
 // createSession makes the session, as any call does, and opens what its calls will need.

@@ -279,6 +279,23 @@ func (c *claim) Release() {
 	}
 }
 
+// Ends is when the owner's credential does.
+func (c *claim) Ends() time.Time {
+	c.leased.mu.Lock()
+	one := c.leased.lanes[c.owner]
+	c.leased.mu.Unlock()
+	if one == nil {
+		return time.Time{}
+	}
+	one.mu.Lock()
+	handle := one.handle
+	one.mu.Unlock()
+	if handle == nil {
+		return time.Time{}
+	}
+	return handle.ExpiresAt()
+}
+
 // connections takes connections out of the backend's budget, and waits for them when others have to give way first.
 func (l *Leased) connections(ctx context.Context, replacing bool) (int, error) {
 	want := l.spec.MaxConnections

@@ -10,6 +10,8 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -88,6 +90,8 @@ func From(ctx context.Context) *Session {
 type Held interface {
 	// Release lets it go. It is called once, when the session is over, and must not block.
 	Release()
+	// Ends is when its credential does, unless that is renewed; zero: never, or it has none now.
+	Ends() time.Time
 }
 
 // newID is 128 random bits: it names a session and opens nothing.
@@ -202,6 +206,20 @@ func (s *Session) Hold(key any, open func() (Held, error)) (Held, error) {
 	}
 	s.held[key] = h
 	return h, nil
+}
+
+// CredentialEnds is when the first of the credentials that were opened for the session ends, unless it is renewed; zero: none does.
+func (s *Session) CredentialEnds() time.Time {
+	s.mu.Lock()
+	held := slices.Collect(maps.Values(s.held))
+	s.mu.Unlock()
+	var first time.Time
+	for _, h := range held {
+		if ends := h.Ends(); !ends.IsZero() && (first.IsZero() || ends.Before(first)) {
+			first = ends
+		}
+	}
+	return first
 }
 
 // Drop lets go what was opened under a key, if it is still the one given.

@@ -202,7 +202,7 @@ func TestWhatWasOpenedForASessionIsLetGoOnceWithIt(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 16 {
 		wg.Go(func() {
-			if _, err := s.Hold("storage", func() (session.Held, error) { opened.Add(1); return holding{&released}, nil }); err != nil {
+			if _, err := s.Hold("storage", func() (session.Held, error) { opened.Add(1); return holding{released: &released}, nil }); err != nil {
 				t.Error(err)
 			}
 		})
@@ -220,14 +220,39 @@ func TestWhatWasOpenedForASessionIsLetGoOnceWithIt(t *testing.T) {
 	if opened.Load() != 1 || released.Load() != 1 || s.Login().Reveal() != "" {
 		t.Errorf("opened %d times, released %d times", opened.Load(), released.Load())
 	}
-	if _, err := s.Hold("late", func() (session.Held, error) { return holding{&released}, nil }); !fault.Is(err, fault.Revoked) {
+	if _, err := s.Hold("late", func() (session.Held, error) { return holding{released: &released}, nil }); !fault.Is(err, fault.Revoked) {
 		t.Errorf("a session that is over opens: %v", err)
 	}
 }
 
-type holding struct{ released *atomic.Int32 }
+type holding struct {
+	released *atomic.Int32
+	ends     time.Time
+}
 
 func (h holding) Release() { h.released.Add(1) }
+
+func (h holding) Ends() time.Time { return h.ends }
+
+func TestASessionTellsTheFirstEndOfItsCredentials(t *testing.T) {
+	m, err := session.New(session.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := begin(t, m, bearer("alice", "t", time.Hour))
+	soon, later := time.Now().Add(time.Minute), time.Now().Add(time.Hour)
+	for _, tc := range []struct {
+		key        string
+		ends, want time.Time
+	}{{"one that does not end", time.Time{}, time.Time{}}, {"a late one", later, later}, {"an early one", soon, soon}, {"another late one", later, soon}} {
+		if _, err := s.Hold(tc.key, func() (session.Held, error) { return holding{&atomic.Int32{}, tc.ends}, nil }); err != nil {
+			t.Fatal(err)
+		}
+		if got := s.CredentialEnds(); !got.Equal(tc.want) {
+			t.Errorf("with %s: %v, want %v", tc.key, got, tc.want)
+		}
+	}
+}
 
 // SE-09
 func TestATokenIsOfNoUseFromAnotherCertificate(t *testing.T) {
