@@ -46,7 +46,7 @@ const startingRetry = 200 * time.Millisecond
 // forwarder takes calls to owners.
 type forwarder interface {
 	Unary(ctx context.Context, c forward.Call, request *frame.Frame) (*frame.Frame, error)
-	Stream(stream grpc.ServerStream, c forward.Call, first *frame.Frame) error
+	Open(ctx context.Context, c forward.Call) (*forward.Stream, error)
 }
 
 // Config makes a Server.

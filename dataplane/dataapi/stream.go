@@ -55,6 +55,9 @@ func (s *Server) streaming(service, name string, write bool, desc grpc.StreamDes
 			first.Free()
 			return undecodable(errors.New("namespace of the request"))
 		}
+		to := func(owners []routing.Peer) forward.Call {
+			return forward.Call{Method: full, Write: write, Owners: owners, RequestID: faultgrpc.RequestID(stream.Context())}
+		}
 		pin := s.cfg.Routes.Acquire()
 		route, owners, err := s.resolve(stream.Context(), pin.Table(), asked, field)
 		if !fault.Is(err, fault.Field) {
@@ -62,14 +65,16 @@ func (s *Server) streaming(service, name string, write bool, desc grpc.StreamDes
 		}
 		if err != nil || route == nil {
 			s.cfg.Routes.Release(pin)
+			var there *forward.Stream
+			if err == nil {
+				metrics.forwarded.Inc()
+				there, err = s.cfg.Forward.Open(stream.Context(), to(owners))
+			}
 			if err != nil {
 				first.Free()
 				return err
 			}
-			metrics.forwarded.Inc()
-			return s.cfg.Forward.Stream(stream, forward.Call{
-				Method: full, Write: write, Owners: owners, RequestID: faultgrpc.RequestID(stream.Context()),
-			}, first)
+			return there.Run(stream, first)
 		}
 		record, err := s.reserve()
 		if err != nil {
@@ -83,18 +88,21 @@ func (s *Server) streaming(service, name string, write bool, desc grpc.StreamDes
 			err = record.end(stream.Context(), access{route: route, operation: operation, write: write, who: who, began: began}, err)
 		}()
 		who, err = s.identify(stream.Context(), route, needs)
-		at := s.preferred(stream.Context(), pin.Table(), route, who, service == datav1.SessionManager_ServiceDesc.ServiceName)
-		if err != nil || len(at) > 0 {
+		var there *forward.Stream
+		if at := s.preferred(stream.Context(), pin.Table(), route, who, service == datav1.SessionManager_ServiceDesc.ServiceName); err == nil && len(at) > 0 {
+			metrics.forwarded.Inc()
+			if there, err = s.cfg.Forward.Open(stream.Context(), to(at)); fault.Is(err, fault.NotOwner) {
+				err = nil // none of them is there: it is served here
+			}
+		}
+		if err != nil || there != nil {
 			s.cfg.Routes.Release(pin)
 			if err != nil {
 				first.Free()
 				return err
 			}
-			metrics.forwarded.Inc()
 			who.elsewhere = true
-			return s.cfg.Forward.Stream(stream, forward.Call{
-				Method: full, Write: write, Owners: at, RequestID: faultgrpc.RequestID(stream.Context()),
-			}, first)
+			return there.Run(stream, first)
 		}
 		release := route.Hold()
 		s.cfg.Routes.Release(pin)

@@ -145,43 +145,58 @@ func (f *Forwarder) Unary(ctx context.Context, c Call, request *frame.Frame) (*f
 	return nil, noOwner(last)
 }
 
-// Stream forwards a stream whose first message was read already and is given away. Only an owner that was never reached is replaced by
-// the next.
-func (f *Forwarder) Stream(stream grpc.ServerStream, c Call, first *frame.Frame) error {
-	ctx, cancel := context.WithCancel(stream.Context())
-	defer cancel()
+// Stream is a stream that an owner has taken. Exactly one call of Run follows.
+type Stream struct {
+	forwarder *Forwarder
+	link      *link
+	out       grpc.ClientStream
+	cancel    context.CancelFunc
+	write     bool
+}
+
+// Open begins to forward a stream: at the first owner that is reached, to which nothing has been sent then. The error is a fault.
+func (f *Forwarder) Open(ctx context.Context, c Call) (*Stream, error) {
+	ctx, cancel := context.WithCancel(ctx)
 	desc := &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}
 	var last error
 	for _, owner := range f.ordered(c.Owners) {
 		told, err := f.outgoing(ctx, owner, c.RequestID)
 		if err != nil {
-			return err
+			cancel()
+			return nil, err
 		}
 		l, err := f.link(owner.Address)
 		if err != nil {
-			return err
+			cancel()
+			return nil, err
 		}
 		out, err := l.conn.NewStream(told, desc, c.Method)
-		if err != nil {
-			f.judge(l, err, c.Write, false)
-			l.done()
-			last = err
-			continue
+		if err == nil {
+			return &Stream{forwarder: f, link: l, out: out, cancel: cancel, write: c.Write}, nil
 		}
-		err = pump(stream, out, first)
-		f.judge(l, err, c.Write, true)
+		f.judge(l, err, c.Write, false)
 		l.done()
-		if err != nil {
-			return tell(err, c.Write)
-		}
-		return nil
+		last = err
 	}
-	return noOwner(last)
+	cancel()
+	return nil, noOwner(last)
+}
+
+// Run copies both ways until the owner's end, beginning with the caller's first message, which is given away.
+func (s *Stream) Run(in grpc.ServerStream, first *frame.Frame) error {
+	defer s.cancel()
+	err := pump(in, s.out, first)
+	s.forwarder.judge(s.link, err, s.write, true)
+	s.link.done()
+	if err != nil {
+		return tell(err, s.write)
+	}
+	return nil
 }
 
 // pump copies messages both ways until the owner's end.
 func pump(in grpc.ServerStream, out grpc.ClientStream, first *frame.Frame) error {
-	go func() { // ends with in's context, which ends with this call
+	go func() { // ends with in's context, which ends with its call
 		for message := first; ; {
 			err := out.SendMsg(message)
 			message.Free()
