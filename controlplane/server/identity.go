@@ -60,7 +60,7 @@ func (i identity) load(ctx context.Context) error {
 func (i identity) parts() (out []lifecycle.Part) {
 	for _, source := range []*certs.Source{i.people, i.fleet} {
 		if source != nil {
-			out = append(out, lifecycle.Part{Name: "certificates", Run: source.Run})
+			out = append(out, lifecycle.Part{Name: source.Name() + " certificates", Run: source.Run})
 		}
 	}
 	return out

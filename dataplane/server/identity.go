@@ -235,7 +235,7 @@ func (i *identity) sources() []*certs.Source {
 func (s *Server) identityParts() []lifecycle.Part {
 	var out []lifecycle.Part
 	for _, source := range s.identity.sources() {
-		out = append(out, lifecycle.Part{Name: "certificates", Run: source.Run})
+		out = append(out, lifecycle.Part{Name: source.Name() + " certificates", Run: source.Run})
 	}
 	if v := s.identity.tokens; v != nil {
 		out = append(out, lifecycle.Part{Name: "issuers", Run: func(ctx context.Context) error {

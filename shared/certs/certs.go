@@ -120,6 +120,9 @@ func New(cfg Config) (*Source, error) {
 	return s, nil
 }
 
+// Name is Config.Name.
+func (s *Source) Name() string { return s.cfg.Name }
+
 // Load gets the certificates for the first time. Files must be good at once; a server that does not answer yet is asked
 // again until ctx is done.
 func (s *Source) Load(ctx context.Context) error {
