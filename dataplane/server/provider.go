@@ -49,9 +49,9 @@ func vaultIdentity(v *bootstrapv1.VaultProvider) (vault.Identity, error) {
 	case *bootstrapv1.VaultProvider_TokenFile:
 		return vault.TokenFile{Path: l.TokenFile.GetPath()}, nil
 	case *bootstrapv1.VaultProvider_Jwt:
-		return vault.JWT{AuthPath: l.Jwt.GetAuthPath(), Role: l.Jwt.GetRole(), File: l.Jwt.GetTokenFile()}, nil
+		return vault.JWT{AuthPath: l.Jwt.GetAuthPath(), Role: l.Jwt.GetRole(), File: l.Jwt.GetTokenFile(), Audience: l.Jwt.GetAudience()}, nil
 	case *bootstrapv1.VaultProvider_Kubernetes:
-		return vault.Kubernetes{AuthPath: l.Kubernetes.GetAuthPath(), Role: l.Kubernetes.GetRole(), File: l.Kubernetes.GetTokenFile()}, nil
+		return vault.Kubernetes{AuthPath: l.Kubernetes.GetAuthPath(), Role: l.Kubernetes.GetRole(), File: l.Kubernetes.GetTokenFile(), Audience: l.Kubernetes.GetAudience()}, nil
 	case *bootstrapv1.VaultProvider_AppRole:
 		return vault.AppRole{AuthPath: l.AppRole.GetAuthPath(), RoleID: l.AppRole.GetRoleId(), SecretIDFile: l.AppRole.GetSecretIdFile()}, nil
 	case *bootstrapv1.VaultProvider_Aws:

@@ -20,6 +20,7 @@ import (
 
 	"github.com/prism-gateway/prism/dataplane/credential"
 	"github.com/prism-gateway/prism/shared/secret"
+	"github.com/prism-gateway/prism/shared/servicetoken"
 )
 
 // serviceAccountFile is where Kubernetes puts the token of a pod's service account.
@@ -40,14 +41,16 @@ type TokenFile struct {
 	Path string
 }
 
-// JWT logs in with a JWT in a file, which is read for each login.
+// JWT logs in with a JWT, which is read for each login.
 type JWT struct {
 	// AuthPath is the mount; empty means auth/jwt.
 	AuthPath string
 	// Role is the role.
 	Role string
-	// File has the token; empty means that of the pod's service account.
+	// File has the token; empty means that of the pod's service account, or what Audience finds.
 	File string
+	// Audience is whom a token is for that the platform gives, where no File is named; see servicetoken.
+	Audience string
 }
 
 // Kubernetes logs in with the token of the pod's service account.
@@ -56,8 +59,10 @@ type Kubernetes struct {
 	AuthPath string
 	// Role is the role.
 	Role string
-	// File has the token; empty means where Kubernetes puts it.
+	// File has the token; empty means where Kubernetes puts it, or what Audience finds.
 	File string
+	// Audience is whom a token is for that the platform gives, where no File is named; see servicetoken.
+	Audience string
 }
 
 // AppRole logs in by a role's id and secret.
@@ -104,15 +109,27 @@ func (j jwt) login(context.Context) (string, map[string]any, []secret.Text, erro
 }
 
 func (j JWT) login(ctx context.Context) (string, map[string]any, []secret.Text, error) {
-	token, err := readToken(cmp.Or(j.File, serviceAccountFile))
+	token, err := j.read(ctx)
 	if err != nil {
 		return "", nil, nil, err
 	}
 	return jwt{authPath: j.AuthPath, role: j.Role, token: token}.login(ctx)
 }
 
+func (j JWT) read(ctx context.Context) (secret.Text, error) {
+	if j.File != "" || j.Audience == "" {
+		return readToken(cmp.Or(j.File, serviceAccountFile))
+	}
+	source, err := servicetoken.Detect(servicetoken.Config{Audience: j.Audience}) // logins are seldom, and what a platform gives may come later
+	if err != nil {
+		return secret.Text{}, err
+	}
+	token, err := source.Token(ctx)
+	return token.Text, err
+}
+
 func (k Kubernetes) login(ctx context.Context) (string, map[string]any, []secret.Text, error) {
-	return JWT{AuthPath: cmp.Or(k.AuthPath, "auth/kubernetes"), Role: k.Role, File: k.File}.login(ctx)
+	return JWT{AuthPath: cmp.Or(k.AuthPath, "auth/kubernetes"), Role: k.Role, File: k.File, Audience: k.Audience}.login(ctx)
 }
 
 func (a AppRole) login(context.Context) (string, map[string]any, []secret.Text, error) {

@@ -237,11 +237,13 @@ func TestTheProxyLogsInByEachOfItsIdentities(t *testing.T) {
 	roleID, secretID := w.vault.EnableAppRole(t, "proxy", "1h", "leasing")
 	w.vault.EnableJWT(t, "auth/cluster", "https://issuer.example.org", w.url)
 	w.vault.JWTRole(t, "auth/cluster", "proxy", "vault", "1h", "leasing")
+	t.Setenv("PRISM_TOKEN_FILE", write(t, "found", w.token(t, "proxy").Reveal()))
 	for name, identity := range map[string]vault.Identity{
-		"a role's secret":   vault.AppRole{RoleID: roleID, SecretIDFile: write(t, "secret-id", secretID+"\n")},
-		"a JWT":             vault.JWT{AuthPath: "auth/cluster", Role: "proxy", File: write(t, "jwt", w.token(t, "proxy").Reveal())},
-		"a service account": vault.Kubernetes{AuthPath: "auth/cluster", Role: "proxy", File: write(t, "jwt", w.token(t, "proxy").Reveal())},
-		"a token in a file": vault.TokenFile{Path: write(t, "token", w.vault.RootToken())},
+		"a role's secret":     vault.AppRole{RoleID: roleID, SecretIDFile: write(t, "secret-id", secretID+"\n")},
+		"a JWT":               vault.JWT{AuthPath: "auth/cluster", Role: "proxy", File: write(t, "jwt", w.token(t, "proxy").Reveal())},
+		"a JWT that is found": vault.JWT{AuthPath: "auth/cluster", Role: "proxy", Audience: "vault"},
+		"a service account":   vault.Kubernetes{AuthPath: "auth/cluster", Role: "proxy", File: write(t, "jwt", w.token(t, "proxy").Reveal())},
+		"a token in a file":   vault.TokenFile{Path: write(t, "token", w.vault.RootToken())},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := w.provider(t, func(c *vault.Config) { c.Identity = identity })

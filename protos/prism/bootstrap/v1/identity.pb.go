@@ -1048,8 +1048,11 @@ type VaultJwtLogin struct {
 	AuthPath string `protobuf:"bytes,1,opt,name=auth_path,json=authPath,proto3" json:"auth_path,omitempty"`
 	// The role.
 	Role string `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
-	// The file with the token; default that of the pod's service account.
-	TokenFile     string `protobuf:"bytes,3,opt,name=token_file,json=tokenFile,proto3" json:"token_file,omitempty"`
+	// The file with the token; default that of the pod's service account, or what audience finds.
+	TokenFile string `protobuf:"bytes,3,opt,name=token_file,json=tokenFile,proto3" json:"token_file,omitempty"`
+	// Whom a token is for that is looked for, where no file is named: in the file that PRISM_TOKEN_FILE names, then at Kubernetes,
+	// AWS, Azure and Google, whichever gives this program one.
+	Audience      string `protobuf:"bytes,4,opt,name=audience,proto3" json:"audience,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1101,6 +1104,13 @@ func (x *VaultJwtLogin) GetRole() string {
 func (x *VaultJwtLogin) GetTokenFile() string {
 	if x != nil {
 		return x.TokenFile
+	}
+	return ""
+}
+
+func (x *VaultJwtLogin) GetAudience() string {
+	if x != nil {
+		return x.Audience
 	}
 	return ""
 }
@@ -1923,13 +1933,14 @@ const file_prism_bootstrap_v1_identity_proto_rawDesc = "" +
 	"\x05login\"0\n" +
 	"\x0eVaultTokenFile\x12\x1e\n" +
 	"\x04path\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80\bR\x04path\"\x7f\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\bR\x04path\"\xa5\x01\n" +
 	"\rVaultJwtLogin\x12%\n" +
 	"\tauth_path\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\bauthPath\x12\x1e\n" +
 	"\x04role\x18\x02 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\x04role\x12'\n" +
 	"\n" +
-	"token_file\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\ttokenFile\"\x8c\x01\n" +
+	"token_file\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\ttokenFile\x12$\n" +
+	"\baudience\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\baudience\"\x8c\x01\n" +
 	"\fVaultAppRole\x12%\n" +
 	"\tauth_path\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\bauthPath\x12#\n" +
 	"\arole_id\x18\x02 \x01(\tB\n" +
