@@ -168,5 +168,5 @@ unit:
 # They start the programs, which the test cache does not know: they always run, and one package after the other.
 .PHONY: e2e
 e2e: build
-	scripts/fetch redis postgres etcd openbao dex
+	scripts/fetch redis postgres etcd openbao dex s3
 	go test -count=1 -p 1 -timeout 20m $(TESTFLAGS) ./e2e/...
