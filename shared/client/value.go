@@ -33,8 +33,9 @@ type Value struct {
 	failures int
 }
 
-// ReadValue opens a value from in.Offset on; nil when there is no item. When the connection is lost, reading goes on with
-// the next endpoint, as long as the item has not changed; if it has, Read fails with VERSION_MISMATCH.
+// ReadValue opens a value from in.Offset on; nil when there is no item. When the connection is lost, or the token is over and
+// the client's source has another, reading goes on with the next endpoint, as long as the item has not changed; if it has,
+// Read fails with VERSION_MISMATCH.
 func (c *Client) ReadValue(ctx context.Context, in *datav1.ReadValueRequest) (*Value, error) {
 	v := &Value{client: c, in: proto.CloneOf(in)}
 	v.ctx, v.cancel = context.WithCancel(ctx)
@@ -80,7 +81,8 @@ func (v *Value) take(m *datav1.ReadValueResponse) {
 func (v *Value) again(err error) bool {
 	f := faultgrpc.FromStatus(err)
 	v.failures++
-	return f.Code == fault.Unavailable && v.failures < v.client.router.cfg.Attempts && v.client.router.pause(v.ctx, v.failures-1, 1, f.RetryAfter)
+	renewed := f.Reason == fault.TokenExpired && v.failures == 1 && v.client.router.cfg.Token != nil // the next stream shows another
+	return (f.Code == fault.Unavailable || renewed) && v.failures < v.client.router.cfg.Attempts && v.client.router.pause(v.ctx, v.failures-1, 1, f.RetryAfter)
 }
 
 // Read gives the next bytes; io.EOF comes when all of the value was read.

@@ -14,12 +14,12 @@ import (
 	"github.com/prism-gateway/prism/shared/fault/faultgrpc"
 )
 
-// Watch yields the changes of an id in order. When a watch is ended because the namespace moves, a proxy stops, or the
-// caller was too slow, it goes on after the last change, with the next endpoint and with pauses that grow; where changes may
-// have been missed it yields an event of kind RESYNC, as the server does: read again what matters. It ends when ctx does,
-// without an error, or with the first error that trying again does not mend; one that was never in place is tried as often
-// as other calls are. Nothing is read ahead of the caller but what
-// gRPC's window holds.
+// Watch yields the changes of an id in order. When a watch is ended because the namespace moves, a proxy stops, the
+// caller was too slow, or its token is over and the client's source has another, it goes on after the last change, with the
+// next endpoint and with pauses that grow; where changes may have been missed it yields an event of kind RESYNC, as the
+// server does: read again what matters. It ends when ctx does, without an error, or with the first error that trying again
+// does not mend; one that was never in place is tried as often as other calls are. Nothing is read ahead of the caller but
+// what gRPC's window holds.
 func (c *Client) Watch(ctx context.Context, in *datav1.WatchRequest) iter.Seq2[*datav1.WatchEvent, error] {
 	return func(yield func(*datav1.WatchEvent, error) bool) {
 		ctx, cancel := context.WithCancel(ctx)
@@ -32,7 +32,8 @@ func (c *Client) Watch(ctx context.Context, in *datav1.WatchRequest) iter.Seq2[*
 			}
 			f := faultgrpc.FromStatus(err)
 			hopeless := !w.inPlace && failures+1 >= c.router.cfg.Attempts
-			if hopeless || f.Code != fault.Unavailable && f.Reason != fault.SlowConsumer {
+			renewed := progress && f.Reason == fault.TokenExpired && c.router.cfg.Token != nil // the next stream shows another
+			if hopeless || f.Code != fault.Unavailable && f.Reason != fault.SlowConsumer && !renewed {
 				yield(nil, err)
 				return
 			}
