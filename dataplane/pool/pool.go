@@ -204,6 +204,20 @@ func (s *Set) Close() {
 	s.wg.Wait()
 }
 
+// OwnPaths lists the credentials of a provider that the proxy asks for as itself, in order.
+func (s *Set) OwnPaths(provider string) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var paths []string
+	for _, l := range s.leases {
+		if l.lease.Provider == provider && (l.shared() || l.lease.Login.Role == "") {
+			paths = append(paths, l.lease.Path)
+		}
+	}
+	slices.Sort(paths)
+	return slices.Compact(paths)
+}
+
 // Ready reports whether every backend answers.
 func (s *Set) Ready() bool {
 	s.mu.Lock()

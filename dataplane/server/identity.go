@@ -246,6 +246,9 @@ func (s *Server) identityParts() []lifecycle.Part {
 	if source := s.identity.source; source != nil {
 		out = append(out, lifecycle.Part{Name: "credentials", Run: source.Run, Drain: source.Drain})
 	}
+	if s.abilities != nil {
+		out = append(out, lifecycle.Part{Name: "credential capabilities", Run: s.abilities.run})
+	}
 	return out
 }
 

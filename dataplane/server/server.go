@@ -86,7 +86,8 @@ type Server struct {
 
 	connections *connections
 	identity    identity
-	audit       *audit.Log // nil: accesses are not recorded
+	abilities   *capabilities // nil: no provider can be asked
+	audit       *audit.Log    // nil: accesses are not recorded
 	callers     *caller.Finder
 	sessions    *session.Manager
 }
@@ -153,6 +154,9 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	if s.metrics, err = dataapi.NewMetrics(s.registry); err != nil {
+		return nil, err
+	}
+	if s.abilities, err = s.newCapabilities(); err != nil {
 		return nil, err
 	}
 	return s, s.registry.Register(&collector{server: s})
