@@ -115,6 +115,9 @@ func watchSession(c streamed) error {
 	}
 	events, cancel := watched.Watch()
 	defer cancel()
+	if err := c.SendHeader(nil); err != nil { // so that the caller knows that it misses nothing from now on
+		return err
+	}
 	ctx, end, moved := c.whileServed()
 	defer end()
 	for {

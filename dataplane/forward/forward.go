@@ -210,16 +210,13 @@ func pump(in grpc.ServerStream, out grpc.ClientStream, first *frame.Frame) error
 			}
 		}
 	}()
-	headers := false
+	if md, err := out.Header(); err == nil && md != nil {
+		pass(md, func(md metadata.MD) { _ = in.SetHeader(md) })
+		_ = in.SendHeader(nil) // before any message: it may tell that a watch is in place. That the caller is gone comes out below
+	}
 	for {
 		message := &frame.Frame{}
 		err := out.RecvMsg(message)
-		if !headers {
-			headers = true
-			if md, headerErr := out.Header(); headerErr == nil {
-				pass(md, func(md metadata.MD) { _ = in.SetHeader(md) })
-			}
-		}
 		if err != nil {
 			pass(out.Trailer(), in.SetTrailer)
 			if errors.Is(err, io.EOF) {

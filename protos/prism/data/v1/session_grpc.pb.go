@@ -44,7 +44,8 @@ type SessionManagerClient interface {
 	RefreshSession(ctx context.Context, in *RefreshSessionRequest, opts ...grpc.CallOption) (*RefreshSessionResponse, error)
 	// CloseSession ends a session and takes back its credentials.
 	CloseSession(ctx context.Context, in *CloseSessionRequest, opts ...grpc.CallOption) (*CloseSessionResponse, error)
-	// WatchSession streams what happens to a session until it ends.
+	// WatchSession streams what happens to a session until it ends. Its headers come when it is in place: nothing is missed from
+	// then on.
 	WatchSession(ctx context.Context, in *WatchSessionRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchSessionResponse], error)
 }
 
@@ -142,7 +143,8 @@ type SessionManagerServer interface {
 	RefreshSession(context.Context, *RefreshSessionRequest) (*RefreshSessionResponse, error)
 	// CloseSession ends a session and takes back its credentials.
 	CloseSession(context.Context, *CloseSessionRequest) (*CloseSessionResponse, error)
-	// WatchSession streams what happens to a session until it ends.
+	// WatchSession streams what happens to a session until it ends. Its headers come when it is in place: nothing is missed from
+	// then on.
 	WatchSession(*WatchSessionRequest, grpc.ServerStreamingServer[WatchSessionResponse]) error
 	mustEmbedUnimplementedSessionManagerServer()
 }
