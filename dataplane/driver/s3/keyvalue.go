@@ -29,15 +29,6 @@ const (
 	maxObject = maxHeader + maxValue + (maxValue/frameBytes+1)*sumSize
 )
 
-// version is what an entity tag is to clients, of at most 64 bytes.
-func version(tag string) []byte {
-	tag = strings.Trim(tag, `"`)
-	if len(tag) > 64 {
-		tag = hashed([]byte(tag))
-	}
-	return []byte(tag)
-}
-
 // stored is an object that is there.
 type stored struct {
 	header *header // nil: of an item that was removed; then only tag and its time count
@@ -52,7 +43,7 @@ type stored struct {
 // there says whether there is an item. It may be called of nil.
 func (s *stored) there() bool { return s != nil && s.header != nil }
 
-func (s *stored) item() *driver.Item { return s.header.item(s.tag, s.size) }
+func (s *stored) item() *driver.Item { return s.header.item(s.size) }
 
 // look reads the beginning of an object, or all of it if whole and if it holds a value that fits into one piece. It is nil
 // when there is none. name is the item that it has to be of; with an empty id any.
@@ -115,8 +106,8 @@ func (c *call) get(in *s3.GetObjectInput) (*s3.GetObjectOutput, *fault.Fault) {
 	return nil, c.fault(err)
 }
 
-// put puts an object if the one that is there has a tag, or if there is none when the tag is empty. The error is
-// errOvertaken, errUnsupported, or a fault.
+// put puts an object if the one that is there has a tag, or if there is none when the tag is empty, and returns its own. The
+// error is errOvertaken, errUnsupported, or a fault.
 func (c *call) put(object string, body []byte, tag string) (string, error) {
 	in := &s3.PutObjectInput{Bucket: &c.i.bucket, Key: &object, Body: bytes.NewReader(body)}
 	in.IfMatch, in.IfNoneMatch = condition(tag)
@@ -125,7 +116,10 @@ func (c *call) put(object string, body []byte, tag string) (string, error) {
 	if err != nil {
 		return "", c.failed(err)
 	}
-	return tagOf(out.ETag)
+	if aws.ToString(out.ETag) == "" {
+		return "", fault.New(fault.FailedPrecondition, fault.Backend, "the store gives no entity tag").WithOutcome(fault.Applied)
+	}
+	return *out.ETag, nil
 }
 
 // condition is that of a write to an object that has a tag, or that is not there when the tag is empty.
@@ -134,13 +128,6 @@ func condition(tag string) (match, noneMatch *string) {
 		return nil, aws.String("*")
 	}
 	return &tag, nil
-}
-
-func tagOf(tag *string) (string, error) {
-	if aws.ToString(tag) == "" {
-		return "", fault.New(fault.FailedPrecondition, fault.Backend, "the store gives no entity tag").WithOutcome(fault.Applied)
-	}
-	return *tag, nil
 }
 
 // remove removes an object if it has a tag; with an empty one whatever there is. The error is as put's.
@@ -225,13 +212,14 @@ func (i *Instance) Write(ctx context.Context, space driver.Space, w driver.Write
 	if f := c.admits(object, w); f != nil {
 		return driver.Written{}, f
 	}
-	return c.change(object, w, func(modified int64, tag string) (string, error) {
+	return c.change(object, w, func(modified int64, tag string) ([]byte, error) {
 		h := header{name: w.Name, modified: modified, contentType: w.ContentType, metadata: w.Metadata}
 		body, f := h.encode()
 		if f != nil {
-			return "", f
+			return nil, f
 		}
-		return c.put(object, appendFrames(body, w.Value), tag)
+		_, err := c.put(object, appendFrames(body, w.Value), tag)
+		return h.version, err
 	})
 }
 
@@ -262,8 +250,8 @@ func (c *call) admits(object string, w driver.Write) *fault.Fault {
 }
 
 // change reads an object and does a write if nobody was faster; else it begins again. store puts the new object, which says
-// that it was written at modified, if the one that is there has a tag, and returns its own.
-func (c *call) change(object string, w driver.Write, store func(modified int64, tag string) (string, error)) (driver.Written, error) {
+// that it was written at modified, if the one that is there has a tag, and returns its version.
+func (c *call) change(object string, w driver.Write, store func(modified int64, tag string) ([]byte, error)) (driver.Written, error) {
 	for try := range maxTries {
 		if try > 0 {
 			if f := c.rest(rand.N(time.Duration(min(try, 20)) * 2 * time.Millisecond)); f != nil {
@@ -278,7 +266,7 @@ func (c *call) change(object string, w driver.Write, store func(modified int64, 
 	return driver.Written{}, fault.New(fault.Conflict, fault.TxConflict, "others changed the item all the time").WithOutcome(fault.NotApplied).WithRetry(pause)
 }
 
-func (c *call) try(object string, w driver.Write, store func(modified int64, tag string) (string, error)) (driver.Written, error) {
+func (c *call) try(object string, w driver.Write, store func(modified int64, tag string) ([]byte, error)) (driver.Written, error) {
 	old, f := c.look(object, w.Name, w.Previous)
 	if f != nil {
 		return driver.Written{}, f.WithOutcome(fault.NotApplied)
@@ -288,7 +276,7 @@ func (c *call) try(object string, w driver.Write, store func(modified int64, tag
 	modified := c.i.now().UnixMicro()
 	switch {
 	case old.there():
-		tag, current, modified = old.tag, version(old.tag), max(modified, old.header.modified)
+		tag, current, modified = old.tag, old.header.version, max(modified, old.header.modified)
 	case old != nil:
 		tag, modified = old.tag, max(modified, old.gone)
 	}
@@ -310,11 +298,10 @@ func (c *call) try(object string, w driver.Write, store func(modified int64, tag
 		_, err := c.put(object, trace(modified), tag)
 		return done, unsupported(err)
 	}
-	tag, err := store(modified, tag)
-	if err != nil {
+	var err error
+	if done.Version, err = store(modified, tag); err != nil {
 		return driver.Written{}, unsupported(err)
 	}
-	done.Version = version(tag)
 	return done, nil
 }
 

@@ -140,7 +140,10 @@ func (i *Instance) WriteValue(ctx context.Context, space driver.Space, w driver.
 	n, err := io.ReadFull(u.from, first[:])
 	switch {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return c.change(object, w, func(_ int64, tag string) (string, error) { return c.put(object, first[:n], tag) })
+		return c.change(object, w, func(_ int64, tag string) ([]byte, error) {
+			_, err := c.put(object, first[:n], tag)
+			return h.version, err
+		})
 	case err != nil:
 		return driver.Written{}, err
 	}
@@ -148,7 +151,7 @@ func (i *Instance) WriteValue(ctx context.Context, space driver.Space, w driver.
 		u.abort()
 		return driver.Written{}, err
 	}
-	done, err := c.change(object, w, func(_ int64, tag string) (string, error) { return u.complete(tag) })
+	done, err := c.change(object, w, func(_ int64, tag string) ([]byte, error) { return h.version, u.complete(tag) })
 	if f := fault.From(err); f != nil && f.Outcome == fault.NotApplied {
 		u.abort()
 	}
@@ -214,18 +217,15 @@ func (u *upload) part(data []byte) *fault.Fault {
 }
 
 // complete makes the object of its parts if the one that is there has a tag.
-func (u *upload) complete(tag string) (string, error) {
+func (u *upload) complete(tag string) error {
 	c := u.call
 	in := &s3.CompleteMultipartUploadInput{
 		Bucket: &c.i.bucket, Key: &u.object, UploadId: u.id, MultipartUpload: &types.CompletedMultipartUpload{Parts: u.done},
 	}
 	in.IfMatch, in.IfNoneMatch = condition(tag)
 	c.sent.Store(false)
-	out, err := c.i.client.CompleteMultipartUpload(c.ctx, in)
-	if err != nil {
-		return "", c.failed(err)
-	}
-	return tagOf(out.ETag)
+	_, err := c.i.client.CompleteMultipartUpload(c.ctx, in)
+	return c.failed(err)
 }
 
 // abort removes what was sent. What it cannot remove the sweeper does.

@@ -1,6 +1,7 @@
 package s3
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
@@ -17,7 +18,7 @@ import (
 //
 //	1 byte    format
 //	2 bytes   length of the header
-//	16 bytes  a random number
+//	16 bytes  a random number, which is the item's version
 //	8 bytes   when the item was written, microseconds since 1970
 //	          id, key, content type, and the metadata's names and values: each string behind its length
 //	8 bytes   sum of all this
@@ -50,17 +51,19 @@ var (
 
 // header is what an object begins with.
 type header struct {
+	version     []byte
 	name        driver.Name
 	modified    int64
 	contentType string
 	metadata    map[string]string
 }
 
-// encode makes the object's beginning, with a random number of its own.
+// encode makes the object's beginning, and a version of its own.
 func (h *header) encode() ([]byte, *fault.Fault) {
 	b := make([]byte, stringsAt, 256)
 	b[0] = format
 	rand.Read(b[nonceAt:modifiedAt])
+	h.version = bytes.Clone(b[nonceAt:modifiedAt])
 	binary.BigEndian.PutUint64(b[modifiedAt:], uint64(h.modified))
 	b = appendString(b, string(h.name.ID))
 	b = appendString(b, string(h.name.Key))
@@ -85,7 +88,7 @@ func decode(b []byte) (*header, int, error) {
 	if length < stringsAt+sumSize || length > len(b) || binary.BigEndian.Uint64(b[length-sumSize:]) != xxhash.Sum64(b[:length-sumSize]) {
 		return nil, 0, errHeader
 	}
-	h := &header{modified: int64(binary.BigEndian.Uint64(b[modifiedAt:]))}
+	h := &header{version: bytes.Clone(b[nonceAt:modifiedAt]), modified: int64(binary.BigEndian.Uint64(b[modifiedAt:]))}
 	var all []string
 	for rest := b[stringsAt : length-sumSize]; len(rest) > 0; {
 		var s string
@@ -126,9 +129,9 @@ func decodeTrace(b []byte) (modified int64, ok bool) {
 }
 
 // item makes an item without its value.
-func (h *header) item(tag string, size uint64) *driver.Item {
+func (h *header) item(size uint64) *driver.Item {
 	return &driver.Item{
-		Name: h.name, Version: version(tag), Size: size, ModifiedAt: time.UnixMicro(h.modified).UTC(), ContentType: h.contentType, Metadata: h.metadata,
+		Name: h.name, Version: h.version, Size: size, ModifiedAt: time.UnixMicro(h.modified).UTC(), ContentType: h.contentType, Metadata: h.metadata,
 	}
 }
 

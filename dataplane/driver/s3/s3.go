@@ -1,9 +1,10 @@
 // Package s3 keeps items as objects in a bucket of a store that speaks S3, such as Amazon S3.
 //
-// Each item is one object, and its version is the object's entity tag. Since an object begins with a random number, no two
-// have one tag, also when somebody writes the same value again. A write reads what is there and then puts the new object on
-// the condition that it is still that one, so what two proxies do at once is put in order by the store. A store that takes
-// such conditions without keeping them would lose writes, so each instance tries that once, before its first call.
+// Each item is one object, which begins with a random number, its version. So no two have one entity tag, also when
+// somebody writes the same value again. A write reads what is there and then puts the new object on the condition that the
+// tag is still that one, so what two proxies do at once is put in order by the store. A store that takes such conditions
+// without keeping them would lose writes, so each instance tries that once, before its first call. The tag itself is no
+// version: a store that reads it before it opens the object may give the former one's.
 //
 // Stores differ in deletions: Amazon S3 checks and deletes in one step, others check first and then delete whatever is there,
 // or do not check. So a removed item leaves a small object, which is put as an item is, unless a setting says that the store

@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -475,5 +476,48 @@ func TestSettingsThatAreRefused(t *testing.T) {
 			i.Close()
 			t.Errorf("%s: taken", name)
 		}
+	}
+}
+
+// TestAnOldTag has a store that reads the tag before it opens the object, as some do, so that others may come between: what
+// is read has its own version all the same, and a write on that condition is done.
+func TestAnOldTag(t *testing.T) {
+	server := s3server.Start(t, s3server.Options{})
+	var old atomic.Pointer[string] // the tag to give with the next object
+	var last atomic.Pointer[string]
+	between := &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.Out.URL.Scheme, r.Out.URL.Host, r.Out.Host = "http", server.Addr(), r.In.Host
+		},
+		ModifyResponse: func(r *http.Response) error {
+			if tag := r.Header.Get("ETag"); r.Request.Method == http.MethodGet && r.StatusCode < 300 {
+				if tag := old.Swap(nil); tag != nil {
+					r.Header.Set("ETag", *tag)
+				}
+			} else if tag != "" {
+				last.Store(&tag)
+			}
+			return nil
+		},
+	}
+	front := httptest.NewServer(between)
+	t.Cleanup(front.Close)
+	cfg := config(server)
+	cfg.Endpoints = []string{front.Listener.Addr().String()}
+	s := open(t, cfg)
+	mustWrite(t, s, "s", put("a", "k", "one"))
+	tag := last.Load()
+	two := mustWrite(t, s, "s", put("a", "k", "two"))
+	old.Store(tag)
+	it, err := s.Get(t.Context(), "s", put("a", "k", "").Name, false)
+	if err != nil || string(it.Value) != "two" || !bytes.Equal(it.Version, two.Version) {
+		t.Fatalf("read %v, %v; want version %x", it, err, two.Version)
+	}
+	w := put("a", "k", "three")
+	w.Condition, w.Version = driver.IfVersion, it.Version
+	old.Store(tag)
+	mustWrite(t, s, "s", w)
+	if old.Load() != nil {
+		t.Error("the write did not read what was there")
 	}
 }
