@@ -116,8 +116,10 @@ type operation struct {
 	needs  authz.Permission
 	// sessions says that it is about sessions, which are where their principal's calls go.
 	sessions bool
-	metrics  *methodMetrics
-	run      func(ctx context.Context, r *routing.Route, f *frame.Frame) (proto.Message, error)
+	// begins says that it begins a session where there is none; the one that refreshes does not: it is for one that is there.
+	begins  bool
+	metrics *methodMetrics
+	run     func(ctx context.Context, r *routing.Route, f *frame.Frame) (proto.Message, error)
 
 	info   *grpc.UnaryServerInfo
 	handle grpc.UnaryHandler
@@ -130,7 +132,7 @@ func unary[Req any, M interface {
 }, Res proto.Message](s *Server, service, name string, write bool, call func(context.Context, *routing.Route, M) (Res, error)) grpc.MethodDesc {
 	op := &operation{
 		server: s, name: "/" + service + "/" + name, short: short(service, name), write: write, needs: s.needs.Needs("/" + service + "/" + name),
-		sessions: service == datav1.SessionManager_ServiceDesc.ServiceName, metrics: s.cfg.Metrics.method(service, name),
+		sessions: service == datav1.SessionManager_ServiceDesc.ServiceName, begins: "/"+service+"/"+name != datav1.SessionManager_RefreshSession_FullMethodName, metrics: s.cfg.Metrics.method(service, name),
 		run: func(ctx context.Context, r *routing.Route, f *frame.Frame) (proto.Message, error) {
 			m := M(new(Req))
 			if err := f.Decode(m); err != nil {
@@ -222,8 +224,10 @@ func (op *operation) here(ctx context.Context, t *routing.Table, route *routing.
 			return out, who, err
 		}
 	}
-	if err := op.server.begin(route, &who); err != nil {
-		return nil, who, err
+	if op.begins {
+		if err := op.server.begin(route, &who); err != nil {
+			return nil, who, err
+		}
 	}
 	if err := grpc.SetHeader(ctx, route.Header); err != nil {
 		return nil, who, fault.Wrap(err, fault.Cancelled, fault.Client, "the caller gave up").WithOutcome(fault.NotApplied)

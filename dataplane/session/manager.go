@@ -276,7 +276,7 @@ func (m *Manager) Refresh(namespace, id string, c Claim) (*Session, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if own := m.find(k); own != nil && own != s {
-		m.endLocked(own, closed) // what this very call began before it said which session it is for
+		m.endLocked(own, closed) // which a call with the new token began before
 	}
 	now := m.cfg.Now()
 	s.mu.Lock()

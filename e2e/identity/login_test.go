@@ -213,9 +213,13 @@ func TestAStreamIsServedByAnotherWhenItsPreferredProxyIsAway(t *testing.T) {
 	}
 }
 
-// TestALostSessionIsMadeAgain: the proxies that had it are killed and begin anew.
+// TestALostSessionIsMadeAgain: the proxies that had it are killed and begin anew. That they have as many sessions as they may is
+// no reason not to refresh one.
 func TestALostSessionIsMadeAgain(t *testing.T) {
-	w := start(t, 2, strict)
+	w := start(t, 2, func(c *bootstrapv1.ProxyConfig) {
+		strict(c)
+		c.Authentication.MaxSessions = 1
+	})
 	w.Apply(t.Context(), request("orders", "pg-main", "vault://database/creds/orders", configv1.CredentialScope_CREDENTIAL_SCOPE_PRINCIPAL))
 	c, _ := w.loggedIn(t, 4*time.Second)
 	kept := make(chan client.Refreshed, 100)
@@ -224,6 +228,9 @@ func TestALostSessionIsMadeAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	first := l.State()
+	if r := <-kept; r.Err != nil || r.Session.GetId() != first.GetId() {
+		t.Errorf("refreshed: session %s, error %v", r.Session.GetId(), r.Err)
+	}
 	for _, p := range w.Proxies {
 		p.Kill()
 	}
