@@ -62,15 +62,22 @@ type line struct {
 }
 
 func (l *line) ask() error {
+	_, err := l.login()
+	return err
+}
+
+// login is what the user was fetched with.
+func (l *line) login() (string, error) {
 	l.guard.mu.Lock()
 	defer l.guard.mu.Unlock()
 	if l.closed.Load() {
-		return fault.New(fault.Internal, fault.Bug, "it is used after it was closed")
+		return "", fault.New(fault.Internal, fault.Bug, "it is used after it was closed")
 	}
-	if _, ok := l.guard.users[l.user]; !ok {
-		return fault.New(fault.Unavailable, fault.CredentialsUnavailable, "no such user").WithOutcome(fault.NotApplied)
+	login, ok := l.guard.users[l.user]
+	if !ok {
+		return "", fault.New(fault.Unavailable, fault.CredentialsUnavailable, "no such user").WithOutcome(fault.NotApplied)
 	}
-	return nil
+	return login, nil
 }
 
 func (l *line) Ping(context.Context) error { return l.ask() }
@@ -88,12 +95,11 @@ func (l *line) Close() error {
 
 // Get answers with the owner of the user that asked.
 func (l *line) Get(context.Context, driver.Space, driver.Name, bool) (*driver.Item, error) {
-	if err := l.ask(); err != nil {
+	login, err := l.login()
+	if err != nil {
 		return nil, err
 	}
-	l.guard.mu.Lock()
-	defer l.guard.mu.Unlock()
-	owner, _, _ := strings.Cut(l.guard.users[l.user], " by login ")
+	owner, _, _ := strings.Cut(login, " by login ")
 	return &driver.Item{Value: []byte(owner)}, nil
 }
 
