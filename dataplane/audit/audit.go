@@ -57,8 +57,9 @@ type Log struct {
 	failing atomic.Bool
 	wake    chan struct{}
 
-	mu    sync.Mutex // guards queue
-	queue []entry
+	mu      sync.Mutex // guards what follows
+	queue   []entry
+	writing time.Time // when the calls that are being written came; zero: none is
 
 	written, refused, failures, dropped prometheus.Counter
 }
@@ -91,12 +92,27 @@ func New(cfg Config) (*Log, error) {
 	}
 	waiting := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "prism_audit_waiting", Help: "Accesses that are under way or wait to be recorded."},
 		func() float64 { return float64(l.pending.Load()) })
-	for _, c := range []prometheus.Collector{l.written, l.refused, l.failures, l.dropped, waiting} {
+	oldest := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "prism_audit_oldest_seconds", Help: "How long the oldest access that is not recorded yet has waited; 0 when none waits."}, l.oldest)
+	for _, c := range []prometheus.Collector{l.written, l.refused, l.failures, l.dropped, waiting, oldest} {
 		if err := cfg.Registerer.Register(c); err != nil {
 			return nil, err
 		}
 	}
 	return l, nil
+}
+
+// oldest is how long, in seconds, the record has waited that has waited longest.
+func (l *Log) oldest() float64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	since := l.writing
+	if since.IsZero() && len(l.queue) > 0 {
+		since = l.queue[0].record.Time
+	}
+	if since.IsZero() {
+		return 0
+	}
+	return max(0, time.Since(since).Seconds())
 }
 
 // Slot is the place of one record, which ends with Write, WriteThrough or Cancel, once.
@@ -216,6 +232,9 @@ func (l *Log) flush(ctx context.Context, chain *auditchain.Chain) {
 		l.queue = l.queue[n:]
 		if len(l.queue) == 0 {
 			l.queue = nil
+		}
+		if l.writing = (time.Time{}); n > 0 {
+			l.writing = batch[0].record.Time
 		}
 		l.mu.Unlock()
 		if n == 0 || !l.write(ctx, chain, batch) {

@@ -247,7 +247,7 @@ func (s *Server) compose(listener, httpListener net.Listener) (*lifecycle.Group,
 	}
 	s.ready.Follow(s.following)
 	s.ready.Ready(conditionServing)
-	return lifecycle.New(lifecycle.Config{Log: s.cfg.Logger, StopTimeout: c.GetDrainTimeout().AsDuration() + closing}, append(append(s.auditParts(), s.identityParts()...),
+	return lifecycle.New(lifecycle.Config{Log: s.cfg.Logger, StopTimeout: c.GetDrainTimeout().AsDuration() + closing}, append(append(s.identityParts(), s.auditParts()...), // what is left to record is recorded before its credential goes
 		lifecycle.Part{Name: "backends", Run: func(ctx context.Context) error {
 			<-ctx.Done()
 			s.pools.Close()

@@ -141,7 +141,7 @@ func (v *Verifier) Read(from io.Reader, each func(*Record)) (whole int64, err er
 		case err != nil:
 			return whole, err
 		}
-		r, err := v.next(n, text)
+		r, err := v.line(n, text)
 		if err != nil {
 			return whole, err
 		}
@@ -152,7 +152,10 @@ func (v *Verifier) Read(from io.Reader, each func(*Record)) (whole int64, err er
 	}
 }
 
-func (v *Verifier) next(n int, text []byte) (*Record, error) {
+// Line reads the line that follows, without its end, from where there are no files. The error is as Read's.
+func (v *Verifier) Line(text []byte) (*Record, error) { return v.line(int(v.Count)+1, text) }
+
+func (v *Verifier) line(n int, text []byte) (*Record, error) {
 	var l line
 	var r Record
 	d := json.NewDecoder(bytes.NewReader(text))

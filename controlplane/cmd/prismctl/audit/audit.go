@@ -1,12 +1,10 @@
-// Package audit has the commands of prismctl about records of access to data, in the files that proxies write.
+// Package audit has the commands of prismctl about records of access to data, in the files or the table that proxies write.
 package audit
 
 import (
-	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -24,10 +22,10 @@ func New(term *terminal.Terminal) *cobra.Command {
 	c := &Commands{term: term}
 	cmd := &cobra.Command{
 		Use:     "audit",
-		Short:   "Look into the records of access to data, in the files that proxies write",
-		Example: "  prismctl audit verify /var/lib/prism/audit\n  prismctl audit list /var/lib/prism/audit --namespace orders",
+		Short:   "Look into the records of access to data, in the files or the table that proxies write",
+		Example: "  prismctl audit verify /var/lib/prism/audit\n  prismctl audit list /var/lib/prism/audit --namespace orders\n  prismctl audit tail --postgres postgres://auditor@db.example.org/prism",
 	}
-	cmd.AddCommand(c.verify(), c.list())
+	cmd.AddCommand(c.verify(), c.list(), c.tail())
 	return cmd
 }
 
@@ -44,15 +42,16 @@ type chain struct {
 }
 
 func (c *Commands) verify() *cobra.Command {
-	return &cobra.Command{
-		Use:   "verify DIRECTORY",
+	var from source
+	cmd := &cobra.Command{
+		Use:   "verify DIRECTORY|--postgres URL",
 		Short: "Say whether the records are whole: none removed, changed or moved",
 		Long: `Say whether the records are whole: none removed, changed or moved. Each chain is that of one proxy, over its files in the order
 of their numbers; files that were archived from its beginning may be missing. Exits with 0 only when every chain is whole.`,
 		Example: "  prismctl audit verify /var/lib/prism/audit\n  prismctl audit verify /var/lib/prism/audit -o json",
-		Args:    cobra.ExactArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error {
-			chains, err := read(args[0], nil)
+		Args:    cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			chains, err := from.read(cmd.Context(), args, nil)
 			if err != nil {
 				return err
 			}
@@ -81,24 +80,26 @@ of their numbers; files that were archived from its beginning may be missing. Ex
 			return err
 		},
 	}
+	from.flag(cmd)
+	return cmd
 }
 
 func (c *Commands) list() *cobra.Command {
-	var namespace, principal string
-	var denied bool
+	var from source
+	var only filter
 	limit := 100
 	cmd := &cobra.Command{
-		Use:     "list DIRECTORY",
+		Use:     "list DIRECTORY|--postgres URL",
 		Short:   "List the newest records",
 		Example: "  prismctl audit list /var/lib/prism/audit --namespace orders --denied\n  prismctl audit list /var/lib/prism/audit --principal spiffe://example.org/ns/prod/sa/api -o json",
-		Args:    cobra.ExactArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error {
+		Args:    cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
 			if limit <= 0 {
 				return terminal.Misusef("--limit %d: want at least 1", limit)
 			}
 			newest := []*auditchain.Record{}
-			chains, err := read(args[0], func(r *auditchain.Record) {
-				if namespace != "" && r.Namespace != namespace || principal != "" && r.Principal != principal || denied && r.Result != "PERMISSION_DENIED" && r.Result != "UNAUTHENTICATED" {
+			chains, err := from.read(cmd.Context(), args, func(r *auditchain.Record) {
+				if !only.takes(r) {
 					return
 				}
 				newest = append(newest, r)
@@ -113,7 +114,7 @@ func (c *Commands) list() *cobra.Command {
 			if err := c.term.PrintValue(map[string]any{"records": newest}, aligned(func(w io.Writer) {
 				fmt.Fprintln(w, "TIME\tPROXY\tPRINCIPAL\tNAMESPACE\tOPERATION\tRESULT\tREASON\tLATENCY")
 				for _, r := range newest {
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%v\n", r.Time.Format(time.RFC3339Nano), r.Chain, r.Principal, r.Namespace, r.Operation, r.Result, r.Reason, time.Duration(r.Micros)*time.Microsecond)
+					fmt.Fprintln(w, row(r))
 				}
 			})); err != nil {
 				return err
@@ -126,11 +127,34 @@ func (c *Commands) list() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&namespace, "namespace", "", "only those of a namespace")
-	cmd.Flags().StringVar(&principal, "principal", "", "only those of a principal, as records name it")
-	cmd.Flags().BoolVar(&denied, "denied", false, "only those that were refused for who called")
+	from.flag(cmd)
+	only.flags(cmd)
 	cmd.Flags().IntVar(&limit, "limit", limit, "at most so many")
 	return cmd
+}
+
+// row is a record as a line of a table.
+func row(r *auditchain.Record) string {
+	return strings.Join([]string{
+		r.Time.Format(time.RFC3339Nano), r.Chain, r.Principal, r.Namespace, r.Operation, r.Result, r.Reason, (time.Duration(r.Micros) * time.Microsecond).String(),
+	}, "\t")
+}
+
+// filter says which records are shown.
+type filter struct {
+	namespace, principal string
+	denied               bool
+}
+
+func (f *filter) flags(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.namespace, "namespace", "", "only those of a namespace")
+	cmd.Flags().StringVar(&f.principal, "principal", "", "only those of a principal, as records name it")
+	cmd.Flags().BoolVar(&f.denied, "denied", false, "only those that were refused for who called")
+}
+
+func (f *filter) takes(r *auditchain.Record) bool {
+	return (f.namespace == "" || r.Namespace == f.namespace) && (f.principal == "" || r.Principal == f.principal) &&
+		(!f.denied || r.Result == "PERMISSION_DENIED" || r.Result == "UNAUTHENTICATED")
 }
 
 // aligned prints a table whose cells are separated by tabs.
@@ -140,58 +164,4 @@ func aligned(rows func(w io.Writer)) func(io.Writer) {
 		rows(out)
 		_ = out.Flush() // w keeps what it got in memory
 	}
-}
-
-// read reads all chains of a directory, and gives their records to each.
-func read(dir string, each func(*auditchain.Record)) ([]chain, error) {
-	files, err := auditchain.Files(dir, "")
-	if err != nil {
-		return nil, err
-	}
-	if len(files) == 0 {
-		return nil, fmt.Errorf("there are no records in %s: want the directory that audit.files.dir of a proxy names", dir)
-	}
-	var out []chain
-	var at *auditchain.Verifier
-	for _, name := range files {
-		if n := len(out); n == 0 || out[n-1].Chain != auditchain.ChainOf(name) {
-			out, at = append(out, chain{Chain: auditchain.ChainOf(name)}), &auditchain.Verifier{}
-		}
-		one := &out[len(out)-1]
-		if one.Damage != "" {
-			continue // what follows what is broken proves nothing
-		}
-		if one.Note != "" {
-			one.Damage, one.Note = "a file ends in the middle of a record, and another follows it", ""
-			continue
-		}
-		one.Files++
-		if err := one.file(name, at, each); err != nil {
-			return nil, err
-		}
-	}
-	return out, nil
-}
-
-func (c *chain) file(name string, v *auditchain.Verifier, each func(*auditchain.Record)) error {
-	f, err := os.Open(name)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	_, err = v.Read(f, each)
-	number, _ := v.State()
-	c.Records, c.First, c.Last, c.From = v.Count, v.First, v.Last, number+1-v.Count
-	damage, broken := errors.AsType[*auditchain.Damage](err)
-	switch {
-	case errors.Is(err, auditchain.ErrTorn):
-		c.Note = "the last record is being written, or its writer was stopped"
-	case broken:
-		c.Damage = filepath.Base(name) + ": " + damage.Error()
-	case err != nil:
-		return err
-	case v.Count > 0 && v.Chain != c.Chain:
-		c.Damage = fmt.Sprintf("%s: holds the chain %q", filepath.Base(name), v.Chain)
-	}
-	return nil
 }
