@@ -41,33 +41,42 @@ func TestTailShowsWhatIsAddedAndEndsWhereTheChainIsBroken(t *testing.T) {
 		done <- cmd.ExecuteContext(ctx)
 		in.Close()
 	}()
-	shown := bufio.NewScanner(out)
-	next := func(want string) {
-		t.Helper()
-		var r auditchain.Record
-		if !shown.Scan() || json.Unmarshal(shown.Bytes(), &r) != nil || r.Principal != want {
-			t.Fatalf("shows %q, want a record of %s", shown.Text(), want)
-		}
-	}
-	// What is there at the start is not shown, so the first is added until it is.
-	begun := make(chan struct{})
+	shown := make(chan string)
 	go func() {
-		defer close(begun)
-		next("one")
+		defer close(shown)
+		for text := bufio.NewScanner(out); text.Scan(); {
+			var r auditchain.Record
+			if err := json.Unmarshal(text.Bytes(), &r); err != nil {
+				t.Errorf("%q: %v", text.Text(), err)
+			}
+			shown <- r.Principal
+		}
 	}()
-	add(first, "one", "PERMISSION_DENIED")
-	select {
-	case <-begun:
-	case <-time.After(2 * time.Second): // it had begun after that was added
+	// What is there at the start is not shown, so one is added until it is.
+	again := time.NewTicker(100 * time.Millisecond)
+	defer again.Stop()
+	for begun := false; !begun; {
 		add(first, "one", "PERMISSION_DENIED")
-		<-begun
+		select {
+		case principal, ok := <-shown:
+			if begun = true; !ok || principal != "one" {
+				t.Fatalf("shows %q", principal)
+			}
+		case <-again.C:
+		}
 	}
 	add(first, "unseen", "OK")
 	line := add(second, "two", "UNAUTHENTICATED")
-	next("two")
+	for principal := range shown {
+		if principal == "two" {
+			break
+		} else if principal != "one" {
+			t.Fatalf("shows %q", principal)
+		}
+	}
 	write(t, filepath.Join(dir, second), line)
-	for shown.Scan() {
-		t.Errorf("it shows %s", shown.Text())
+	for principal := range shown {
+		t.Errorf("it shows %s", principal)
 	}
 	if err := <-done; err == nil || !strings.Contains(err.Error(), "out of order") {
 		t.Errorf("a record that is there twice: %v", err)
