@@ -3,9 +3,14 @@ package audit_test
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
+	"net"
+	"os"
+	"os/exec"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -41,9 +46,9 @@ func superuser(t *testing.T, s *postgresserver.Server) *pgx.Conn {
 }
 
 // table runs a log over a table until the test, or stop, ends it.
-func table(t *testing.T, s *postgresserver.Server, proxy string) (l *audit.Log, stop func()) {
+func table(t *testing.T, addr, proxy string) (l *audit.Log, stop func()) {
 	t.Helper()
-	sink, err := audit.NewPostgres(audit.PostgresConfig{Endpoint: s.Addr(), Database: "postgres", Proxy: proxy})
+	sink, err := audit.NewPostgres(audit.PostgresConfig{Endpoint: addr, Database: "postgres", Proxy: proxy})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,14 +93,28 @@ func lines(t *testing.T, conn *pgx.Conn, proxy string) (uint64, error) {
 func TestATableHasARecordOfEachAccess(t *testing.T) {
 	s, conn := database(t)
 	proxies := []string{"proxy-1", "proxy-2"}
+	var one sync.Mutex // a connection is used by one at a time
+	cuts := 0
+	cut := func() {
+		one.Lock()
+		defer one.Unlock()
+		done, err := conn.Exec(t.Context(), "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'prism-audit'")
+		if err != nil {
+			t.Error(err)
+		}
+		cuts += int(done.RowsAffected())
+	}
 	for life := range 2 {
 		var wg sync.WaitGroup
 		for _, proxy := range proxies {
-			l, stop := table(t, s, proxy)
+			l, stop := table(t, s.Addr(), proxy)
 			wg.Go(func() {
 				defer stop()
 				for n := range 300 {
 					slot := reserve(t, l)
+					if n%50 == 25 {
+						wg.Go(cut) // while the next are written
+					}
 					if n%3 == 0 {
 						slot.Write(record(n))
 					} else if err := slot.WriteThrough(t.Context(), record(n)); err != nil {
@@ -104,21 +123,9 @@ func TestATableHasARecordOfEachAccess(t *testing.T) {
 				}
 			})
 		}
-		recorded := make(chan struct{})
-		go func() { wg.Wait(); close(recorded) }()
-		for cut := 0; ; cut++ {
-			select {
-			case <-recorded:
-				if cut == 0 {
-					t.Error("no connection was cut")
-				}
-			case <-time.After(30 * time.Millisecond):
-				if _, err := conn.Exec(t.Context(), "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'prism-audit'"); err != nil {
-					t.Fatal(err)
-				}
-				continue
-			}
-			break
+		wg.Wait()
+		if cuts <= life {
+			t.Errorf("life %d: only %d connections were cut", life, cuts)
 		}
 		for _, proxy := range proxies {
 			if n, err := lines(t, conn, proxy); err != nil || n != uint64(300*(life+1)) {
@@ -135,7 +142,7 @@ func TestATableHasARecordOfEachAccess(t *testing.T) {
 // SE-17
 func TestWhileTheTableIsAwayCallsAreRefused(t *testing.T) {
 	s, _ := database(t)
-	l, stop := table(t, s, "proxy-1")
+	l, stop := table(t, s.Addr(), "proxy-1")
 	defer stop()
 	if err := reserve(t, l).WriteThrough(t.Context(), record(1)); err != nil {
 		t.Fatal(err)
@@ -168,7 +175,7 @@ func TestWhileTheTableIsAwayCallsAreRefused(t *testing.T) {
 // SE-18
 func TestATableKeepsItsRecords(t *testing.T) {
 	s, conn := database(t)
-	l, stop := table(t, s, "proxy-1")
+	l, stop := table(t, s.Addr(), "proxy-1")
 	for n := range 5 {
 		reserve(t, l).Write(record(n))
 	}
@@ -205,9 +212,9 @@ func TestATableKeepsItsRecords(t *testing.T) {
 // Two proxies of one id do not mix their records: who comes second refuses calls.
 func TestOfTwoProxiesOfOneIDOneWrites(t *testing.T) {
 	s, conn := database(t)
-	first, stopFirst := table(t, s, "proxy-1")
+	first, stopFirst := table(t, s.Addr(), "proxy-1")
 	reserve(t, first).Cancel()
-	second, stopSecond := table(t, s, "proxy-1")
+	second, stopSecond := table(t, s.Addr(), "proxy-1")
 	reserve(t, second).Cancel() // both know where the chain ends
 	if err := reserve(t, first).WriteThrough(t.Context(), record(1)); err != nil {
 		t.Fatal(err)
@@ -235,5 +242,117 @@ func TestATableOnAnotherMachineNeedsAnAuthority(t *testing.T) {
 		if _, err := audit.NewPostgres(audit.PostgresConfig{Endpoint: endpoint, Proxy: "p"}); (err == nil) != ok {
 			t.Errorf("%s: %v", endpoint, err)
 		}
+	}
+}
+
+// A connection that ends after the records are there, and before the answer is, neither doubles them nor breaks the chain.
+func TestALostAnswerNeitherDoublesNorBreaks(t *testing.T) {
+	s, conn := database(t)
+	answers := &cutter{to: s.Addr()}
+	l, stop := table(t, answers.listen(t), "proxy-1")
+	for n := range 5 {
+		if err := reserve(t, l).WriteThrough(t.Context(), record(2*n)); err != nil {
+			t.Fatal(err)
+		}
+		answers.cut.Store(true) // the statement is known to the server now, so its next answer is that of a commit
+		if err := reserve(t, l).WriteThrough(t.Context(), record(2*n+1)); err != nil {
+			t.Fatal(err)
+		}
+		if answers.cut.Load() {
+			t.Error("no answer was lost")
+		}
+	}
+	stop()
+	if n, err := lines(t, conn, "proxy-1"); err != nil || n != 10 {
+		t.Errorf("%d records, %v", n, err)
+	}
+}
+
+// cutter stands before a server. While cut is set, the next answer ends its connection instead of passing, and unsets it.
+type cutter struct {
+	to  string
+	cut atomic.Bool
+}
+
+func (c *cutter) listen(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	t.Cleanup(func() {
+		_ = l.Close()
+		all.Wait() // the log has ended, and closed its connection
+	})
+	all.Go(func() {
+		for {
+			near, err := l.Accept()
+			if err != nil {
+				return
+			}
+			far, err := net.Dial("tcp", c.to)
+			if err != nil {
+				_ = near.Close()
+				continue
+			}
+			all.Go(func() { _, _ = io.Copy(far, near); _ = far.Close() })
+			all.Go(func() { c.answers(near, far) })
+		}
+	})
+	return l.Addr().String()
+}
+
+func (c *cutter) answers(near, far net.Conn) {
+	defer near.Close()
+	defer far.Close()
+	piece := make([]byte, 64<<10)
+	for {
+		n, err := far.Read(piece)
+		if err != nil || c.cut.CompareAndSwap(true, false) {
+			return
+		}
+		if _, err := near.Write(piece[:n]); err != nil {
+			return
+		}
+	}
+}
+
+// A writer that is killed leaves a whole chain in the table, and the next goes on after it.
+func TestAKilledWriterLeavesAWholeTable(t *testing.T) {
+	if addr := os.Getenv("PRISM_AUDIT_TEST_TABLE"); addr != "" {
+		l, _ := table(t, addr, "proxy-1")
+		for n := 0; ; n++ {
+			_ = reserve(t, l).WriteThrough(t.Context(), record(n))
+		}
+	}
+	s, conn := database(t)
+	l, stop := table(t, s.Addr(), "proxy-1") // makes the table
+	if err := reserve(t, l).WriteThrough(t.Context(), record(1)); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	for range 3 {
+		cmd := exec.Command(os.Args[0], "-test.run=^TestAKilledWriterLeavesAWholeTable$")
+		cmd.Env = append(os.Environ(), "PRISM_AUDIT_TEST_TABLE="+s.Addr())
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		before, _ := lines(t, conn, "proxy-1")
+		for until := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+			if now, _ := lines(t, conn, "proxy-1"); now > before+20 || time.Now().After(until) {
+				break
+			}
+		}
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}
+	l, stop = table(t, s.Addr(), "proxy-1")
+	if err := reserve(t, l).WriteThrough(t.Context(), record(1)); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	if n, err := lines(t, conn, "proxy-1"); err != nil || n < 62 {
+		t.Errorf("%d records, %v", n, err)
 	}
 }
