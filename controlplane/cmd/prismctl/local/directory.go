@@ -43,8 +43,8 @@ func (d directory) file(name string) string { return filepath.Join(string(d), na
 
 // contents are the names of everything that a local Prism makes in its directory: all that a wipe removes.
 var contents = []string{
-	"state.json*", "context.yaml", "sample.yaml", "data.db*", "etcd", "nats",
-	"prism-admin.*", "proxy-[0-9]*",
+	"state.json*", "context.yaml", "sample.yaml", "data.db*", "etcd", "journal", "nats",
+	"prism-admin.*", "proxy-[0-9]*", "identity", "redis.log*", "dex.log*", "openbao.log*",
 	"lock", // the last: what has a lock file is a local Prism's directory
 }
 

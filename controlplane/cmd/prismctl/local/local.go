@@ -27,7 +27,7 @@ func New(term *terminal.Terminal) *cobra.Command {
 		Example: "  prismctl local up\n  prismctl local status",
 	}
 	cmd.PersistentFlags().StringVar(&dir, "dir", ".prism", "where it keeps everything")
-	cmd.AddCommand(upCommand(term, &dir), statusCommand(term, &dir), downCommand(term, &dir))
+	cmd.AddCommand(upCommand(term, &dir), loginCommand(term, &dir), statusCommand(term, &dir), downCommand(term, &dir))
 	return cmd
 }
 
@@ -35,14 +35,18 @@ func upCommand(term *terminal.Terminal, dir *string) *cobra.Command {
 	proxies := 3
 	var redis string
 	var waves time.Duration
+	var auth bool
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Start a Prism and keep it running until Ctrl-C",
 		Long: `Start a Prism and keep it running until Ctrl-C: a control plane, proxies, a NATS server, SQLite and memory as stores,
 and a namespace to try. A program that dies is started again. Data stays in the directory and is there again next time.
 
+With --auth all connections are TLS, with certificates of an authority that is made for it, and there is an issuer of tokens (Dex), a
+provider of credentials (OpenBao), a Redis whose users it makes, and a namespace whose callers log in: prismctl local login ann.
+
 On Linux the programs end with prismctl however it ends; elsewhere they outlive a prismctl that is killed with SIGKILL.`,
-		Example: "  prismctl local up\n  prismctl local up --proxies 5 --redis 127.0.0.1:6379\n  prismctl local up --waves 5s",
+		Example: "  prismctl local up\n  prismctl local up --proxies 5 --redis 127.0.0.1:6379\n  prismctl local up --waves 5s\n  prismctl local up --auth",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if proxies < 1 || proxies > 20 {
@@ -72,7 +76,7 @@ On Linux the programs end with prismctl however it ends; elsewhere they outlive 
 				return fmt.Errorf("%s: %w", *dir, err)
 			}
 			defer release()
-			p, err := makePlan(d, proxies, redis, waves)
+			p, err := makePlan(d, proxies, redis, waves, auth)
 			if err != nil {
 				return err
 			}
@@ -84,6 +88,7 @@ On Linux the programs end with prismctl however it ends; elsewhere they outlive 
 	}
 	cmd.Flags().IntVar(&proxies, "proxies", proxies, "how many proxies")
 	cmd.Flags().StringVar(&redis, "redis", "", "host:port of a Redis to register as a backend as well")
+	cmd.Flags().BoolVar(&auth, "auth", false, "callers say who they are, and have users of their own in a store; needs dex, bao and redis-server")
 	terminal.DurationVar(cmd.Flags(), &waves, "waves", 0, "changes of what is in use go in waves, and each is held so long (default all owners at once)")
 	return cmd
 }

@@ -36,7 +36,7 @@ func none(string) (string, bool) { return "", false }
 
 func TestTheProgramsTakeTheirConfigurations(t *testing.T) {
 	dir := directory(t.TempDir())
-	p, err := makePlan(dir, 3, "127.0.0.1:6379", 5*time.Second)
+	p, err := makePlan(dir, 3, "127.0.0.1:6379", 5*time.Second, false)
 	if err != nil {
 		t.Fatal(err)
 	}

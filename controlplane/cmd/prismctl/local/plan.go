@@ -2,6 +2,7 @@ package local
 
 import (
 	_ "embed"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/target"
 	bootstrapv1 "github.com/prism-gateway/prism/protos/prism/bootstrap/v1"
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
+	"github.com/prism-gateway/prism/shared/client"
 	"github.com/prism-gateway/prism/shared/strictyaml"
 )
 
@@ -29,10 +31,11 @@ type plan struct {
 	taken   []string
 	redis   string        // host:port of a Redis to register; empty for none
 	waves   time.Duration // how long each wave of a change is held; 0 when changes go at once
+	auth    *identity     // nil: nobody asks callers who they are
 }
 
 // makePlan chooses the ports.
-func makePlan(dir directory, proxies int, redis string, waves time.Duration) (*plan, error) {
+func makePlan(dir directory, proxies int, redis string, waves time.Duration, auth bool) (*plan, error) {
 	p := &plan{dir: dir, redis: redis, waves: waves}
 	free := newPorts()
 	p.admin = Program{Name: "prism-admin", Log: dir.file("prism-admin.log")}
@@ -71,12 +74,24 @@ func makePlan(dir directory, proxies int, redis string, waves time.Duration) (*p
 		}
 		p.proxies = append(p.proxies, proxy)
 	}
+	if auth {
+		var err error
+		if p.auth, err = newIdentity(dir, free); err != nil {
+			return nil, err
+		}
+	}
 	p.taken = free.taken
 	return p, nil
 }
 
 // programs are all programs, in the order in which they start.
-func (p *plan) programs() []Program { return append([]Program{p.admin, p.nats}, p.proxies...) }
+func (p *plan) programs() []Program {
+	all := append([]Program{p.admin, p.nats}, p.proxies...)
+	if p.auth != nil {
+		all = append(p.auth.programs(), all...)
+	}
+	return all
+}
 
 // write writes the programs' configurations, the context file and the sample.
 func (p *plan) write() error {
@@ -95,13 +110,19 @@ func (p *plan) write() error {
 		held := &configv1.ReleasePolicy{Soak: durationpb.New(p.waves)}
 		admin.Release = &bootstrapv1.ReleaseConfig{Scoped: held, Shared: held}
 	}
+	context := target.Context{Admin: []string{p.admin.Address}}
+	if p.auth != nil {
+		p.auth.context(&context)
+		if err := errors.Join(p.auth.admin(admin), p.auth.write()); err != nil {
+			return err
+		}
+	}
 	if err := p.config(p.admin.Name, admin); err != nil {
 		return err
 	}
-	context := target.Context{Admin: []string{p.admin.Address}}
 	for _, proxy := range p.proxies {
 		context.Data = append(context.Data, proxy.Address)
-		err := p.config(proxy.Name, &bootstrapv1.ProxyConfig{
+		config := &bootstrapv1.ProxyConfig{
 			Id:             proxy.Name,
 			Listen:         proxy.Address,
 			HttpListen:     proxy.HTTP,
@@ -109,8 +130,13 @@ func (p *plan) write() error {
 			StateDir:       p.dir.file(proxy.Name + ".state"),
 			DrainTimeout:   durationpb.New(stopTimeout),
 			ReleaseDelay:   durationpb.New(2 * time.Second),
-		})
-		if err != nil {
+		}
+		if p.auth != nil {
+			if err := p.auth.proxy(config); err != nil {
+				return err
+			}
+		}
+		if err := p.config(proxy.Name, config); err != nil {
 			return err
 		}
 	}
@@ -137,7 +163,18 @@ func (p *plan) backends() []*configv1.Backend {
 	if p.redis != "" {
 		all = append(all, &configv1.Backend{Name: "local-redis", Type: "redis", Endpoints: []string{p.redis}})
 	}
+	if p.auth != nil {
+		all = append(all, p.auth.backend())
+	}
 	return all
+}
+
+// client says how to call a program, with a user's token or without.
+func (p *plan) client(endpoint string, token client.TokenSource) (client.Config, error) {
+	if p.auth == nil {
+		return client.Config{Endpoints: []string{endpoint}}, nil
+	}
+	return p.auth.client(endpoint, token)
 }
 
 // binaries finds the programs beside prismctl itself.

@@ -25,7 +25,11 @@ import (
 func (r *prism) introduce(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	control, err := client.DialControl(client.Config{Endpoints: []string{r.plan.admin.Address}})
+	config, err := r.plan.client(r.plan.admin.Address, nil)
+	if err != nil {
+		return err
+	}
+	control, err := client.DialControl(config)
 	if err != nil {
 		return err
 	}
@@ -48,6 +52,11 @@ func (r *prism) introduce(ctx context.Context) error {
 	}
 	if err := r.prove(ctx, name); err != nil {
 		return err
+	}
+	if r.plan.auth != nil {
+		if err := r.introducePrivate(ctx, control, note); err != nil {
+			return err
+		}
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -97,14 +106,14 @@ func (r *prism) prove(ctx context.Context, namespace string) error {
 	for i, writer := range r.plan.proxies {
 		reader := r.plan.proxies[(i+1)%len(r.plan.proxies)]
 		value := []byte("written through " + writer.Name)
-		err := through(writer, func(kv datav1.KeyValueClient) error {
+		err := r.through(writer, nil, func(kv datav1.KeyValueClient) error {
 			_, err := kv.Put(ctx, &datav1.PutRequest{Namespace: namespace, Id: id, Value: value})
 			return err
 		})
 		if err != nil {
 			return err
 		}
-		err = through(reader, func(kv datav1.KeyValueClient) error {
+		err = r.through(reader, nil, func(kv datav1.KeyValueClient) error {
 			resp, err := kv.Get(ctx, &datav1.GetRequest{Namespace: namespace, Id: id})
 			if err == nil && !bytes.Equal(resp.GetItem().GetValue(), value) {
 				return fmt.Errorf("read %q, want %q", resp.GetItem().GetValue(), value)
@@ -115,20 +124,69 @@ func (r *prism) prove(ctx context.Context, namespace string) error {
 			return err
 		}
 	}
-	return through(r.plan.proxies[0], func(kv datav1.KeyValueClient) error {
+	return r.through(r.plan.proxies[0], nil, func(kv datav1.KeyValueClient) error {
 		_, err := kv.Delete(ctx, &datav1.DeleteRequest{Namespace: namespace, Id: id})
 		return err
 	})
 }
 
-func through(proxy Program, call func(datav1.KeyValueClient) error) error {
-	c, err := client.Dial(client.Config{Endpoints: []string{proxy.Address}})
+func (r *prism) through(proxy Program, token client.TokenSource, call func(datav1.KeyValueClient) error) error {
+	config, err := r.plan.client(proxy.Address, token)
+	if err != nil {
+		return err
+	}
+	c, err := client.Dial(config)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
 	if err := call(c.KeyValue); err != nil {
 		return fmt.Errorf("the sample namespace does not answer through %s: %w", proxy.Name, err)
+	}
+	return nil
+}
+
+// introducePrivate makes the namespace whose callers log in, and proves that its writer writes, its reader reads, and neither a
+// stranger nor nobody does.
+func (r *prism) introducePrivate(ctx context.Context, control *client.Control, note *controlv1.ChangeNote) error {
+	docs, err := admission.ParseYAML("private.yaml", privateFile)
+	if err != nil {
+		return err
+	}
+	name := docs[0].Request.GetNamespace()
+	if err := r.sample(ctx, control, docs[0].Request, note); err != nil {
+		return fmt.Errorf("namespace %s: %w", name, err)
+	}
+	put := func(kv datav1.KeyValueClient) error {
+		_, err := kv.Put(ctx, &datav1.PutRequest{Namespace: name, Id: []byte("welcome"), Value: []byte("Only who is logged in reads this.")})
+		return err
+	}
+	get := func(kv datav1.KeyValueClient) error {
+		_, err := kv.Get(ctx, &datav1.GetRequest{Namespace: name, Id: []byte("welcome")})
+		return err
+	}
+	// The issuer has new keys with each start, so a token from before is good no more.
+	if _, err := r.plan.auth.logIn(ctx, "ann", Password); err != nil {
+		return err
+	}
+	for _, call := range []struct {
+		user    string
+		do      func(datav1.KeyValueClient) error
+		refused bool
+	}{{"ann", put, false}, {"ben", get, false}, {"ben", put, true}, {"eve", get, true}, {"", get, true}} {
+		var token client.TokenSource
+		if call.user != "" {
+			got, err := logIn(ctx, r.plan.auth.issuer(), call.user, Password)
+			if err != nil {
+				return err
+			}
+			token = shown(got)
+		}
+		err := r.through(r.plan.proxies[0], token, call.do)
+		f := faultgrpc.FromStatus(err)
+		if refused := f != nil && (f.Code == fault.PermissionDenied || f.Code == fault.Unauthenticated); refused != call.refused || f != nil && !refused {
+			return fmt.Errorf("namespace %s does not hold its rules for %q: %w", name, call.user, err)
+		}
 	}
 	return nil
 }
@@ -150,14 +208,16 @@ Prism runs. Ctrl-C stops it.
   proxies        %s
   NATS           %s
   logs and data  %s
-
+%s
 Try in another shell:
 
-`, r.plan.admin.Address, r.plan.admin.HTTP, strings.Join(proxies, ", "), r.plan.nats.Address, r.plan.dir)
+`, r.plan.admin.Address, r.plan.admin.HTTP, strings.Join(proxies, ", "), r.plan.nats.Address, r.plan.dir, r.plan.auth.welcome())
+	login := "local login "
 	if here, err := openDirectory(target.LocalContext); err != nil || r.plan.dir.file("context.yaml") != string(here) {
-		fmt.Fprintf(w, "  export PRISM_ADMIN_ENDPOINT=%s PRISM_DATA_ENDPOINT=%s\n", r.plan.admin.Address, strings.Join(proxies, ","))
+		fmt.Fprintf(w, "  export PRISM_ADMIN_ENDPOINT=%s PRISM_DATA_ENDPOINT=%s%s\n", r.plan.admin.Address, strings.Join(proxies, ","), r.plan.auth.variables())
+		login = fmt.Sprintf("local --dir %s login ", r.plan.dir)
 	}
-	for _, try := range []string{
+	tries := []string{
 		"kv put sample alice name Alice",
 		"kv get sample alice name",
 		"kv scan sample alice",
@@ -165,7 +225,11 @@ Try in another shell:
 		"namespace plan -f " + r.plan.dir.file("sample.yaml"),
 		"fleet list",
 		"snapshot list",
-	} {
+	}
+	if r.plan.auth != nil {
+		tries = append([]string{"kv put private hello world", login + "ben", "kv get private hello", login + "ann"}, tries...)
+	}
+	for _, try := range tries {
 		fmt.Fprintf(w, "  %s %s\n", self, try)
 	}
 }

@@ -92,8 +92,13 @@ func (r *prism) part(i int, program Program, admin, proxy string) (lifecycle.Par
 		return part, err
 	}
 	path, args := proxy, []string{"--config", r.plan.dir.file(program.Name + ".yaml")}
-	if program.Name == r.plan.admin.Name {
+	ready := func(ctx context.Context) string { return readiness(ctx, program.HTTP) }
+	switch auth := r.plan.auth; {
+	case program.Name == r.plan.admin.Name:
 		path, args = admin, append(args, "--create") // also when it died before it had
+	case auth != nil && auth.paths[program.Name] != "":
+		path, args = auth.paths[program.Name], auth.args(program.Name)
+		ready = func(ctx context.Context) string { return auth.ready(ctx, program.Name) }
 	}
 	err := os.Rename(program.Log, program.Log+".old") // one run, one log; the one before is kept
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -108,9 +113,14 @@ func (r *prism) part(i int, program Program, admin, proxy string) (lifecycle.Par
 		return lifecycle.Part{}, err
 	}
 	return lifecycle.Part{
-		Name:    program.Name,
-		Run:     s.Run,
-		Started: func(ctx context.Context) error { return r.awaitReady(ctx, program, died) },
+		Name: program.Name,
+		Run:  s.Run,
+		Started: func(ctx context.Context) error {
+			if err := r.awaitReady(ctx, program, ready, died); err != nil || r.plan.auth == nil || program.Name != r.plan.auth.bao.Name {
+				return err
+			}
+			return r.plan.auth.setUp(ctx)
+		},
 	}, nil
 }
 
@@ -142,13 +152,13 @@ func (r *prism) report(i int, e supervisor.Event, died chan<- error) {
 
 // awaitReady waits until a program says that it is ready. One that dies on the way has something wrong with it, which
 // starting it again does not mend.
-func (r *prism) awaitReady(ctx context.Context, program Program, died <-chan error) error {
+func (r *prism) awaitReady(ctx context.Context, program Program, ready func(context.Context) string, died <-chan error) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	ticker := time.NewTicker(50 * time.Millisecond) // another process: there is no channel to wait on
 	defer ticker.Stop()
 	for {
-		reason := readiness(ctx, program.HTTP)
+		reason := ready(ctx)
 		if reason == "" {
 			r.show(program.Name, "ready at "+program.Address)
 			return nil
