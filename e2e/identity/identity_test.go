@@ -278,6 +278,7 @@ func TestWhoMayDoWhat(t *testing.T) {
 	}
 }
 
+// SE-07
 func TestAChangeOfRulesEndsStreamsAndCallsWithinASecond(t *testing.T) {
 	w := start(t, 1, nil)
 	req := request("orders", "redis", "", 0)
