@@ -270,7 +270,33 @@ func keyValueCases() []Case {
 			e.holds("a", "k", nil)
 		}},
 		Case{ID: "SE-05", Name: "spaces_are_apart", Run: spacesAreApart},
+		Case{ID: "SE-14", Name: "sql_injection_in_keys_read_write_delete", Run: namesAreNoCommands},
 	)
+}
+
+// namesAreNoCommands uses names that would be a command's end and another's beginning, if anybody put them into one as text.
+func namesAreNoCommands(t *testing.T, e *Env) {
+	names := []string{
+		"'; DROP TABLE prism.item; --", "' OR '1'='1", `"; DELETE FROM item; --`, "x'); DELETE FROM item WHERE ('1'='1", "$1", "$$; SELECT pg_sleep(9); $$", `\'; --`,
+		"%' UNION SELECT value FROM item --", "a\r\nFLUSHALL\r\n", "*1\r\n$8\r\nFLUSHALL\r\n", "\"); redis.call('FLUSHALL') --", "> a.*", "../../a", "%2e%2e%2fa", "a?delete", "a;b",
+	}
+	e.must(put("bystander", "k", "there"))
+	for _, id := range names {
+		for _, key := range names {
+			e.must(put(id, key, id+key))
+		}
+	}
+	for _, id := range names {
+		for _, key := range names {
+			e.holds(id, key, id+key)
+		}
+		for _, key := range names[1:] {
+			e.must(remove(id, key))
+			e.holds(id, key, nil)
+		}
+		e.holds(id, names[0], id+names[0])
+	}
+	e.holds("bystander", "k", "there")
 }
 
 // in says which interface cases belong to.

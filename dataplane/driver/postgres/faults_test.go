@@ -27,7 +27,7 @@ func chain(err error) string {
 	return b.String()
 }
 
-// TestErrorsOfTheServer are faults whose outcome is known, and no caller sees what the server said.
+// TestErrorsOfTheServer are faults whose outcome is known, and no caller sees what the server said (SE-15).
 func TestErrorsOfTheServer(t *testing.T) {
 	s := postgresserver.Start(t, postgresserver.Options{})
 	cfg := config(t, s)
@@ -93,7 +93,7 @@ func TestErrorsOfTheServer(t *testing.T) {
 	}
 }
 
-// TestPasswordIsInNoError whatever goes wrong with it.
+// TestPasswordIsInNoError whatever goes wrong with it (SE-13), and the caller is told neither address nor user (SE-15).
 func TestPasswordIsInNoError(t *testing.T) {
 	s := postgresserver.Start(t, postgresserver.Options{})
 	const password = `canary'p%40ss" x\?@:/`

@@ -155,6 +155,7 @@ func TestConnectionThatBreaks(t *testing.T) {
 	}
 }
 
+// SE-13, SE-15
 func TestRefusalsOfTheServer(t *testing.T) {
 	const password = "canary-p%40ss\" x"
 	for name, c := range map[string]struct {
