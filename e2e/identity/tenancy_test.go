@@ -3,6 +3,7 @@ package identity_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"strings"
 	"testing"
@@ -15,8 +16,10 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/prism-gateway/prism/e2e/harness"
+	adminv1 "github.com/prism-gateway/prism/protos/prism/admin/v1"
 	bootstrapv1 "github.com/prism-gateway/prism/protos/prism/bootstrap/v1"
 	configv1 "github.com/prism-gateway/prism/protos/prism/config/v1"
+	controlv1 "github.com/prism-gateway/prism/protos/prism/control/v1"
 	datav1 "github.com/prism-gateway/prism/protos/prism/data/v1"
 )
 
@@ -200,4 +203,45 @@ func TestStreamsEndWithTheToken(t *testing.T) {
 		t.Error(err)
 	}
 	harness.Eventually(t, 5*time.Second, "the proxy serves on", func() error { return put(w.as(t, w.writer(t, "alice")), p, "orders", "a") })
+}
+
+// CR-23 tls_misconfigured_namespace_degraded_others_fine: a backend whose certificate is not believed, and one whose provider has no
+// such path, take nothing from the namespaces beside them.
+func TestABrokenNamespaceLeavesTheOthersAlone(t *testing.T) {
+	w := start(t, 1, nil)
+	if _, err := w.Admin().Operator.ApplyBackends(t.Context(), &adminv1.ApplyBackendsRequest{Changes: []*adminv1.BackendChange{{Backend: &configv1.Backend{
+		Name: "pg-secure", Type: "postgres", Endpoints: []string{w.db.Addr()}, Config: map[string]string{"database": "postgres"},
+	}}}}); err != nil {
+		t.Fatal(err)
+	}
+	w.Apply(t.Context(), request("orders", "redis", path, configv1.CredentialScope_CREDENTIAL_SCOPE_PRINCIPAL))
+	secure := request("secure", "pg-main", "vault://database/creds/orders", configv1.CredentialScope_CREDENTIAL_SCOPE_PRINCIPAL)
+	secure.Patterns[0].Needs = &configv1.Needs{Durability: configv1.Durability_DURABILITY_STRONG}
+	secure.Patterns[0].Slots[0].Prefer = &configv1.Preference{Backend: "pg-secure"}
+	absent := request("absent", "redis", "vault://database/creds/nobody", configv1.CredentialScope_CREDENTIAL_SCOPE_PRINCIPAL)
+	for _, r := range []*configv1.NamespaceRequest{secure, absent} {
+		if _, err := w.Admin().Control.CreateNamespace(t.Context(), &controlv1.CreateNamespaceRequest{Request: r}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p, alice := w.Proxies[0], w.forever(t, w.writer(t, "alice"))
+	wants := map[string]string{"secure": "UNAVAILABLE/BACKEND_DOWN", "absent": "UNAVAILABLE/CREDENTIALS_UNAVAILABLE"}
+	for namespace, want := range wants {
+		harness.Eventually(t, 20*time.Second, namespace+" is known as broken", func() error {
+			ctx, cancel := context.WithTimeout(alice, 5*time.Second)
+			defer cancel()
+			if err := put(ctx, p, namespace, "a"); reason(err) != want {
+				return fmt.Errorf("%s: %w", reason(err), err)
+			}
+			return nil
+		})
+	}
+	for range 20 {
+		if err := put(alice, p, "orders", "a"); err != nil {
+			t.Errorf("the namespace beside them: %v", err)
+		}
+	}
+	if err := p.Ready(); err != nil {
+		t.Error(err)
+	}
 }
