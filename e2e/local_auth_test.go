@@ -55,6 +55,8 @@ func TestLocalAuth(t *testing.T) {
 		expect("ben is logged in until", "local", "login", "ben")
 		expect("hello", "kv", "get", "private", "greeting")
 		expect("may read the namespace, and not do this", "kv", "put", "private", "greeting", "mine")
+		expect("http://127.0.0.1:", "session", "list", "private") // the issuer's name for ben
+		expect("is over", "session", "close", "private")
 		expect("eve is logged in until", "local", "login", "eve")
 		expect("or the principal may not use it", "kv", "get", "private", "greeting")
 		expect("there is no user mallory", "local", "login", "mallory")

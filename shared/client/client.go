@@ -55,6 +55,8 @@ type Config struct {
 type Client struct {
 	// KeyValue is the key-value service.
 	KeyValue datav1.KeyValueClient
+	// Sessions is about the caller's own sessions; Login keeps one.
+	Sessions datav1.SessionManagerClient
 
 	router *router
 }
@@ -71,7 +73,7 @@ func Dial(cfg Config) (*Client, error) {
 	if !cfg.NoTokens {
 		r.tokens = &tokens{}
 	}
-	return &Client{KeyValue: datav1.NewKeyValueClient(r), router: r}, nil
+	return &Client{KeyValue: datav1.NewKeyValueClient(r), Sessions: datav1.NewSessionManagerClient(r), router: r}, nil
 }
 
 // Close ends the connections, the calls under way and the keeping of sessions, which end by themselves then.

@@ -18,6 +18,7 @@ import (
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/local"
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/namespace"
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/release"
+	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/session"
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/snapshot"
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/target"
 	"github.com/prism-gateway/prism/controlplane/cmd/prismctl/terminal"
@@ -82,7 +83,7 @@ func New(term *terminal.Terminal) *cobra.Command {
 	cmd.PersistentFlags().VarP(&term.Format, "output", "o", "how results are written: table, json or yaml")
 	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp)) // fails only for an unknown flag
 	cmd.AddCommand(
-		local.New(term), namespace.New(term, t), kv.New(term, t), snapshot.New(term, t), release.New(term, t), backend.New(term, t), fleet.New(term, t), audit.New(term),
+		local.New(term), namespace.New(term, t), kv.New(term, t), snapshot.New(term, t), release.New(term, t), backend.New(term, t), fleet.New(term, t), session.New(term, t), audit.New(term),
 		version(term),
 	)
 	strict(cmd)
