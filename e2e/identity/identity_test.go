@@ -82,7 +82,7 @@ func startBy(t *testing.T, at **world, proxies int, change func(*bootstrapv1.Pro
 		t.Fatal(err)
 	}
 	v.Redis(t, "redis", host, port, "default", redisPassword)
-	v.RedisRole(t, "people", "redis", "1h", "2h", `["~{????????}??orders.*","~{????????}??people.*","+@all"]`)
+	v.RedisRole(t, "people", "redis", "1h", "2h", `["~{????????}??orders.*","~{????????}??people.*","+@all","-@admin","-@dangerous"]`)
 	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", harness.StartCollector(t, w.canary.export))
 	w.Cluster = harness.Start(t, harness.Options{
 		Proxies: proxies, Owners: uint32(min(proxies, 3)), Dial: w.canary.dial(),

@@ -46,6 +46,7 @@ type identity struct {
 	authority       *authority.Authority
 	dex, bao, redis Program
 	paths           map[string]string // of the programs
+	cluster         string            // where OpenBao would meet others of its kind
 	password        secret.Text       // of Redis' first user
 }
 
@@ -69,6 +70,10 @@ func newIdentity(dir directory, free *ports) (*identity, error) {
 		}
 		i.paths[program.name] = path
 		*program.into = Program{Name: program.name, Address: address, Log: dir.file(program.name + ".log")}
+	}
+	var err error
+	if i.cluster, err = free.next(8201); err != nil {
+		return nil, err
 	}
 	for _, name := range []string{"redis", "openbao"} {
 		if err := os.MkdirAll(i.dir.file(name), 0o700); err != nil {
@@ -241,11 +246,11 @@ func (i *identity) write() error {
 		"openbao.json": map[string]any{
 			"storage": map[string]any{"raft": map[string]any{"path": i.dir.file("openbao"), "node_id": "local", "performance_multiplier": 1}},
 			"listener": map[string]any{"tcp": map[string]any{
-				"address": i.bao.Address, "cluster_address": "127.0.0.1:0", "tls_cert_file": i.dir.file("openbao.pem"), "tls_key_file": i.dir.file("openbao-key.pem"),
+				"address": i.bao.Address, "cluster_address": i.cluster, "tls_cert_file": i.dir.file("openbao.pem"), "tls_key_file": i.dir.file("openbao-key.pem"),
 			}},
 			// It unseals itself, which a Vault that guards anything must not.
 			"seal":     map[string]any{"static": map[string]string{"current_key_id": "local", "current_key": "file://" + i.dir.file("seal.key")}},
-			"api_addr": "https://" + i.bao.Address, "cluster_addr": "https://127.0.0.1:8201", "log_level": "warn",
+			"api_addr": "https://" + i.bao.Address, "cluster_addr": "https://" + i.cluster, "log_level": "warn",
 		},
 	} {
 		data, err := json.MarshalIndent(config, "", "  ")

@@ -115,7 +115,7 @@ func (i *identity) setUp(ctx context.Context) error {
 			"password": i.password.Reveal(), "username_template": userNames,
 		}},
 		{"database/roles/private", map[string]any{
-			"db_name": "redis", "default_ttl": "15m", "max_ttl": "12h", "creation_statements": `["~{????????}??private.*","+@all"]`,
+			"db_name": "redis", "default_ttl": "15m", "max_ttl": "12h", "creation_statements": `["~{????????}??private.*","+@all","-@admin","-@dangerous"]`,
 		}},
 	} {
 		err := b.do(ctx, http.MethodPost, step.path, step.body, nil)
