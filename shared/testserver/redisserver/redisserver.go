@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/prism-gateway/prism/shared/certs/authority"
+	"github.com/prism-gateway/prism/shared/testserver/process"
 )
 
 // T is the part of testing.TB that a server needs; a bench brings its own.
@@ -102,7 +103,7 @@ func (s *Server) Restart(t T) {
 // Pause stops the server's process so that connections open and nothing answers; Resume lets it go on.
 func (s *Server) Pause(t T) {
 	t.Helper()
-	if err := s.process.Signal(syscall.SIGSTOP); err != nil {
+	if err := process.Pause(s.process); err != nil {
 		t.Fatal(err)
 	}
 }

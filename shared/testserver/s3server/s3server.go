@@ -21,6 +21,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+
+	"github.com/prism-gateway/prism/shared/testserver/process"
 )
 
 // T is the part of testing.TB that a server needs; a bench brings its own.
@@ -142,7 +144,7 @@ func (s *Server) Restart(t T) {
 // Pause stops the server's process so that connections open and nothing answers; Resume lets it go on.
 func (s *Server) Pause(t T) {
 	t.Helper()
-	if err := s.process.Signal(syscall.SIGSTOP); err != nil {
+	if err := process.Pause(s.process); err != nil {
 		t.Fatal(err)
 	}
 }
