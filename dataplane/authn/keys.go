@@ -96,8 +96,8 @@ func newIssuer(i Issuer, now func() time.Time, log *slog.Logger) (*issuer, error
 	return &issuer{
 		Issuer: i, now: now, log: log, wake: make(chan struct{}, 1), unknown: map[string]time.Time{},
 		client: &http.Client{Transport: transport, Timeout: fetchTimeout, CheckRedirect: func(to *http.Request, via []*http.Request) error {
-			if to.URL.Host != via[0].URL.Host || len(via) > 3 {
-				return errors.New("it redirects to another host")
+			if to.URL.Host != via[0].URL.Host || to.URL.Scheme != via[0].URL.Scheme || len(via) > 3 {
+				return errors.New("it redirects to another host, or away from TLS")
 			}
 			return nil
 		}},

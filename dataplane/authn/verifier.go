@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"github.com/lestrrat-go/jwx/v2/jwa"
 	"github.com/lestrrat-go/jwx/v2/jws"
@@ -273,16 +274,27 @@ func once(data []byte) error {
 	for d.More() {
 		t, err := d.Token()
 		name, ok := t.(string)
-		if err != nil || !ok || seen[strings.ToLower(name)] { // Go's decoder takes names in any case
+		if err != nil || !ok || seen[folded(name)] {
 			return errors.New("a name is there twice, or is none")
 		}
-		seen[strings.ToLower(name)] = true
+		seen[folded(name)] = true
 		var value json.RawMessage
 		if err := d.Decode(&value); err != nil {
 			return errors.New("it is no JSON")
 		}
 	}
 	return nil
+}
+
+// folded is the same for all names that Go's decoder takes for one: it takes them in any case, and ſ for s.
+func folded(name string) string {
+	return strings.Map(func(r rune) rune {
+		least := r
+		for other := unicode.SimpleFold(r); other != r; other = unicode.SimpleFold(other) {
+			least = min(least, other)
+		}
+		return least
+	}, name)
 }
 
 // token checks the claims of a token whose signature is good.

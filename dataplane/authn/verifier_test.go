@@ -211,6 +211,12 @@ func (b *lockedBuffer) Write(p []byte) (int, error) {
 	return b.Buffer.Write(p)
 }
 
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.Buffer.String()
+}
+
 func ready(t testing.TB, v *authn.Verifier) {
 	t.Helper()
 	for until := time.Now().Add(20 * time.Second); len(v.Ready()) > 0; time.Sleep(5 * time.Millisecond) {
@@ -332,6 +338,7 @@ func TestForgedAndConfusedTokensAreRefused(t *testing.T) {
 		"thousands of groups":              {good(func(_, c map[string]any) { c["groups"] = strings.Split(strings.Repeat("g,", 300), ",") }), fault.TokenInvalid},
 		"a claim twice":                    {raw(`{"alg":"RS256","kid":"rsa-1"}`, fmt.Sprintf(`{"iss":%q,"sub":"alice","sub":"root","aud":"prism","exp":%d}`, i.URL, time.Now().Add(time.Hour).Unix())), fault.TokenInvalid},
 		"a claim twice in another case":    {raw(`{"alg":"RS256","kid":"rsa-1"}`, fmt.Sprintf(`{"iss":%q,"sub":"alice","SUB":"root","aud":"prism","exp":%d}`, i.URL, time.Now().Add(time.Hour).Unix())), fault.TokenInvalid},
+		"a claim twice in another s":       {raw(`{"alg":"RS256","kid":"rsa-1"}`, fmt.Sprintf(`{"iss":%q,"sub":"alice","ſub":"root","aud":"prism","exp":%d}`, i.URL, time.Now().Add(time.Hour).Unix())), fault.TokenInvalid},
 		"the algorithm twice":              {raw(`{"alg":"RS256","alg":"none","kid":"rsa-1"}`, fmt.Sprintf(`{"iss":%q}`, i.URL)), fault.TokenInvalid},
 		"claims that are a list":           {raw(`{"alg":"RS256","kid":"rsa-1"}`, `[]`), fault.TokenInvalid},
 		"changed claims":                   {cut[0] + "." + b64([]byte(`{"iss":"`+i.URL+`","sub":"root"}`)) + "." + cut[2], fault.TokenInvalid},
@@ -538,6 +545,39 @@ func TestWhatIsNoSetOfKeysChangesNothing(t *testing.T) {
 			}
 			if _, err := v.Verify(t.Context(), token(all["ES256"], i)); err != nil {
 				t.Errorf("the key that was known serves no more: %v", err)
+			}
+		})
+	}
+}
+
+// J6: an issuer that sends its proxies elsewhere, or from TLS to plaintext or back, has no keys.
+func TestARedirectIsNotFollowedElsewhere(t *testing.T) {
+	var elsewhere atomic.Int64
+	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { elsewhere.Add(1) }))
+	defer other.Close()
+	for name, to := range map[string]func(r *http.Request) string{
+		"another host":   func(*http.Request) string { return other.URL },
+		"another scheme": func(r *http.Request) string { return "https://" + r.Host + "/keys" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			issuer := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, to(r), http.StatusFound) }))
+			defer issuer.Close()
+			log := &lockedBuffer{}
+			v, err := authn.New(authn.Config{Issuers: []authn.Issuer{{URL: issuer.URL, JWKSURL: issuer.URL + "/k", Audiences: []string{"prism"}}}, Logger: slog.New(slog.NewJSONHandler(log, nil))})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan error, 1)
+			go func() { done <- v.Run(ctx) }()
+			for until := time.Now().Add(10 * time.Second); !strings.Contains(log.String(), "redirects to another host, or away from TLS"); time.Sleep(time.Millisecond) {
+				if time.Now().After(until) {
+					t.Fatalf("the log says %s", log)
+				}
+			}
+			cancel()
+			if err := <-done; err != nil || elsewhere.Load() > 0 {
+				t.Errorf("%v, %d calls elsewhere", err, elsewhere.Load())
 			}
 		})
 	}

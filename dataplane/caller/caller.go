@@ -30,6 +30,9 @@ const (
 	prismToken    = authn.PrismToken
 )
 
+// believedFor is how long a connection's token is believed without asking again: its issuer may have withdrawn the key.
+const believedFor = 5 * time.Minute
+
 // Caller is whose call it is. It does not change and is shared between calls.
 type Caller struct {
 	// Principal is who calls; nil when nobody told.
@@ -39,6 +42,7 @@ type Caller struct {
 
 	login secret.Text
 	ends  time.Time // of the token, or of the certificate
+	until time.Time // when the token is to be verified again
 	shown shown
 }
 
@@ -158,6 +162,8 @@ func (f *Finder) Find(ctx context.Context) (*Caller, error) {
 	switch {
 	case len(byHeader) > 0 || len(byOurs) > 0:
 		return f.byToken(ctx, conn, base, byHeader, byOurs)
+	case base.Principal != nil && !base.ends.IsZero() && !f.cfg.Now().Before(base.ends): // the connection is older than that
+		return nil, fault.New(fault.Unauthenticated, fault.CertInvalid, "the client certificate has expired").WithOutcome(fault.NotApplied)
 	case base.Principal != nil:
 		return base, nil
 	case conn.err != nil:
@@ -188,7 +194,7 @@ func (f *Finder) byToken(ctx context.Context, conn *Connection, base *Caller, by
 	} else {
 		as.key, as.text = prismToken, byOurs[0]
 	}
-	if c := conn.last.Load(); c != nil && len(byHeader)+len(byOurs) == 1 && c.shown == as && f.cfg.Now().Before(c.ends) {
+	if c := conn.last.Load(); c != nil && len(byHeader)+len(byOurs) == 1 && c.shown == as && f.cfg.Now().Before(c.until) {
 		return c, nil
 	}
 	text, _, err := authn.Bearer(metadata.MD{authorization: byHeader, prismToken: byOurs})
@@ -203,6 +209,9 @@ func (f *Finder) byToken(ctx context.Context, conn *Connection, base *Caller, by
 		return nil, err
 	}
 	c := &Caller{Principal: token.Principal, Token: token, login: secret.New(text), ends: token.ExpiresAt, shown: as}
+	if c.until = f.cfg.Now().Add(believedFor); c.ends.Before(c.until) {
+		c.until = c.ends
+	}
 	if base.Principal != nil && base.Principal.Certificate != [sha256.Size]byte{} {
 		bound := *token.Principal
 		bound.Certificate = base.Principal.Certificate

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 
+	"github.com/prism-gateway/prism/dataplane/authn"
 	"github.com/prism-gateway/prism/dataplane/caller"
 	"github.com/prism-gateway/prism/shared/certs/authority"
 	"github.com/prism-gateway/prism/shared/fault"
@@ -192,6 +193,45 @@ func TestAProxyMustBeNamedByItsCertificate(t *testing.T) {
 }
 
 // FuzzForwarded looks for bytes that are believed without a proxy's signature.
+// A connection may be older than what was shown on it: a certificate counts until its end, and a token is asked for again
+// after a while, for its issuer may have withdrawn the key.
+func TestAConnectionOutlivesWhatItShowed(t *testing.T) {
+	w := newWorld(t)
+	now := time.Now()
+	believed := &counting{}
+	f := caller.New(caller.Config{Self: "proxy-1", Tokens: believed, Now: func() time.Time { return now }})
+	service := w.certificate("spiffe://x/ns/a/sa/b")
+	ctx := from(service, nil)
+	if _, err := f.Find(ctx); err != nil {
+		t.Fatal(err)
+	}
+	user := from(service, metadata.Pairs("authorization", "Bearer abc"))
+	for range 3 {
+		if _, err := f.Find(user); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if believed.asked != 1 {
+		t.Errorf("the token was verified %d times for one connection", believed.asked)
+	}
+	now = now.Add(6 * time.Minute)
+	if _, err := f.Find(user); err != nil || believed.asked != 2 {
+		t.Errorf("later: %v, verified %d times", err, believed.asked)
+	}
+	now = service.Leaf.NotAfter
+	if _, err := f.Find(ctx); !fault.Is(err, fault.CertInvalid) {
+		t.Errorf("after its end the certificate is %v", err)
+	}
+}
+
+// counting believes every token for a year.
+type counting struct{ asked int }
+
+func (c *counting) Verify(context.Context, string) (*authn.Token, error) {
+	c.asked++
+	return &authn.Token{Principal: &principal.Principal{Kind: principal.User, ID: "i#s"}, ExpiresAt: time.Now().Add(365 * 24 * time.Hour)}, nil
+}
+
 func FuzzForwarded(f *testing.F) {
 	w := newWorld(f)
 	first, one := w.proxy("proxy-1", nil)

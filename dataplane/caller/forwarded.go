@@ -147,8 +147,9 @@ func (f *Finder) signedBy(conn *Connection, text string) (*Caller, error) {
 		if k := known.(*named); now.Before(k.until) {
 			return &k.Caller, nil
 		}
-		conn.others.Delete(text)
-		conn.nothers.Add(-1)
+		if _, there := conn.others.LoadAndDelete(text); there {
+			conn.nothers.Add(-1)
+		}
 	}
 	k, err := f.verify(conn, text, now)
 	if err != nil {

@@ -48,6 +48,7 @@ type admitted struct {
 var (
 	noNamespace = fault.New(fault.PermissionDenied, fault.Namespace, "there is no such namespace, or the principal may not use it").WithOutcome(fault.NotApplied)
 	noOperation = fault.New(fault.PermissionDenied, fault.Operation, "the principal may read the namespace, and not do this").WithOutcome(fault.NotApplied)
+	unasked     = fault.New(fault.Unauthenticated, fault.NoCredentials, "the namespace asks its callers who they are from now on").WithOutcome(fault.NotApplied)
 	noMethod    = fault.New(fault.PermissionDenied, fault.UnknownMethod, "the method declares no permission, so nobody has it").WithOutcome(fault.NotApplied)
 )
 
@@ -162,15 +163,20 @@ func (g *guarded) RecvMsg(m any) error {
 	if err := g.ctx.Err(); err != nil {
 		return err
 	}
-	return g.ServerStream.RecvMsg(m)
+	if err := g.ServerStream.RecvMsg(m); err != nil {
+		return err
+	}
+	return g.ctx.Err()
 }
 
-// guard makes the stream of an admitted caller end when the caller may not go on; why says so then. end is called once.
+// guard makes the stream of an admitted caller end when the caller may not go on; why says so then. end is called once. A caller
+// whom nobody asked may go on until somebody asks.
 func (s *Server) guard(stream grpc.ServerStream, route *routing.Route, a admitted, needs authz.Permission) (_ grpc.ServerStream, why func() error, end func()) {
-	if a.caller == nil {
-		return stream, func() error { return nil }, func() {}
+	known := stream.Context()
+	if a.caller != nil {
+		known = context.WithValue(context.WithValue(known, session.Key{}, a.session), callerKey{}, a.caller)
 	}
-	ctx, cancel := context.WithCancelCause(context.WithValue(context.WithValue(stream.Context(), session.Key{}, a.session), callerKey{}, a.caller))
+	ctx, cancel := context.WithCancelCause(known)
 	end = func() { cancel(nil) }
 	if a.session != nil {
 		busy := a.session.Busy(s.cfg.Now)
@@ -192,11 +198,14 @@ func (s *Server) watchCaller(ctx context.Context, cancel context.CancelCauseFunc
 	var expired <-chan time.Time
 	if a.session != nil {
 		over = a.session.Done() // which a refresh puts off
+	} else if a.caller == nil {
+		// Nothing of it ends.
 	} else if ends := a.caller.Claim().Ends; !ends.IsZero() {
 		timer := time.NewTimer(ends.Sub(s.cfg.Now()))
 		defer timer.Stop()
 		expired = timer.C
 	}
+	gone := route.Gone()
 	for {
 		select {
 		case <-ctx.Done():
@@ -205,14 +214,20 @@ func (s *Server) watchCaller(ctx context.Context, cancel context.CancelCauseFunc
 			cancel(a.session.Err())
 			return
 		case <-expired:
-			cancel(fault.New(fault.Unauthenticated, fault.TokenExpired, "the token has expired").WithOutcome(fault.NotApplied))
+			cancel(fault.New(fault.Unauthenticated, fault.TokenExpired, "the token or the certificate has expired").WithOutcome(fault.NotApplied))
 			return
-		case <-route.Gone():
+		case <-gone:
 			if route = s.current(route.Namespace); route == nil {
-				<-ctx.Done() // it is served elsewhere, which ends streams that go on for ever
-				return
+				gone = nil // it is served elsewhere, which ends streams that go on for ever
+				continue
 			}
-			if s.asks(route) && permitted(route, a.caller, needs) != nil {
+			gone = route.Gone()
+			switch {
+			case !s.asks(route):
+			case a.caller == nil:
+				cancel(unasked)
+				return
+			case permitted(route, a.caller, needs) != nil:
 				cancel(session.Revoked)
 				return
 			}

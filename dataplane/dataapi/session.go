@@ -126,10 +126,14 @@ func watchSession(c streamed) error {
 		case e = <-events:
 		case <-watched.Done():
 		case <-ctx.Done():
-			if err := moved(); err != nil {
-				return err
+			select {
+			case <-watched.Done(): // which ends the stream's own context too
+			default:
+				if err := moved(); err != nil {
+					return err
+				}
+				return fault.From(ctx.Err())
 			}
-			return fault.From(ctx.Err())
 		}
 		out := &datav1.WatchSessionResponse{Event: datav1.SessionEvent(e.Kind)}
 		if !e.Deadline.IsZero() {

@@ -164,8 +164,13 @@ func (m *Manager) create(namespace string, p Policy, c Claim, k key, now time.Ti
 	if m.over {
 		return nil, gone
 	}
-	if s := m.find(k); s != nil && s.use(now) == nil {
-		return s, nil // somebody was faster
+	if s := m.find(k); s != nil { // somebody was faster
+		if err := s.boundTo(c); err != nil {
+			return nil, err
+		}
+		if s.use(now) == nil {
+			return s, nil
+		}
 	}
 	who := holder{namespace, c.Principal.ID}
 	if theirs := m.whose[who]; len(theirs) >= perPrincipal {

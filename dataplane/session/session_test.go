@@ -277,6 +277,22 @@ func TestATokenIsOfNoUseFromAnotherCertificate(t *testing.T) {
 	if begin(t, m, with(1)) != s {
 		t.Error("it lost its session")
 	}
+	// Two first calls at once: the session is of one of them.
+	for n := range 200 {
+		var mine [2]*session.Session
+		var wg sync.WaitGroup
+		for i := range mine {
+			wg.Go(func() {
+				c := bearer("alice", fmt.Sprint("race", n), time.Hour)
+				c.Principal.Certificate = [32]byte{byte(i + 1)}
+				mine[i], _ = m.Begin("orders", policy, c) // one of them is refused
+			})
+		}
+		wg.Wait()
+		if mine[0] != nil && mine[1] != nil {
+			t.Fatal("two certificates share a session")
+		}
+	}
 }
 
 func TestSessionsAreBounded(t *testing.T) {

@@ -278,6 +278,31 @@ func TestWhoMayDoWhat(t *testing.T) {
 	}
 }
 
+// Who reads a namespace that asks nobody is asked as soon as it has rules.
+func TestRulesEndTheStreamsOfThoseWhomNobodyAsked(t *testing.T) {
+	w := start(t, 1, nil)
+	req := request("orders", "redis", "", 0)
+	rules := req.Access
+	req.Auth, req.Access, req.Patterns[0].Slots = nil, nil, nil
+	req.Patterns[0].Needs = &configv1.Needs{Durability: configv1.Durability_DURABILITY_NONE, Interfaces: []string{"keyvalue.watch"}}
+	w.Apply(t.Context(), req)
+	stream, err := w.Proxies[0].KeyValue.Watch(t.Context(), &datav1.WatchRequest{Namespace: "orders", Id: []byte("a")})
+	if err == nil {
+		_, err = stream.Recv()
+	}
+	if err != nil {
+		t.Fatalf("%v\n%s", err, w.Proxies[0].Log())
+	}
+	req.Access = rules
+	w.Apply(t.Context(), req)
+	for err == nil {
+		_, err = stream.Recv()
+	}
+	if got := reason(err); got != "UNAUTHENTICATED/NO_CREDENTIALS" {
+		t.Errorf("the stream ended with %s: %v", got, err)
+	}
+}
+
 // SE-07
 func TestAChangeOfRulesEndsStreamsAndCallsWithinASecond(t *testing.T) {
 	w := start(t, 1, nil)
