@@ -214,7 +214,8 @@ func (f *Finder) byToken(ctx context.Context, conn *Connection, base *Caller, by
 	}
 	if base.Principal != nil && base.Principal.Certificate != [sha256.Size]byte{} {
 		bound := *token.Principal
-		bound.Certificate = base.Principal.Certificate
+		// The session belongs to whom the certificate names, who may get another for the same name meanwhile.
+		bound.Certificate = sha256.Sum256([]byte(base.Principal.ID))
 		c.Principal = &bound
 	}
 	conn.last.Store(c)

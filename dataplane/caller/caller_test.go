@@ -214,6 +214,19 @@ func TestAConnectionOutlivesWhatItShowed(t *testing.T) {
 	if believed.asked != 1 {
 		t.Errorf("the token was verified %d times for one connection", believed.asked)
 	}
+	renewed, err := f.Find(from(w.certificate("spiffe://x/ns/a/sa/b"), metadata.Pairs("authorization", "Bearer abc")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := f.Find(user)
+	if err != nil || renewed.Claim().Principal.Certificate != first.Claim().Principal.Certificate {
+		t.Errorf("with a renewed certificate the token's session is another's, %v", err)
+	}
+	other, err := f.Find(from(w.certificate("spiffe://x/ns/a/sa/c"), metadata.Pairs("authorization", "Bearer abc")))
+	if err != nil || other.Claim().Principal.Certificate == first.Claim().Principal.Certificate {
+		t.Errorf("with another's certificate the token's session is the same, %v", err)
+	}
+	believed.asked = 1
 	now = now.Add(6 * time.Minute)
 	if _, err := f.Find(user); err != nil || believed.asked != 2 {
 		t.Errorf("later: %v, verified %d times", err, believed.asked)
