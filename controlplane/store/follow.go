@@ -432,6 +432,17 @@ func (s *Store) catchUp(ctx context.Context, head *mvccpb.KeyValue) error {
 				return err
 			}
 			next, err := s.readHead(ctx, current.tree, head, nil)
+			if errors.Is(err, errMissing) { // another head may have come meanwhile, and this one been swept
+				newer, failed := s.newerHead(ctx, head)
+				if failed != nil {
+					return failed
+				}
+				if newer != nil {
+					head = newer
+					patience.Reset(0)
+					continue
+				}
+			}
 			if err != nil {
 				return err
 			}
@@ -439,4 +450,16 @@ func (s *Store) catchUp(ctx context.Context, head *mvccpb.KeyValue) error {
 			return nil
 		}
 	}
+}
+
+// newerHead is the head, if it is another than before; else nil.
+func (s *Store) newerHead(ctx context.Context, before *mvccpb.KeyValue) (*mvccpb.KeyValue, error) {
+	resp, err := s.readTxn(ctx, clientv3.OpGet(s.keys.head()))
+	if err != nil {
+		return nil, err
+	}
+	if kvs := resp.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 && kvs[0].ModRevision > before.ModRevision {
+		return kvs[0], nil
+	}
+	return nil, nil
 }
